@@ -1,0 +1,30 @@
+from snakemake.utils import min_version
+
+min_version("9.8")
+
+
+configfile: f"{workflow.basedir}/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/activations.smk"
+include: "workflow/rules/training.smk"
+include: "workflow/rules/analysis.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{R}/report/layers.svg",
+        f"{R}/report/layers.csv",
+        f"{R}/report/overview.svg",
+        expand(f"{R}/report/layer={{layer}}/statistics.svg", layer=GRID["layers"]),
+        points(f"{R}/report/{P}/latents.svg"),
+        points(f"{R}/report/{P}/classes.svg"),
+        points(f"{R}/report/{P}/training.svg"),
+        points(f"{R}/report/{P}/density.svg"),

@@ -1,0 +1,29 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from sae.errors import InputError
+
+
+def resolve(name: str = "auto") -> torch.device:
+    """Returns the device called `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `auto` is the best one there is.
+
+    Raises:
+        InputError: the name is none of these, or this machine has no such device.
+    """
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdecimal())):
+        raise InputError(f"device {name}: no such name; write auto, cpu, cuda, cuda:N or mps")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name}: this machine has no CUDA device that torch can use; write auto or cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise InputError(f"device {name}: this machine has cuda:0..{last}; choose one of these, auto or cpu")
+    if kind == "mps" and not mps:
+        raise InputError("device mps: this machine has no Apple GPU that torch can use; write auto or cpu")
+    return torch.device(name)

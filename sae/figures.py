@@ -1,0 +1,431 @@
+"""The report's figures. Each function takes tables and returns a matplotlib figure; `save` writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from sae.files import whole
+from sae.images import HELD_OUT, TRAIN, used
+
+_INK, _ACCENT, _QUIET = "#222222", "#c2410c", "#9aa0a6"
+_HEAT = matplotlib.colormaps["inferno"]
+matplotlib.rcParams.update(
+    {
+        "figure.constrained_layout.use": True,
+        "figure.facecolor": "white",
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e6e6e6",
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "sae",  # the same table gives the same file
+    }
+)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes the figure as SVG or PNG, by the ending; the same figure gives the same bytes."""
+    with whole(path) as part:
+        figure.savefig(part, dpi=110, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def overview(manifest: pd.DataFrame, model: dict[str, Any], name: str, pixels: np.ndarray, ids: np.ndarray) -> Figure:
+    """What went in: some images as the model sees them, how many were used and why not, what the model knows.
+
+    Args:
+        model: model.json.
+        name: the model's name.
+        pixels: uint8 [n, height, width, 3] and their ids [n], to choose the shown images from.
+    """
+    figure = plt.figure(figsize=(12, 4.6))
+    left, middle, right = figure.add_gridspec(1, 3, width_ratios=[1.25, 1, 1])
+    shown = np.linspace(0, len(ids) - 1, min(16, len(ids))).astype(int)
+    axes = figure.add_subplot(left)
+    axes.imshow(_mosaic([pixels[index] for index in shown]))
+    axes.set_title("Images as the model sees them")
+    axes.set_axis_off()
+
+    axes = figure.add_subplot(middle)
+    status = manifest["status"].where(
+        manifest["status"] != "ok", manifest["split"].map({TRAIN: "train", HELD_OUT: "held out"})
+    )
+    counts = status.value_counts().sort_values()
+    bars = axes.barh(
+        counts.index, counts, color=[_ACCENT if s in ("train", "held out") else _QUIET for s in counts.index]
+    )
+    axes.bar_label(bars, padding=3)
+    axes.margins(x=0.15)
+    axes.grid(axis="y", visible=False)
+    labels = used(manifest)["label"].nunique()
+    axes.set(title=f"{len(manifest)} image files, {labels or 'no'} classes", xlabel="images")
+
+    axes = figure.add_subplot(right)
+    geometry = model["geometry"]
+    rows, columns = geometry["grid"]
+    facts = (
+        f"{name}: {geometry['blocks']} blocks, width {geometry['width']}, "
+        f"{model['parameters'] / 1e6:.1f} M parameters\n"
+        f"{geometry['side'][0]} x {geometry['side'][1]} pixels, {rows} x {columns} patches, "
+        f"{len(geometry['prefix'])} prefix token(s)"
+    )
+    accuracy = pd.Series(model["accuracy"], dtype=float)[::-1]
+    if len(accuracy):
+        bars = axes.barh(accuracy.index, accuracy, color=_ACCENT)
+        axes.bar_label(bars, [f"{v:.1%}" for v in accuracy], padding=3)
+        axes.set_xlim(0, 1.18)
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(title="What the untouched model reads off", xlabel=f"accuracy on {len(model['ids'])} held-out images")
+    else:
+        axes.set_axis_off()
+        axes.text(0, 0.5, "The images carry no labels\nthat this model's head knows.", color=_INK)
+    figure.suptitle(facts, fontsize=9, x=0.995, ha="right", color=_INK)
+    return figure
+
+
+def _mosaic(pictures: list[np.ndarray], columns: int = 4, gap: int = 4) -> np.ndarray:
+    """Lays pictures [height, width, 3] side by side on white."""
+    height, width = pictures[0].shape[:2]
+    rows = -(-len(pictures) // columns)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for place, picture in enumerate(pictures):
+        top, left = place // columns * (height + gap), place % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = picture
+    return canvas
+
+
+def statistics(facts: dict[str, Any], layer: int) -> Figure:
+    """One layer's activations: norms by token role, variance by dimension, and what is unhealthy, in words."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    edges = 10 ** np.linspace(-1, 4, 51)
+    colours = {"patch": _ACCENT, "class": _INK, "register": "#2563eb", "distillation": "#16a34a"}
+    seen = []
+    for role, norm in facts["norms"].items():
+        counts = np.array(norm["histogram"], float)
+        seen += edges[:-1][counts > 0].tolist()
+        left.stairs(
+            counts / counts.sum(),
+            edges,
+            color=colours[role],
+            fill=role == "patch",
+            alpha=0.85,
+            label=f"{role} (median {norm['median']:.1f})",
+        )
+    left.set(xscale="log", title="How long the tokens are", xlabel="norm ‖x‖", ylabel="share of the tokens of a role")
+    if seen:
+        left.set_xlim(min(seen) / 1.5, max(seen) * 2)
+    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    left.legend()
+
+    variance = np.sort(np.array(facts["variance"]))[::-1]
+    right.plot(np.arange(1, len(variance) + 1), np.cumsum(variance) / variance.sum(), color=_ACCENT)
+    right.plot([0, len(variance)], [0, 1], color=_QUIET, linestyle=":", label="all dimensions alike")
+    top = facts["largest_dimensions"][0]
+    right.set(
+        title=f"Dimension {top['dimension']} alone carries {top['share']:.1%} of the variance",
+        xlabel=f"dimensions, largest first (of {len(variance)})",
+        ylabel="share of the variance",
+        ylim=(0, 1.02),
+    )
+    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    right.legend(loc="lower right")
+    verdict = "\n".join(fill(f"Warning: {w}", 125) for w in facts["warnings"]) or "Nothing unhealthy found."
+    figure.suptitle(
+        f"Layer {layer}, {facts['rows']:,} train tokens ({facts['tokens']}): γ = ‖mean‖/‖std‖ = {facts['gamma']:.2f}",
+        fontweight="bold",
+    )
+    figure.supxlabel(verdict, fontsize=9, color=_ACCENT if facts["warnings"] else _INK)
+    return figure
+
+
+def training(log: pd.DataFrame, title: str) -> Figure:
+    """Training curves of one SAE against the tokens seen; log is training.csv."""
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
+    panels = [
+        ("fvu", "FVU of the batch", "fraction of variance unexplained"),
+        ("l0", "L0", "latents active per token"),
+        ("dead", "Dead latents", "share of all latents"),
+        ("lr", "Learning rate", "learning rate"),
+    ]
+    for ax, (column, name, unit) in zip(axes, panels, strict=True):
+        ax.plot(log["tokens"], log[column], color=_ACCENT)
+        ax.set(title=f"{name}: {log[column].iloc[-1]:.3g} at the end", xlabel="tokens seen", ylabel=unit)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_formatter(lambda value, _place: f"{value / 1e6:g} M" if value else "0")
+    axes[0].set_yscale("log")
+    axes[1].set_ylim(0, log["l0"].max() * 1.1)
+    axes[2].set_ylim(0, max(0.05, log["dead"].max() * 1.1))
+    axes[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.suptitle(
+        f"{title}: {log['tokens'].iloc[-1]:,} tokens at {log['tokens_per_s'].iloc[-1]:,.0f} a second", x=0.01, ha="left"
+    )
+    return figure
+
+
+def density(latents: pd.DataFrame, title: str) -> Figure:
+    """How often the latents fire on held-out tokens, and how strongly; latents is latents.parquet."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    frequency = latents["frequency_held_out"].to_numpy()
+    fires = frequency > 0
+    left.hist(np.log10(frequency[fires]), bins=np.arange(-6, 0.01, 0.2), color=_ACCENT)
+    left.axvline(-1, color=_INK, linestyle=":", linewidth=1)
+    left.text(-0.97, 0.97, f"dense:\n{(frequency > 0.1).mean():.1%}", transform=left.get_xaxis_transform(), va="top")
+    left.xaxis.set_major_formatter(lambda value, _place: f"{10**value:.3%}".replace(".000", "").replace("00%", "%"))
+    low = np.floor(np.log10(frequency[fires].min())) if fires.any() else -6
+    left.set(
+        title=f"{fires.sum():,} of {len(latents):,} latents fire on held-out tokens",
+        xlabel="share of the held-out tokens on which a latent fires",
+        ylabel="latents",
+        xlim=(low, 0),
+    )
+    alive = latents[(latents["status"] == "alive") & fires]
+    right.scatter(alive["frequency_held_out"], alive["mean_activation"], s=5, color=_ACCENT, alpha=0.4, linewidths=0)
+    right.set(
+        xscale="log",
+        title="Rare latents fire harder, or not",
+        xlabel="share of the held-out tokens",
+        ylabel="mean activation when it fires",
+    )
+    right.set_title("Strength against frequency, a dot per latent")
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def choose_latents(latents: pd.DataFrame, count: int, seed: int = 0) -> dict[str, list[int]]:
+    """Returns which latents a sheet shows: half picked for their class, half drawn blindly from those alive.
+
+    Picked: the highest top_z, each class once, so that one loud class does not fill the sheet. Where no latent has a
+    class, all are drawn.
+    """
+    alive = latents[latents["status"] == "alive"]
+    named = alive.dropna(subset="top_z").sort_values(["top_z", "latent"], ascending=[False, True])
+    picked = named.drop_duplicates(["top_attribute", "top_class"])["latent"].head(count // 2).tolist()
+    rest = alive.loc[~alive["latent"].isin(picked), "latent"].to_numpy()
+    drawn = np.random.default_rng(seed).choice(rest, min(count - len(picked), len(rest)), replace=False)
+    return {"Picked: the clearest class each": picked, "Drawn blindly from all that fire": sorted(drawn.tolist())}
+
+
+def sheet(
+    groups: dict[str, list[int]],
+    latents: pd.DataFrame,
+    top: pd.DataFrame,
+    manifest: pd.DataFrame,
+    pictures: dict[int, np.ndarray],
+    heat: dict[tuple[int, int], np.ndarray],
+    title: str,
+    columns: int = 8,
+) -> Figure:
+    """Top-image sheet: a row per latent, its strongest images with a heat map of its activation over the patches.
+
+    Args:
+        groups: headings and the latents under them, from `choose_latents`.
+        latents, top: latents.parquet and images.parquet.
+        pictures: image id -> uint8 [height, width, 3] as the model saw it.
+        heat: (latent, image id) -> activation on each patch [rows, columns]; absent where no patches were encoded.
+    """
+    rows = [(heading, latent) for heading, chosen in groups.items() for latent in chosen]
+    figure = plt.figure(
+        figsize=(2.6 + 1.25 * columns, 0.7 + 1.52 * max(1, len(rows)) + 0.35 * len(groups)), layout="none"
+    )
+    if not rows:
+        figure.text(0.5, 0.5, "No latent fires: there is nothing to show.", ha="center")
+        return figure
+    height = figure.get_figheight()
+    inch = 1 / height
+    figure.text(0.01, 1 - 0.25 * inch, title, fontweight="bold", va="center", fontsize=11)
+    figure.text(
+        0.01,
+        1 - 0.47 * inch,
+        "Brightness: where the latent fires. Box: its strongest patch. Below: activation and label; * held-out image.",
+        va="center",
+        color=_INK,
+    )
+    facts = latents.set_index("latent")
+    labels = manifest.set_index("id")
+    width = figure.get_figwidth()
+    y, heading_before = 1 - 0.62 * inch, None
+    for heading, latent in rows:
+        if heading != heading_before:
+            y -= 0.33 * inch
+            figure.text(0.01, y + 0.08 * inch, heading, fontweight="bold", color=_ACCENT, va="center")
+            heading_before = heading
+        y -= 1.52 * inch
+        fact = facts.loc[latent]
+        words = f"latent {latent}\nfires on {fact['frequency']:.2%} of tokens,\n{fact['image_frequency']:.0%} of images"
+        if isinstance(fact["top_name"], str):
+            kind = "" if fact["top_attribute"] == "label" else f"{fact['top_attribute']}: "
+            words += f"\n{fill(kind + fact['top_name'], 26)}\n({fact['top_z']:.0f} s.e. above all)"
+        figure.text(0.01, y + 0.85 * inch, words, va="center", fontsize=8.5)
+        for place, image in enumerate(top[top["latent"] == latent].sort_values("rank").head(columns).itertuples()):
+            axes = figure.add_axes(((2.4 + 1.25 * place) / width, y + 0.27 * inch, 1.18 / width, 1.18 * inch))
+            _picture(
+                axes, pictures[image.image_id], heat.get((latent, image.image_id)), image.token_row, image.token_col
+            )
+            label = labels.at[image.image_id, "label"]
+            star = "*" if image.split == HELD_OUT else ""
+            text = f"{image.activation:.1f}{star} " + (_short(describe_short(label)) if isinstance(label, str) else "")
+            axes.set_title(text, y=-0.17, fontsize=7.5, fontweight="normal", loc="left", color=_INK)
+    return figure
+
+
+def describe_short(label: str) -> str:
+    """Returns the last folder of a nested label."""
+    return label.split("/")[-1]
+
+
+def _short(text: str, most: int = 18) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _picture(axes: plt.Axes, picture: np.ndarray, heat: np.ndarray | None, row: int, column: int) -> None:
+    """Draws the image, darkened where the latent is silent, with a box around patch (row, column)."""
+    height, width = picture.shape[:2]
+    shown = picture.astype(float) / 255
+    if heat is not None:
+        strength = heat / max(heat.max(), 1e-12)
+        full = np.kron(strength, np.ones((-(-height // heat.shape[0]), -(-width // heat.shape[1]))))[
+            :height, :width, None
+        ]
+        shown = shown * (0.35 + 0.65 * full)
+    axes.imshow(shown, interpolation="nearest")
+    if heat is not None and row >= 0:
+        h, w = height / heat.shape[0], width / heat.shape[1]
+        axes.add_patch(
+            plt.Rectangle((column * w - 0.5, row * h - 0.5), w, h, fill=False, edgecolor="#ff3b00", linewidth=1.6)
+        )
+    axes.set_axis_off()
+
+
+def class_bars(
+    groups: dict[str, list[int]], latents: pd.DataFrame, classes: pd.DataFrame, title: str, most: int = 5
+) -> Figure:
+    """Class bars: for each latent of a sheet, the classes with the highest mean activation, on both splits.
+
+    Args:
+        groups: headings and the latents under them, from `choose_latents`.
+        latents, classes: latents.parquet and classes.parquet.
+    """
+    chosen = [latent for part in groups.values() for latent in part]
+    facts = latents.set_index("latent")
+    with_class = [latent for latent in chosen if isinstance(facts.at[latent, "top_class"], str)]
+    if not with_class:
+        figure = plt.figure(figsize=(8, 2))
+        figure.text(0.5, 0.5, "No class to show: the images have no labels, or no shown latent has one.", ha="center")
+        return figure
+    columns = min(4, len(with_class))
+    rows = -(-len(with_class) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 0.6 + 1.9 * rows), squeeze=False)
+    for ax in axes.flat[len(with_class) :]:
+        ax.set_axis_off()
+    for ax, latent in zip(axes.flat, with_class, strict=False):
+        attribute = facts.at[latent, "top_attribute"]
+        part = (
+            classes[(classes["latent"] == latent) & (classes["attribute"] == attribute)].sort_values("rank").head(most)
+        )
+        places = np.arange(len(part))[::-1]
+        ax.barh(places + 0.2, part["score"], 0.38, color=_ACCENT, label="train")
+        ax.barh(places - 0.2, part["score_held_out"].fillna(0), 0.38, color=_QUIET, label="held out")
+        names = [
+            f"{_short(n, 20)} ({a}+{b})"
+            for n, a, b in zip(part["name"], part["support"], part["support_held_out"], strict=True)
+        ]
+        ax.set_yticks(places, names, fontsize=7.5)
+        ax.grid(axis="y", visible=False)
+        ax.set_title(f"latent {latent}" + ("" if attribute == "label" else f" by {attribute}"))
+    axes[0, 0].legend(fontsize=7.5, loc="lower right")
+    figure.supxlabel(
+        "mean over the class's images of the latent's strongest activation (train + held-out images of the class)",
+        fontsize=9,
+    )
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def layers(table: pd.DataFrame) -> Figure:
+    """The comparison across the grid; table has a row per grid point (metrics/P.parquet together)."""
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7))
+    every_layer, every_k = sorted(table["layer"].unique()), sorted(table["k"].unique())
+    by_layer = dict(
+        zip(every_layer, matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(every_layer))), strict=True)
+    )
+    by_k = dict(zip(every_k, matplotlib.colormaps["plasma"](np.linspace(0, 0.8, len(every_k))), strict=True))
+    mean = table.groupby(["layer", "k"], as_index=False).mean(numeric_only=True)  # over methods and seeds
+
+    ax = axes[0, 0]
+    for layer in every_layer:
+        part = mean[mean["layer"] == layer].sort_values("l0")
+        ax.plot(part["l0"], part["fvu"], "o-", color=by_layer[layer], label=f"layer {layer}")
+    ax.set(
+        title="Sparsity against fidelity, by layer",
+        xlabel="L0: latents active per token",
+        ylabel="FVU (lower is better)",
+        ylim=(0, 1.1 * mean["fvu"].max()),
+    )
+    ax.set(xscale="log", xlim=(0.7 * mean["l0"].min(), 1.4 * mean["l0"].max()))
+    ax.set_xticks(every_k, map(str, every_k))
+    ax.set_xticks([], minor=True)
+    ax.legend()
+
+    panels = [
+        (axes[0, 1], "fvu", "Variance left unexplained", "FVU (lower is better)", None),
+        (axes[0, 2], "dead", "Latents silent on all held-out tokens", "share of all latents", None),
+        (
+            axes[1, 0],
+            "top1_agreement",
+            "The ViT with the SAE put back agrees",
+            "top-1 agreement with the untouched ViT",
+            "top1_agreement_mean_ablated",
+        ),
+        (axes[1, 1], "ce_recovered_mean", "Cross-entropy kept (1: all)", "recovered, against mean ablation", None),
+        (axes[1, 2], "accuracy", "Accuracy through the SAE", "accuracy on held-out images", "accuracy_clean"),
+    ]
+    for ax, column, name, unit, reference in panels:
+        for k in every_k:
+            part = mean[mean["k"] == k].sort_values("layer")
+            ax.plot(part["layer"], part[column], "o-", color=by_k[k], label=f"k = {k}")
+        if reference is not None:
+            part = mean.groupby("layer", as_index=False)[reference].mean()
+            words = "untouched ViT" if reference == "accuracy_clean" else "tokens replaced by their mean"
+            ax.plot(part["layer"], part[reference], ":", color=_INK, label=words)
+        ax.set(title=name, xlabel="layer", ylabel=unit)
+        ax.set_xticks(every_layer)
+        if mean[column].isna().all():
+            ax.text(
+                0.5, 0.5, "not known for this model\nand these images", transform=ax.transAxes, ha="center", color=_INK
+            )
+        if column == "fvu":
+            ax.set_ylim(0, 1.1 * mean["fvu"].max())
+        elif column != "ce_recovered_mean":
+            ax.set_ylim(
+                0, max(0.05, 1.08 * np.nanmax(mean[[c for c in (column, reference) if c]].to_numpy(), initial=0))
+            )
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0, 1].legend()
+    for ax in axes[1, [0, 2]]:
+        ax.legend(fontsize=8)
+    points, seeds = len(table), table["seed"].nunique()
+    figure.suptitle(
+        f"Layers compared: {points} SAEs on held-out images" + (f", means over {seeds} seeds" if seeds > 1 else ""),
+        x=0.01,
+        ha="left",
+        fontweight="bold",
+    )
+    return figure

@@ -1,0 +1,356 @@
+"""From a folder of images to a manifest, and from the manifest to pixels as the model sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from sae.errors import InputError
+from sae.files import sha256, whole
+
+_FORMATS = "jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pnm"
+EXTENSIONS = frozenset(f".{name}" for name in _FORMATS.split())
+COLUMNS = ["id", "path", "label", "split", "sha256", "width", "height", "mode", "status", "reason"]
+TRAIN, HELD_OUT = "train", "held_out"
+_SPLIT_NAMES = {"train": TRAIN, "training": TRAIN} | dict.fromkeys(
+    ("held_out", "held-out", "val", "valid", "validation", "test"), HELD_OUT
+)
+_MOST_PIXELS = 178_956_970  # above this Pillow itself suspects a decompression bomb
+_CHUNK = 256  # images in memory at once
+
+
+def build_manifest(
+    folder: str | Path, labels: str | Path | None = None, held_out: float = 0.2, threads: int = 1
+) -> pd.DataFrame:
+    """Lists every image under `folder`, with what is wrong with it and whether it is used.
+
+    An image's label is its sub-folder ("animals/cat"), none for images that lie in `folder` itself. Where the
+    topmost sub-folders are all called train, val, test or the like, they give the split instead of a label. The
+    split is otherwise decided by the content's hash, so that new images never move old ones.
+
+    Args:
+        folder: searched through all levels; links are followed; names that begin with a dot are passed over.
+        labels: a CSV with the columns path (relative to `folder`, or absolute) and, each optional, label and split
+            (train or held_out); every further column is kept as an attribute of the image. Images that it does not
+            list are not used.
+        held_out: the share of images that no training sees, 0..1.
+        threads: how many images are read at once.
+
+    Returns:
+        one row per image file in the order of the paths, the columns of COLUMNS, then the attributes. `status` is
+        ok, broken, duplicate, huge or unlisted; only ok images are used. `reason` says why a status is not ok, or what
+        was done to an ok image that is not a plain upright RGB one.
+
+    Raises:
+        InputError: the folder is missing, empty or has no readable image; the CSV does not fit it; a split is empty.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"images {folder}: no such folder; give a folder of images, or `concepts`")
+    paths = sorted(_image_files(folder))
+    if not paths:
+        known = " ".join(sorted(EXTENSIONS))
+        raise InputError(f"images {folder}: no image in it or below it; the endings looked for are {known}")
+    rows = []
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(paths), desc="manifest", unit="image") as progress:
+        for first in range(0, len(paths), _CHUNK):
+            chunk = paths[first : first + _CHUNK]
+            for path, row in zip(chunk, pool.map(_inspect, (folder / p for p in chunk)), strict=True):
+                name = path.encode("utf-8", "backslashreplace").decode()
+                if name != path:
+                    row |= {"status": "broken", "reason": "its name is not UTF-8; rename it"}
+                rows.append({"path": name} | row)
+                progress.update()
+    table = pd.DataFrame(rows)
+    table.insert(0, "id", np.arange(len(table)))
+    table = _folder_labels(table)
+    if labels is not None:
+        table = _listed_labels(table, folder, Path(labels).expanduser())
+    _mark_duplicates(table)
+
+    ok = table["status"] == "ok"
+    if not ok.any():
+        worst = table.iloc[0]
+        raise InputError(
+            f"images {folder}: none of the {len(table)} images can be used; "
+            f"the first, {worst['path']}, is {worst['status']}: {worst['reason']}"
+        )
+    by_content = [int(h[:8] or "0", 16) / 2**32 < held_out for h in table["sha256"]]
+    table["split"] = table["split"].where(table["split"].notna(), np.where(by_content, HELD_OUT, TRAIN))
+    for split in (TRAIN, HELD_OUT):
+        if not (ok & (table["split"] == split)).any():
+            raise InputError(
+                f"images {folder}: no image of {int(ok.sum())} falls into the split {split}; "
+                f"add images, change held_out (now {held_out}), or set the split in a labels CSV"
+            )
+    text = ["label", "split", "sha256", "mode", "status", "reason"]
+    table[text] = table[text].astype("string")
+    attributes = [c for c in table.columns if c not in COLUMNS]
+    return table[COLUMNS + attributes]
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Returns the image as a person would see it: upright, first frame, RGB, transparency over white, 8 bit.
+
+    Raises:
+        OSError, ValueError, SyntaxError: Pillow cannot read it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            image.load()
+            return _as_rgb(ImageOps.exif_transpose(image))
+
+
+def decode(
+    manifest: pd.DataFrame,
+    folder: str | Path,
+    transform: Callable[[Image.Image], np.ndarray],
+    out: Path,
+    threads: int = 1,
+) -> None:
+    """Decodes the images of `manifest` once and writes them as the model sees them, before normalisation.
+
+    Args:
+        transform: image -> uint8 [3, height, width], see `vit.pixel_transform`.
+        out: a .npy file, uint8 [images, height, width, 3], in the order of `manifest`.
+
+    Raises:
+        InputError: an image has changed since the manifest was made.
+    """
+    folder = Path(folder).expanduser()
+
+    def one(row: tuple[str, str]) -> np.ndarray:
+        path, digest = folder / row[0], row[1]
+        if not path.is_file() or sha256(path) != digest:
+            raise InputError(
+                f"image {path}: it has changed since the manifest was made; delete the manifest and run again"
+            )
+        return transform(read_image(path)).transpose(1, 2, 0)
+
+    rows = list(zip(manifest["path"], manifest["sha256"], strict=True))
+    shape = one(rows[0]).shape
+    with whole(out) as part, ThreadPoolExecutor(threads) as pool:
+        pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(rows), *shape))
+        with tqdm(total=len(rows), desc="pixels", unit="image") as progress:
+            for first in range(0, len(rows), _CHUNK):
+                for i, image in enumerate(pool.map(one, rows[first : first + _CHUNK]), first):
+                    pixels[i] = image
+                    progress.update()
+        pixels.flush()
+
+
+def listing(folder: str | Path, labels: str | Path | None = None) -> str:
+    """Returns a hash of what lies in the folder now: names, sizes and times of the images and of the labels CSV.
+
+    Raises:
+        InputError: the folder or the CSV is missing.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"images {folder}: no such folder; give a folder of images, or `concepts`")
+    if labels is not None and not Path(labels).expanduser().is_file():
+        raise InputError(f"labels {labels}: no such file")
+    files = [] if labels is None else [Path(labels).expanduser()]
+    digest = hashlib.sha256()
+    for path in [*files, *(folder / name for name in sorted(_image_files(folder)))]:
+        digest.update(os.fsencode(path))
+        if path.exists():  # a broken link is the manifest's to report
+            digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()[:12]
+
+
+def used(manifest: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
+    """Returns the rows of the images that are used, of one split or of both, in the order of their ids."""
+    chosen = manifest["status"] == "ok"
+    if split is not None:
+        chosen &= manifest["split"] == split
+    return manifest[chosen].sort_values("id")
+
+
+def summary(manifest: pd.DataFrame) -> str:
+    """Returns what a person wants to know of a manifest: how many images are used, and every reason why not."""
+    counts = manifest["status"].value_counts()
+    splits = used(manifest)["split"].value_counts()
+    lines = [
+        f"{len(manifest)} images: {', '.join(f'{n} {status}' for status, n in counts.items())}; "
+        f"{splits.get(TRAIN, 0)} train, {splits.get(HELD_OUT, 0)} held out; "
+        f"{used(manifest)['label'].nunique()} classes"
+    ]
+    bad = manifest[~manifest["status"].isin(["ok", "unlisted"])]
+    lines += [f"  {row.path}: {row.status}: {row.reason}" for row in bad.head(20).itertuples()]
+    if len(bad) > 20:
+        lines.append(f"  and {len(bad) - 20} more, see the manifest's column `reason`")
+    return "\n".join(lines)
+
+
+def shard(manifest: pd.DataFrame, index: int, shards: int) -> pd.DataFrame:
+    """Returns the rows of the used images that belong to shard `index` of `shards`, in the order of their ids.
+
+    Raises:
+        InputError: there are more shards than images.
+    """
+    rows = used(manifest)
+    if shards > len(rows):
+        raise InputError(f"shards {shards}: there are only {len(rows)} images; use fewer shards")
+    bounds = np.linspace(0, len(rows), shards + 1).astype(int)
+    return rows.iloc[bounds[index] : bounds[index + 1]]
+
+
+def pictures(manifest: pd.DataFrame, shards: Sequence[str | Path], ids: Sequence[int]) -> dict[int, np.ndarray]:
+    """Returns image id -> uint8 [height, width, 3] as the model saw it, from the pixel shards in order."""
+    found, wanted = {}, set(ids)
+    for index, path in enumerate(shards):
+        here = shard(manifest, index, len(shards))["id"]
+        places = np.flatnonzero(here.isin(wanted))
+        if len(places):
+            pixels = np.load(path, mmap_mode="r")
+            found |= {int(here.iloc[place]): np.array(pixels[place]) for place in places}
+    return found
+
+
+def _image_files(folder: Path) -> Iterator[str]:
+    """Yields the paths of the image files, relative to the folder, with forward slashes."""
+    seen = set()
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back up
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = [s for s in subfolders if not s.startswith(".") and s != "__MACOSX"]
+        for name in names:
+            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
+                yield (Path(place) / name).relative_to(folder).as_posix()
+
+
+def _inspect(path: Path) -> dict:
+    """Returns the manifest's facts about one file; never raises for a file that is bad."""
+    row = {"sha256": "", "width": 0, "height": 0, "mode": "", "status": "ok", "reason": ""}
+    try:
+        content = path.read_bytes()
+        row["sha256"] = hashlib.sha256(content).hexdigest()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                row |= {"width": image.width, "height": image.height, "mode": image.mode}
+                if image.width * image.height > _MOST_PIXELS:
+                    raise Image.DecompressionBombError
+                reasons = _peculiarities(image)
+                if image.getexif().get(0x0112, 1) >= 5:  # a quarter turn: what a person sees is the other way round
+                    row |= {"width": image.height, "height": image.width}
+                image.draft("RGB", (64, 64))  # JPEG: every block is still read, few pixels are computed
+                image.load()
+                _as_rgb(image)
+        row["reason"] = "; ".join(reasons)
+    except Image.DecompressionBombError:
+        limit = _MOST_PIXELS // 1_000_000
+        row |= {"status": "huge", "reason": f"over {limit} megapixels; make it smaller to use it"}
+    except Exception as error:
+        # Pillow's plugins raise whatever their parser trips over (SyntaxError, struct.error, ZeroDivisionError, …):
+        # whichever it is, this file is broken and the others are not.
+        what = (
+            "the file is empty" if path.is_file() and path.stat().st_size == 0 else str(error) or type(error).__name__
+        )
+        row |= {"status": "broken", "reason": what.replace(str(path), path.name).replace("\n", " ")}
+    return row
+
+
+def _peculiarities(image: Image.Image) -> list[str]:
+    """Returns what `read_image` will do to this image, in words; nothing for a plain upright RGB one."""
+    reasons = []
+    orientation = image.getexif().get(0x0112, 1)
+    if getattr(image, "n_frames", 1) > 1:
+        reasons.append(f"animated: the first of {image.n_frames} frames is used")
+    if orientation in range(2, 9):
+        reasons.append(f"turned upright by its EXIF orientation {orientation}")
+    if image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F")):
+        reasons.append("greyscale: repeated over the three channels")
+    elif image.mode == "P":
+        reasons.append("palette: converted to RGB")
+    elif image.mode not in ("RGB", "RGBA"):
+        reasons.append(f"{image.mode}: converted to RGB")
+    if image.has_transparency_data:
+        reasons.append("transparent: laid over white")
+    return reasons
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I;16", "I")):  # Pillow's own conversion clips at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels: their range is unknown; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _folder_labels(table: pd.DataFrame) -> pd.DataFrame:
+    parents = [Path(p).parent.parts for p in table["path"]]
+    table["split"] = None
+    if all(p and p[0].lower() in _SPLIT_NAMES for p in parents) and len({p[0] for p in parents}) > 1:
+        table["split"] = [_SPLIT_NAMES[p[0].lower()] for p in parents]
+        parents = [p[1:] for p in parents]
+    table["label"] = ["/".join(p) or None for p in parents]
+    return table
+
+
+def _listed_labels(table: pd.DataFrame, folder: Path, labels: Path) -> pd.DataFrame:
+    """Lays the CSV's columns over the table; images that it does not list become `unlisted`."""
+    try:
+        listed = pd.read_csv(labels, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"labels {labels}: cannot be read as CSV: {' '.join(str(error).split())}") from error
+    if "path" not in listed:
+        raise InputError(f"labels {labels}: no column `path`; it has {', '.join(listed.columns)}")
+    clash = sorted(set(listed.columns) & (set(COLUMNS) - {"path", "label", "split"}))
+    if clash:
+        raise InputError(f"labels {labels}: the column {clash[0]} is one of the manifest's own; rename it")
+    roots = (folder.resolve().as_posix() + "/", folder.as_posix() + "/")
+    for root in roots:
+        listed["path"] = listed["path"].str.removeprefix(root)
+    listed["path"] = listed["path"].str.removeprefix("./")
+    repeated = listed["path"][listed["path"].duplicated()]
+    if len(repeated):
+        raise InputError(f"labels {labels}: {repeated.iloc[0]} is listed more than once")
+    missing = sorted(set(listed["path"]) - set(table["path"]))
+    if missing:
+        raise InputError(
+            f"labels {labels}: {len(missing)} of its images are not in {folder}, the first is {missing[0]}"
+        )
+
+    unlisted = ~table["path"].isin(listed["path"])
+    listed = listed.set_index("path").reindex(table["path"]).reset_index(drop=True)
+    listed = listed.map(lambda text: text if isinstance(text, str) and text else None)
+    if "split" in listed:
+        wrong = sorted({s for s in listed["split"].dropna() if s.lower() not in _SPLIT_NAMES})
+        if wrong:
+            raise InputError(f"labels {labels}: split {wrong[0]!r} is neither train nor held_out")
+        listed["split"] = [_SPLIT_NAMES[s.lower()] if isinstance(s, str) else None for s in listed["split"]]
+    for column in listed:
+        table[column] = listed[column]
+    table.loc[unlisted & (table["status"] == "ok"), ["status", "reason"]] = ["unlisted", f"not in {labels.name}"]
+    return table
+
+
+def _mark_duplicates(table: pd.DataFrame) -> None:
+    digests = table.loc[table["status"] == "ok", "sha256"]
+    first = dict(zip(digests[::-1], digests.index[::-1], strict=True))
+    for index, digest in digests.items():
+        original = first[digest]
+        if index != original:
+            reason = f"same content as {table.at[original, 'path']}"
+            if table.at[index, "label"] != table.at[original, "label"]:
+                reason += f", which is labelled {table.at[original, 'label']}"
+            table.loc[index, ["status", "reason"]] = ["duplicate", reason]

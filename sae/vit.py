@@ -1,0 +1,316 @@
+"""A timm Vision Transformer: what it is, its own preprocessing, reading its residual stream and writing to it.
+
+Layers are timm's block indices from 0: layer 6 is the residual stream after `blocks[6]`, tokens [n, tokens, width].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from timm.models import load_state_dict
+from torch import nn
+
+from sae import backbone  # noqa: F401 -- registers vit_tiny_concepts with timm
+from sae.errors import InputError
+
+if TYPE_CHECKING:
+    from sae.autoencoder import SparseAutoencoder
+
+TOKENS = ("patches", "class", "all")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the workflow needs to know of a model, read from it: nothing of this is ever typed by the user."""
+
+    blocks: int
+    width: int  # of the residual stream
+    prefix: tuple[str, ...]  # roles of the tokens in front of the patches: class, distillation, register
+    grid: tuple[int, int]  # rows and columns of patches
+    side: tuple[int, int]  # height and width of the input, pixels
+    outputs: int  # of the classification head; 0: the model has none
+
+    @property
+    def roles(self) -> list[str]:
+        """The role of every token in order."""
+        return [*self.prefix, *["patch"] * (self.grid[0] * self.grid[1])]
+
+    def select(self, tokens: str) -> slice:
+        """Returns which tokens `patches`, `class` or `all` are.
+
+        Raises:
+            InputError: `class` is asked of a model that has no class token.
+        """
+        if tokens == "class" and "class" not in self.prefix:
+            raise InputError("tokens: class: this model has no class token; use patches or all")
+        return {
+            "patches": slice(len(self.prefix), None),
+            "class": slice(0, 1),
+            "all": slice(None),
+        }[tokens]
+
+    def position(self, token: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the patch rows and columns of token indices (of all tokens); -1 for prefix tokens."""
+        patch = token - len(self.prefix)
+        row, column = np.divmod(patch, self.grid[1])
+        return np.where(patch < 0, -1, row), np.where(patch < 0, -1, column)
+
+
+def load(
+    name: str, checkpoint: str | Path | None = None, image_size: int | None = None, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """Returns the timm model `name` in eval mode, float32.
+
+    Args:
+        checkpoint: a local .safetensors or .pth/.pt/.bin file (read with weights_only), `random` for random weights
+            (seed 0), or None for timm's own pretrained weights.
+        image_size: pixels of the square input; None: the model's own. Position embeddings are resampled by timm.
+
+    Raises:
+        InputError: there is no such model, it is not a plain ViT, or the weights are missing or do not fit.
+    """
+    size = {} if image_size is None else {"img_size": image_size}
+    path = None if checkpoint in (None, "random") else Path(checkpoint).expanduser()
+    if path is not None and not path.is_file():
+        raise InputError(f"model.checkpoint {path}: no such file; give a .safetensors or .pth file, or null")
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:4]
+        raise InputError(f"model.name {name}: timm has no such model{'; near it: ' + ', '.join(near) if near else ''}")
+    weights = None if path is None else _read_weights(path)
+    rng = torch.get_rng_state()
+    torch.manual_seed(0)
+    try:
+        model = timm.create_model(name, pretrained=checkpoint is None, **size)
+        if weights is not None and (outputs := _head_outputs(weights, model)) not in (None, model.num_classes):
+            model = timm.create_model(name, num_classes=outputs, **size)  # fine-tuned on other classes
+    except Exception as error:
+        # timm, its hub client and the model's own constructor each raise their own kinds here.
+        wanted = "its pretrained weights" if checkpoint is None else "this model"
+        raise InputError(
+            f"model.name {name}: timm could not make {wanted}: {_first_line(error)}; "
+            "with no network, give a local file as model.checkpoint"
+        ) from error
+    finally:
+        torch.set_rng_state(rng)
+    if weights is not None:
+        _fit_weights(model, weights, name, path)
+    geometry(model)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def geometry(model: nn.Module) -> Geometry:
+    """Returns the model's geometry.
+
+    Raises:
+        InputError: the model is not a plain ViT (a stack of blocks on a constant grid of tokens).
+    """
+    blocks, embed = getattr(model, "blocks", None), getattr(model, "patch_embed", None)
+    grid = getattr(embed, "grid_size", None)
+    plain = (
+        isinstance(blocks, nn.Sequential | nn.ModuleList) and grid is not None and hasattr(model, "num_prefix_tokens")
+    )
+    if not plain:
+        kind = type(model).__name__
+        raise InputError(f"model {kind}: not a plain Vision Transformer (timm's vit_*, deit_*, eva02_*, beit_* are)")
+    named = [("class", "cls_token"), ("distillation", "dist_token"), ("register", "reg_token")]
+    prefix = [
+        role
+        for role, attribute in named
+        if getattr(model, attribute, None) is not None
+        for _ in range(getattr(model, attribute).shape[1])
+    ]
+    prefix += ["register"] * (model.num_prefix_tokens - len(prefix))
+    return Geometry(
+        blocks=len(blocks),
+        width=model.embed_dim,
+        prefix=tuple(prefix),
+        grid=tuple(grid),
+        side=tuple(embed.img_size),
+        outputs=getattr(model, "num_classes", 0),
+    )
+
+
+def check_layer(layer: int, blocks: int) -> None:
+    """Raises InputError unless 0 <= layer < blocks."""
+    if not 0 <= layer < blocks:
+        raise InputError(f"layer {layer}: this model has blocks 0..{blocks - 1}")
+
+
+def pixel_transform(model: nn.Module) -> Callable[[Image.Image], np.ndarray]:
+    """Returns the model's own resizing and cropping: RGB image -> uint8 [3, height, width]."""
+    transform = create_transform(**_data_config(model), is_training=False, use_prefetcher=True)
+    return lambda image: np.asarray(transform(image))
+
+
+def normalise(model: nn.Module) -> Callable[[np.ndarray], torch.Tensor]:
+    """Returns the model's own normalisation: uint8 pixels [n, height, width, 3] -> float32 [n, 3, height, width]."""
+    config = _data_config(model)
+    device = next(model.parameters()).device
+    mean, std = (torch.tensor(config[key], device=device)[:, None, None] for key in ("mean", "std"))
+
+    def apply(pixels: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy(np.array(pixels)).to(device).permute(0, 3, 1, 2)
+        return (x.float() / 255 - mean) / std
+
+    return apply
+
+
+def class_names(model: nn.Module) -> dict[str, list[str]]:
+    """Returns what the head's outputs mean: for each group of outputs (its attribute), their names in order.
+
+    A head named "attribute: value" throughout is a softmax per attribute, side by side (the concept backbone);
+    any other head is one group called `label`, named by the model's own label names or ImageNet's synsets. Empty
+    where the names are unknown.
+    """
+    names = model.pretrained_cfg.get("label_names")
+    if names and all(": " in n for n in names):
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            attribute, value = name.split(": ", 1)
+            groups.setdefault(attribute, []).append(value)
+        return groups
+    if not names and (subset := infer_imagenet_subset(model)):
+        names = ImageNetInfo(subset).label_names()
+    return {"label": list(names)} if names and len(names) == model.num_classes else {}
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the layer has been read."""
+
+
+def read(model: nn.Module, x: torch.Tensor, layer: int) -> torch.Tensor:
+    """Returns all tokens after block `layer`, [n, tokens, width]; the blocks behind it are not run.
+
+    Args:
+        x: normalised images [n, 3, height, width].
+
+    Raises:
+        InputError: there is no such block.
+    """
+    check_layer(layer, len(model.blocks))
+    found = []
+
+    def keep(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        found.append(output)
+        raise _Stop
+
+    handle = model.blocks[layer].register_forward_hook(keep)
+    try:
+        model(x)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return found[0]
+
+
+@contextmanager
+def edit(model: nn.Module, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """While open, every forward pass goes on from `change(tokens)` in place of the tokens after block `layer`."""
+    check_layer(layer, len(model.blocks))
+    handle = model.blocks[layer].register_forward_hook(lambda _module, _inputs, output: change(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def splice(model: nn.Module, layer: int, sae: SparseAutoencoder, tokens: str | None = None) -> Iterator[None]:
+    """While open, the SAE's reconstruction takes the place of the tokens after block `layer`.
+
+    Args:
+        tokens: which tokens are replaced, `patches`, `class` or `all`; None: those that the SAE was trained on.
+    """
+    chosen = geometry(model).select(tokens or sae.settings.tokens)
+
+    def reconstruct(stream: torch.Tensor) -> torch.Tensor:
+        stream = stream.clone()
+        part = stream[:, chosen]
+        stream[:, chosen] = sae(part.flatten(0, 1).float()).reshape(part.shape).to(stream.dtype)
+        return stream
+
+    with edit(model, layer, reconstruct):
+        yield
+
+
+@torch.inference_mode()
+def resume(model: nn.Module, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+    """Returns the logits [n, outputs] of a forward pass that goes on from `tokens` after block `layer`.
+
+    The blocks up to `layer` are not run, so a late layer costs little. Models of the contract's kinds take their
+    position information before the blocks or as an argument of each, so nothing of the skipped part is missed.
+    """
+    check_layer(layer, len(model.blocks))
+    kept = [model.blocks[i] for i in range(layer + 1)]
+    side = geometry(model).side
+    blank = torch.zeros(len(tokens), 3, *side, device=tokens.device, dtype=next(model.parameters()).dtype)
+    try:
+        for i in range(layer + 1):
+            model.blocks[i] = _Constant(tokens)
+        return model(blank)
+    finally:
+        for i, block in enumerate(kept):
+            model.blocks[i] = block
+
+
+class _Constant(nn.Module):
+    """Stands in for a block: returns the same tokens whatever comes in."""
+
+    def __init__(self, tokens: torch.Tensor):
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, *_args: object, **_kwargs: object) -> torch.Tensor:
+        return self.tokens
+
+
+def _data_config(model: nn.Module) -> dict:
+    config = resolve_model_data_config(model)
+    return config | {"input_size": (3, *geometry(model).side)}
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_state_dict(path, device="cpu", weights_only=True)
+    except Exception as error:
+        # unpickling, safetensors and zip errors: all mean that this is no file of weights.
+        raise InputError(f"model.checkpoint {path}: cannot be read as weights: {_first_line(error)}") from error
+
+
+def _head_outputs(weights: dict[str, torch.Tensor], model: nn.Module) -> int | None:
+    """Returns how many classes the weights' head has, None where they have no linear head of the model's name."""
+    classifier = model.pretrained_cfg.get("classifier")
+    head = weights.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+    return None if head is None or head.ndim != 2 else head.shape[0]
+
+
+def _fit_weights(model: nn.Module, weights: dict[str, torch.Tensor], name: str, path: Path) -> None:
+    try:
+        missing, extra = model.load_state_dict(_filter_of(model)(weights, model), strict=False)
+    except Exception as error:
+        # adapting and loading each raise their own kinds for shapes that do not fit.
+        detail = str(error).splitlines()[-1].strip()
+        raise InputError(f"model.checkpoint {path}: does not fit {name}: {detail}") from error
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the model has not"
+        raise InputError(f"model.checkpoint {path}: does not fit {name}: it {what}")
+
+
+def _filter_of(model: nn.Module) -> Callable[[dict, nn.Module], dict]:
+    """Returns timm's conversion for the model's family: old names, other position grids."""
+    module = __import__(type(model).__module__, fromlist=["checkpoint_filter_fn"])
+    return getattr(module, "checkpoint_filter_fn", lambda weights, _model: weights)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

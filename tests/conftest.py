@@ -1,0 +1,57 @@
+"""What several tests share: a folder of pictures, small models, and running the workflow as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network, not even to fail slowly
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB", **save: object) -> Path:
+    """Writes an image that no other seed gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **save)
+    return path
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """A folder of 12 images in two classes."""
+    folder = tmp_path / "pets"
+    for i in range(12):
+        picture(folder / ("cat" if i % 2 else "dog") / f"{i}.png", seed=i)
+    return folder
+
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+def snakemake(
+    folder: Path, *arguments: str, config: dict | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    """Runs the workflow with `folder` as the working directory, its config laid over the default one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command += ["--cores", "2", *arguments]
+    if config is not None:
+        file = folder / "experiment.yaml"
+        file.write_text(yaml.safe_dump(config))
+        command += ["--configfile", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=ROOT, check=False)

@@ -1,0 +1,156 @@
+"""The store on disk."""
+
+import numpy as np
+import pytest
+import torch
+
+from sae import activations, vit
+from sae.activations import Activations
+from sae.errors import InputError
+from sae.files import read_json
+
+
+@pytest.fixture(scope="module")
+def model():
+    return vit.load("vit_tiny_patch16_224", "random", 32)  # 1 + 2 x 2 tokens
+
+
+@pytest.fixture
+def pixels(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "pixels.npy", array)
+    return tmp_path / "pixels.npy"
+
+
+@pytest.fixture
+def shards(model, pixels, tmp_path):
+    """Images 20..29 in two shards of layer 3."""
+    array = np.load(pixels)
+    paths = []
+    for i, part in enumerate((slice(0, 6), slice(6, 10))):
+        np.save(tmp_path / f"part{i}.npy", array[part])
+        paths.append(tmp_path / f"shard={i:04d}.npy")
+        ids = range(20 + part.start, 20 + part.stop)
+        activations.extract(
+            model, tmp_path / f"part{i}.npy", ids, 3, paths[-1], batch=4, provenance=lambda: {"seed": 1}
+        )
+    return paths
+
+
+def exact(model, pixels):
+    with torch.no_grad():
+        return vit.read(model, vit.normalise(model)(np.load(pixels)), 3).numpy()
+
+
+def test_shards_hold_all_tokens_in_order(model, pixels, shards):
+    expected = exact(model, pixels)
+    stored = np.concatenate([np.load(p) for p in shards])
+    assert stored.dtype == np.float16 and stored.shape == (10, 5, 192)
+    np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=2e-3)
+    facts = read_json(shards[1].with_suffix(".json"))
+    assert facts["ids"] == [26, 27, 28, 29] and facts["provenance"] == {"seed": 1}
+
+
+def test_reading_by_split_and_token(model, pixels, shards):
+    expected = exact(model, pixels)
+    x = Activations.open(shards, "patches", ids=[21, 28, 25])
+    assert x.ids.tolist() == [21, 25, 28] and x.tokens == 4
+    blocks = list(x.blocks(2))
+    assert [b[0].tolist() for b in blocks] == [[21, 25], [28]]
+    np.testing.assert_allclose(np.concatenate([b[1] for b in blocks]), expected[[1, 5, 8], 1:], rtol=2e-3, atol=2e-3)
+    assert Activations.open(shards, "class").tokens == 1
+    assert Activations.open(shards, "all").tokens == 5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precision_is_close(model, pixels, tmp_path, dtype):
+    activations.extract(model, pixels, range(10), 3, tmp_path / "low.npy", dtype=dtype)
+    expected = exact(model, pixels)
+    error = np.abs(np.load(tmp_path / "low.npy") - expected).mean() / np.abs(expected).mean()
+    assert 0 < error < 0.05
+
+
+def test_batch_size_changes_nothing(model, pixels, tmp_path):
+    for batch in (1, 10):
+        activations.extract(model, pixels, range(10), 3, tmp_path / f"{batch}.npy", batch=batch)
+    a, b = (np.load(tmp_path / f"{batch}.npy").astype(float) for batch in (1, 10))
+    np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_damage_is_noticed(shards):
+    with shards[0].open("r+b") as file:
+        file.seek(-7, 2)
+        file.write(b"\x01")
+    with pytest.raises(InputError, match="checksum"):
+        Activations.open(shards)
+
+
+def test_activations_that_are_not_finite_are_refused(pixels, tmp_path):
+    broken = vit.load("vit_tiny_patch16_224", "random", 32)
+    broken.blocks[2].mlp.fc2.bias.data[3] = float("nan")
+    with pytest.raises(InputError, match="layer 3: activations of image 40 are not finite"):
+        activations.extract(broken, pixels, range(40, 50), 3, tmp_path / "nan.npy")
+    assert not list(tmp_path.glob("*nan*"))  # nothing half-written is left
+    with pytest.raises(InputError, match=r"layer 12: this model has blocks 0\.\.11"):
+        activations.extract(broken, pixels, range(10), 12, tmp_path / "nan.npy")
+
+
+def test_shuffling_gives_every_token_once_in_an_order_of_its_own(shards):
+    x = Activations.open(shards, "patches")
+    epochs = [np.concatenate(list(x.shuffled(7, np.random.default_rng(seed)))) for seed in (0, 0, 1)]
+    everything = np.concatenate([b.reshape(-1, 192) for _, b in x.blocks(3)])
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch[:, 0]), np.sort(everything[:, 0]))
+    np.testing.assert_array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(epochs[0], epochs[2])
+    assert [len(b) for b in x.shuffled(7, np.random.default_rng(0))] == [7, 7, 7, 7, 7, 5]
+    assert x.steps(7) == 6 and x.steps(3, whole_images=True) == 4
+
+
+def test_small_buffers_shuffle_all_the_same(shards, monkeypatch):
+    monkeypatch.setattr(activations, "_BUFFER_BYTES", 2 * 192 * 4 * 3)  # three images
+    x = Activations.open(shards, "patches")
+    batches = list(x.shuffled(7, np.random.default_rng(0)))
+    everything = np.concatenate([b.reshape(-1, 192) for _, b in x.blocks(3)])
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)[:, 0]), np.sort(everything[:, 0]))
+    assert [len(b) for b in batches] == [7, 7, 7, 7, 7, 5]
+
+
+def test_moments_are_exact_where_the_mean_is_large():
+    x = np.random.default_rng(0).standard_normal((5000, 6)) * np.arange(1, 7) + 1e4
+    mean, variance = activations.moments(Activations.of(x))
+    np.testing.assert_allclose(mean, x.mean(0))
+    np.testing.assert_allclose(variance, x.var(0))
+
+
+def test_statistics_use_the_train_images_only_and_scale_to_d(shards):
+    train = [20, 21, 22, 26]
+    facts = activations.statistics(shards, "patches", train)
+    x = np.concatenate([b.reshape(-1, 192) for _, b in Activations.open(shards, "patches", train).blocks(9)]).astype(
+        float
+    )
+    np.testing.assert_allclose(facts["mean"], x.mean(0))
+    scaled = (x - facts["mean"]) * facts["scale"]
+    assert (scaled**2).sum(1).mean() == pytest.approx(192)
+    assert facts["gamma"] == pytest.approx(np.linalg.norm(x.mean(0)) / np.sqrt(x.var(0).sum()))
+    assert set(facts["norms"]) == {"class", "patch"}
+    patch = np.linalg.norm(x, axis=1)
+    assert facts["norms"]["patch"]["median"] == pytest.approx(np.median(patch), rel=0.01)
+    assert facts["norms"]["patch"]["mean"] == pytest.approx(patch.mean(), rel=1e-3)
+    assert sum(facts["norms"]["patch"]["histogram"]) == 16 and sum(facts["norms"]["class"]["histogram"]) == 4
+
+
+def test_an_unhealthy_layer_is_called_so():
+    healthy = {"gamma": 0.3, "outlier_patches": 0.0, "largest_dimensions": [{"dimension": 5, "share": 0.02}]}
+    assert activations._warnings(healthy) == []
+    sick = {"gamma": 4.0, "outlier_patches": 0.02, "largest_dimensions": [{"dimension": 5, "share": 0.8}]}
+    assert len(activations._warnings(sick)) == 3
+    assert "Dimension 5 alone carries 80%" in activations._warnings(sick)[1]
+
+
+def test_a_constant_layer_is_refused(tmp_path):
+    broken = vit.load("vit_tiny_patch16_224", "random", 32)
+    np.save(tmp_path / "same.npy", np.full((4, 32, 32, 3), 9, np.uint8))
+    activations.extract(broken, tmp_path / "same.npy", range(4), 0, tmp_path / "shard.npy")
+    with pytest.raises(InputError, match="same activation"):
+        activations.statistics([tmp_path / "shard.npy"], "class", range(4))

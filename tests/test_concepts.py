@@ -1,0 +1,103 @@
+"""The built-in images and the ViT that was trained on them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from sae import backbone, concepts, vit
+from sae.files import sha256
+
+
+def test_an_image_depends_on_its_seed_and_index_alone():
+    a, b = concepts.draw(3, 17), concepts.draw(3, 17)
+    np.testing.assert_array_equal(a.image, b.image)
+    assert a.factors == b.factors
+    assert not np.array_equal(a.image, concepts.draw(3, 18).image)
+    assert not np.array_equal(a.image, concepts.draw(4, 17).image)
+
+
+def test_factors_are_balanced_and_independent():
+    drawn = pd.DataFrame([concepts.draw(0, i).factors for i in range(600)])
+    for name, values in concepts.FACTORS.items():
+        share = drawn[name].value_counts(normalize=True)
+        assert set(share.index) == set(values)
+        assert abs(share - 1 / len(values)).max() < 0.1
+    codes = drawn.apply(lambda column: column.astype("category").cat.codes)
+    correlation = codes.corr().to_numpy() - np.eye(len(codes.columns))
+    assert np.abs(correlation).max() < 0.15
+
+
+def test_the_mask_is_where_the_object_is():
+    for i in range(40):
+        concept = concepts.draw(1, i)
+        assert set(np.unique(concept.mask)) == ({0, 1, 2} if concept.companion else {0, 1})
+        main, rest = concept.image[concept.mask == 1] / 255.0, concept.image[concept.mask == 0] / 255.0
+        assert np.ptp(main, axis=1).mean() > np.ptp(rest, axis=1).mean() + 0.1  # objects are saturated
+        assert (concept.mask == 1).sum() > (concept.mask == 2).sum()
+        rows, columns = np.nonzero(concept.mask == 1)
+        vertical, horizontal = concept.factors["position"].split()
+        if concept.factors["size"] == "small":
+            assert abs(rows.mean() - {"top": 36, "middle": 56, "bottom": 76}[vertical]) < 12
+            assert abs(columns.mean() - {"left": 36, "centre": 56, "right": 76}[horizontal]) < 12
+
+
+def test_larger_objects_cover_more():
+    area = {"small": [], "medium": [], "large": []}
+    for i in range(200):
+        concept = concepts.draw(2, i)
+        area[concept.factors["size"]].append((concept.mask == 1).sum())
+    assert np.mean(area["small"]) * 1.5 < np.mean(area["medium"]) < np.mean(area["large"]) / 1.5
+
+
+def test_write_keeps_the_ground_truth(tmp_path):
+    concepts.write(tmp_path, 12, seed=5)
+    table = pd.read_csv(tmp_path / "images" / "labels.csv")
+    masks = np.load(tmp_path / "masks.npy")
+    assert len(table) == len(masks) == 12
+    one = concepts.draw(5, 7)
+    assert table.loc[7, "label"] == one.label
+    assert table.loc[7, list(one.factors)].to_dict() == one.factors
+    np.testing.assert_array_equal(masks[7], one.mask)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "images" / table.loc[7, "path"])), one.image)
+
+
+def test_the_shipped_backbone_is_what_its_record_says():
+    facts = json.loads((backbone.FOLDER / "backbone.json").read_text())
+    weights = backbone.FOLDER / f"{backbone.NAME}.safetensors"
+    assert sha256(weights) == facts["sha256"]
+    assert weights.stat().st_size <= 12e6
+    assert min(facts["accuracy"].values()) >= 0.95
+    assert set(facts["accuracy"]) == set(concepts.FACTORS)
+
+
+def test_the_shipped_backbone_reads_off_every_factor():
+    model = timm.create_model(backbone.NAME, pretrained=True).eval()
+    recorded = json.loads((backbone.FOLDER / "backbone.json").read_text())["accuracy"]
+    for factor, share in backbone.accuracy(model, 300).items():
+        assert share >= 0.92, factor  # 300 images: at 0.95 and above, 0.92 is over two standard errors below
+        assert share == pytest.approx(recorded[factor], abs=0.05)
+
+
+def test_the_workflow_sees_the_backbone_as_any_timm_model():
+    model = vit.load(backbone.NAME)
+    assert vit.geometry(model).grid == (7, 7)
+    assert vit.class_names(model) == {name: list(values) for name, values in concepts.FACTORS.items()}
+    concept = concepts.draw(9, 1)
+    pixels = vit.pixel_transform(model)(Image.fromarray(concept.image)).transpose(1, 2, 0)
+    np.testing.assert_array_equal(pixels, concept.image)  # nothing is resized or cropped
+
+
+def test_training_learns_on_a_small_scale(tmp_path):
+    facts = backbone.train(tmp_path, images=2400, batch=16, lr=1e-3, depth=1, held_out=200, seed=1)
+    assert facts["accuracy"]["colour"] > 0.5  # chance: 1 in 8
+    assert facts["sha256"] == sha256(tmp_path / f"{backbone.NAME}.safetensors")
+    assert json.loads((tmp_path / "backbone.json").read_text()) == facts
+    weights = tmp_path / f"{backbone.NAME}.safetensors"
+    again = timm.create_model(backbone.NAME, depth=1, checkpoint_path=str(weights))
+    assert backbone.accuracy(again, 200)["colour"] == pytest.approx(facts["accuracy"]["colour"], abs=0.03)
+    assert all(p.dtype == torch.float32 for p in again.parameters())

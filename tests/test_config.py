@@ -1,0 +1,80 @@
+"""The configuration: what is wrong is said in one line that names the key."""
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from sae.config import complete
+from sae.errors import InputError
+
+SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
+LEAST = {"name": "x", "images": "concepts", "grid": {"layers": [1], "ks": [2]}}
+
+
+def test_defaults_are_filled_in_and_the_given_is_kept():
+    given = {**LEAST, "training": {"epochs": 3}}
+    config = complete(given, SCHEMA)
+    assert config["training"]["epochs"] == 3 and config["training"]["batch"] == 4096
+    assert config["sae"]["expansion"] == 16 and config["grid"]["methods"] == ["topk"]
+    assert given["training"] == {"epochs": 3}
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "config.yaml", *sorted((ROOT / "experiments").glob("*.yaml"))], ids=lambda p: p.stem
+)
+def test_every_experiment_is_valid_alone_and_documented(path):
+    text = path.read_text()
+    complete(yaml.safe_load(text), SCHEMA)
+    assert text.startswith("#")
+
+
+def test_the_notebooks_experiment_is_exact():
+    config = complete(yaml.safe_load((ROOT / "experiments/flickr2k.yaml").read_text()), SCHEMA)
+    assert config["grid"] == {"layers": [6], "ks": [64], "methods": ["topk"], "seeds": [0]}
+    assert config["sae"] == {"expansion": 16, "input": "layernorm", "decoder": "start"}
+    assert config["tokens"] == "all"
+    training = config["training"]
+    assert (training["lr"], training["lr_per_epoch"], training["epochs"]) == (0.002, 0.7, 10)
+    assert (training["batch"], training["whole_images"]) == (30, True)
+    assert (training["warmup"], training["decay"], training["clip"], training["auxk"]) == (0, 0, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainning": {}}, "trainning: there is no such key; did you mean training?"),
+        ({"training": {"epoch": 3}}, r"training\.epoch: there is no such key; did you mean epochs?"),
+        ({"epochs": 3}, r"did you mean training\.epochs?"),
+        ({"zzz": 1}, "zzz: there is no such key; known here"),
+        ({"training": {"epochs": "ten"}}, r"training\.epochs: 'ten' must be integer"),
+        ({"training": {"lr": "1e-3"}}, r"training\.lr: '1e-3' must be number or null; YAML reads this as text"),
+        ({"training": {"epochs": 0}}, r"training\.epochs: 0 must be at least 1"),
+        ({"training": None}, "training: None must be object"),
+        ({"grid": {"layers": [], "ks": [1]}}, r"grid\.layers: \[\] needs at least 1 entry"),
+        ({"grid": {"layers": [1, 1], "ks": [1]}}, "has an entry twice"),
+        ({"grid": {"layers": [-1], "ks": [1]}}, r"grid\.layers\.0: -1 must be at least 0"),
+        ({"grid": {"layers": 3, "ks": [1]}}, r"grid\.layers: 3 must be array"),
+        ({"grid": {"layers": [1]}}, "grid: 'ks' is a required property"),
+        ({"tokens": "patch"}, "tokens: 'patch' must be one of patches, class, all"),
+        ({"device": "gpu"}, "device: 'gpu' must be auto, cpu, cuda"),
+        ({"name": "a/b"}, "name: 'a/b' must be a folder name"),
+        ({"held_out": 1}, "held_out: 1 must be below 1"),
+    ],
+)
+def test_mistakes_are_explained_in_one_line(change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        complete({**LEAST, **change}, SCHEMA)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_key_is_documented():
+    documented = (ROOT / "docs/config.md").read_text()
+
+    def walk(rules, above=""):
+        for key, rule in rules.get("properties", {}).items():
+            if "properties" in rule:
+                walk(rule, f"{above}{key}.")
+            else:
+                assert f"`{above}{key}`" in documented, f"{above}{key}"
+
+    walk(yaml.safe_load(SCHEMA.read_text()))

@@ -1,0 +1,118 @@
+"""Figures are looked at by people; here only what can be checked: that they hold what they should and never fail."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sae import figures
+
+
+def latents(n=30, classes=True):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "latent": range(n),
+            "status": ["dead" if i % 5 == 0 else "alive" for i in range(n)],
+            "frequency": rng.uniform(0.001, 0.2, n),
+            "frequency_held_out": rng.uniform(0.001, 0.2, n),
+            "image_frequency": rng.uniform(0, 1, n),
+            "mean_activation": rng.uniform(1, 5, n),
+            "max_activation": rng.uniform(5, 9, n),
+            "top_attribute": "label" if classes else None,
+            "top_class": [f"c{i % 7}" for i in range(n)] if classes else None,
+            "top_name": [f"c{i % 7}" for i in range(n)] if classes else None,
+            "top_z": rng.uniform(0, 20, n) if classes else np.nan,
+        }
+    )
+    table.loc[table["status"] == "dead", ["frequency", "frequency_held_out"]] = 0
+    return table
+
+
+def texts(figure):
+    found = [t.get_text() for t in figure.texts]
+    for axes in figure.axes:
+        found += [t.get_text() for t in axes.texts] + [axes.get_title(loc="left"), axes.get_title()]
+    return " ".join(found)
+
+
+def test_dead_latents_are_never_shown_and_half_are_drawn_blindly():
+    table = latents()
+    groups = figures.choose_latents(table, 10)
+    picked, drawn = groups.values()
+    assert len(picked) == 5 and len(drawn) == 5 and not set(picked) & set(drawn)
+    dead = set(table.loc[table["status"] == "dead", "latent"])
+    assert not dead & set(picked + drawn)
+    assert table.set_index("latent").loc[picked, "top_class"].is_unique
+    assert groups == figures.choose_latents(table, 10)
+    assert [len(g) for g in figures.choose_latents(latents(classes=False), 10).values()] == [0, 10]
+    assert len(next(iter(figures.choose_latents(table, 100).values()))) == 7
+
+
+def test_a_sheet_shows_the_images_with_box_and_heat(tmp_path):
+    table = latents()
+    groups = figures.choose_latents(table, 4)
+    shown = [latent for chosen in groups.values() for latent in chosen]
+    top = pd.DataFrame(
+        [
+            {
+                "latent": n,
+                "rank": r,
+                "image_id": r,
+                "activation": 9.0 - r,
+                "token_row": 1,
+                "token_col": 2,
+                "split": "held_out",
+            }
+            for n in shown
+            for r in (1, 2)
+        ]
+    )
+    manifest = pd.DataFrame({"id": [1, 2], "label": ["a/<b>", None]})
+    pictures = {i: np.full((32, 48, 3), 200, np.uint8) for i in (1, 2)}
+    heat = {(n, i): np.eye(2, 3) for n in shown for i in (1, 2)}
+    figure = figures.sheet(groups, table, top, manifest, pictures, heat, "title")
+    assert all(f"latent {n}" in texts(figure) for n in shown)
+    pictures_drawn = [axes for axes in figure.axes if axes.images]
+    assert len(pictures_drawn) == 8
+    box = pictures_drawn[0].patches[0]
+    assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == (31.5, 15.5, 16, 16)
+    drawn = np.asarray(pictures_drawn[0].images[0].get_array())
+    assert drawn[:16, :16].mean() > 2 * drawn[:16, 16:32].mean()  # bright where the latent fires
+    assert "8.0* <b>" in texts(figure)
+    figures.save(figure, tmp_path / "sheet.svg")
+    assert "&lt;b&gt;" in (tmp_path / "sheet.svg").read_text()
+
+
+def test_nothing_to_show_is_said():
+    table = latents(3)
+    table["status"] = "dead"
+    figure = figures.sheet(figures.choose_latents(table, 4), table, pd.DataFrame(), pd.DataFrame(), {}, {}, "t")
+    assert "No latent fires" in texts(figure)
+    groups = figures.choose_latents(latents(classes=False), 4)
+    assert "No class to show" in texts(figures.class_bars(groups, latents(classes=False), pd.DataFrame(), "t"))
+    figures.density(table.assign(frequency_held_out=0.0), "t")
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        (),
+        ("accuracy", "accuracy_clean"),
+        ("top1_agreement", "top1_agreement_mean_ablated", "ce_recovered_mean", "accuracy", "accuracy_clean"),
+    ],
+)
+def test_layers_of_any_grid(tmp_path, missing):
+    rows = [
+        {"layer": layer, "k": k, "method": "topk", "seed": s, "fvu": 1 / k, "l0": k, "dead": 0.1, "top1_agreement": 0.9}
+        | {"top1_agreement_mean_ablated": 0.1, "ce_recovered_mean": 0.8, "accuracy": 0.7, "accuracy_clean": 0.9}
+        for layer in (0, 11) for k in (4, 64) for s in (0, 1)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    table[list(missing)] = np.nan
+    figure = figures.layers(table)
+    if missing:
+        assert "not known" in texts(figure)
+    figures.save(figure, tmp_path / "a.svg")
+    figures.save(figures.layers(table), tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    figures.save(figures.layers(table.head(1)), tmp_path / "one.png")

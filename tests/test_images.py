@@ -1,0 +1,249 @@
+"""Folders of images, as people have them."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import picture
+from PIL import Image
+
+from sae import images
+from sae.errors import InputError
+
+
+def manifest(folder, **options):
+    return images.build_manifest(folder, held_out=options.pop("held_out", 0.5), **options)
+
+
+def row(table, path):
+    return table.set_index("path").loc[path]
+
+
+def test_lists_every_image_with_its_class_in_the_order_of_the_paths(pets):
+    picture(pets / "bird" / "small" / "x.jpg", seed=99)
+    (pets / "notes.txt").write_text("not an image")
+    table = manifest(pets)
+    assert list(table.columns) == images.COLUMNS
+    assert table["path"].tolist() == sorted(table["path"])
+    assert table["id"].tolist() == list(range(13))
+    assert row(table, "bird/small/x.jpg")["label"] == "bird/small"
+    assert set(table["label"]) == {"cat", "dog", "bird/small"}
+    assert set(table["split"]) == {"train", "held_out"}
+    assert row(table, "cat/1.png")[["width", "height", "mode", "status", "reason"]].tolist() == [
+        40,
+        30,
+        "RGB",
+        "ok",
+        "",
+    ]
+
+
+def test_flat_folder_has_no_labels(tmp_path):
+    for i in range(8):
+        picture(tmp_path / f"{i}.png", seed=i)
+    assert manifest(tmp_path)["label"].isna().all()
+
+
+def test_topmost_split_folders_give_the_split_not_the_class(tmp_path):
+    for split in ("train", "val"):
+        for i in range(2):
+            picture(tmp_path / split / "cat" / f"{i}.png", seed=hash(split) % 1000 + i)
+    table = manifest(tmp_path)
+    assert set(table["label"]) == {"cat"}
+    assert row(table, "val/cat/0.png")["split"] == "held_out"
+    assert row(table, "train/cat/0.png")["split"] == "train"
+
+
+def test_split_follows_the_content_not_the_name_or_the_neighbours(pets):
+    before = manifest(pets).set_index("sha256")["split"]
+    for i in range(20):
+        picture(pets / "aardvark" / f"{i}.png", seed=1000 + i)
+    shutil.move(pets / "cat" / "1.png", pets / "cat" / "renamed.png")
+    after = manifest(pets).set_index("sha256")["split"]
+    assert (after.loc[before.index] == before).all()
+
+
+def test_broken_files_are_recorded_and_the_others_used(pets):
+    whole = (pets / "cat" / "1.png").read_bytes()
+    (pets / "cat" / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (pets / "cat" / "empty.jpg").write_bytes(b"")
+    (pets / "cat" / "text.jpg").write_text("hello")
+    jpeg = picture(pets / "cut.jpg", seed=50, size=(300, 200))
+    jpeg.write_bytes(jpeg.read_bytes()[:4000])
+    (pets / "gone.png").symlink_to(pets / "nowhere.png")
+    table = manifest(pets)
+    broken = table[table["status"] == "broken"]
+    assert set(broken["path"]) == {"cat/truncated.png", "cat/empty.jpg", "cat/text.jpg", "cut.jpg", "gone.png"}
+    assert (broken["reason"].str.len() > 5).all()
+    assert "empty" in row(table, "cat/empty.jpg")["reason"]
+    assert (table["status"] == "ok").sum() == 12
+
+
+def test_duplicates_are_used_once_and_say_of_what(pets):
+    shutil.copy(pets / "cat" / "1.png", pets / "dog" / "zz copy.png")
+    copy = row(manifest(pets), "dog/zz copy.png")
+    assert copy["status"] == "duplicate"
+    assert copy["reason"] == "same content as cat/1.png, which is labelled cat"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "word"),
+    [
+        ("grey.png", {"mode": "L"}, "greyscale"),
+        ("cmyk.jpg", {"mode": "CMYK"}, "CMYK"),
+        ("palette.gif", {"mode": "P"}, "palette"),
+        ("clear.png", {"mode": "RGBA"}, ""),
+        ("line.png", {"mode": "1"}, "greyscale"),
+    ],
+)
+def test_unusual_modes_are_used_and_noted(pets, name, options, word):
+    picture(pets / name, seed=77, **options)
+    found = row(manifest(pets), name)
+    assert found["status"] == "ok"
+    assert word in found["reason"]
+    assert images.read_image(pets / name).mode == "RGB"
+
+
+def test_animation_gives_its_first_frame(pets):
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "lime")]
+    frames[0].save(pets / "moving.gif", save_all=True, append_images=frames[1:])
+    assert "first of 3 frames" in row(manifest(pets), "moving.gif")["reason"]
+    assert images.read_image(pets / "moving.gif").getpixel((5, 5)) == (255, 0, 0)
+
+
+def test_exif_rotation_is_undone(pets):
+    image = Image.new("RGB", (40, 20), "black")
+    image.paste("white", (0, 0, 20, 20))  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned a quarter clockwise: white comes to the top
+    image.save(pets / "turned.jpg", exif=exif, quality=95)
+    found = row(manifest(pets), "turned.jpg")
+    assert (found["width"], found["height"]) == (20, 40)
+    assert "EXIF" in found["reason"]
+    upright = np.asarray(images.read_image(pets / "turned.jpg").convert("L"))
+    assert upright.shape == (40, 20)
+    assert upright[:18].mean() > 200 > 50 > upright[22:].mean()
+
+
+def test_sixteen_bits_are_scaled_not_clipped(pets):
+    values = np.linspace(0, 65535, 400).reshape(20, 20).astype(np.uint16)
+    Image.fromarray(values).save(pets / "deep.png")
+    assert row(manifest(pets), "deep.png")["status"] == "ok"
+    grey = np.asarray(images.read_image(pets / "deep.png").convert("L")).ravel()
+    assert abs(int(grey[200]) - 128) <= 2
+
+
+def test_transparency_lies_over_white(pets):
+    Image.new("RGBA", (10, 10), (0, 0, 0, 0)).save(pets / "glass.png")
+    assert "transparent" in row(manifest(pets), "glass.png")["reason"]
+    assert images.read_image(pets / "glass.png").getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_huge_images_are_left_out_with_a_reason(pets):
+    Image.new("1", (20000, 9500)).save(pets / "huge.png")
+    found = row(manifest(pets), "huge.png")
+    assert found["status"] == "huge"
+    assert "megapixels" in found["reason"]
+    Image.new("1", (12000, 9000)).save(pets / "large.png")
+    assert row(manifest(pets), "large.png")["status"] == "ok"
+
+
+def test_labels_csv_gives_labels_splits_and_attributes(pets, tmp_path):
+    csv = tmp_path / "labels.csv"
+    csv.write_text(
+        "path,label,split,breed\ncat/1.png,None,train,siamese\ncat/3.png,tiger,val,\n"
+        f"{(pets / 'dog' / '0.png').resolve()},hound,train,NA\ndog/2.png,,,\n"
+    )
+    table = manifest(pets, labels=csv)
+    assert row(table, "cat/1.png")[["label", "split", "breed"]].tolist() == ["None", "train", "siamese"]
+    assert row(table, "cat/3.png")["split"] == "held_out"
+    assert row(table, "dog/0.png")["breed"] == "NA"
+    assert pd.isna(row(table, "cat/3.png")["breed"])
+    assert pd.isna(row(table, "dog/2.png")["label"])
+    assert row(table, "dog/4.png")["status"] == "unlisted"
+    assert (table["status"] == "ok").sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na,b\n", "no column `path`"),
+        ("path,label\ncat/1.png,a\ncat/nothing.png,b\n", "cat/nothing.png"),
+        ("path,label\ncat/1.png,a\ncat/1.png,b\n", "more than once"),
+        ("path,split\ncat/1.png,exam\n", "'exam'"),
+        ("path,sha256\ncat/1.png,1\n", "sha256"),
+        ("", "cannot be read"),
+    ],
+)
+def test_labels_csv_that_does_not_fit_is_explained(pets, tmp_path, text, message):
+    csv = tmp_path / "labels.csv"
+    csv.write_text(text)
+    with pytest.raises(InputError, match=message):
+        manifest(pets, labels=csv)
+
+
+def test_folders_without_images_are_explained(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        manifest(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no image in it"):
+        manifest(tmp_path)
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_text("no image")
+    with pytest.raises(InputError, match="none of the 3 images can be used"):
+        manifest(tmp_path)
+
+
+def test_an_empty_split_is_explained(tmp_path):
+    picture(tmp_path / "only.png")
+    with pytest.raises(InputError, match="held_out"):
+        manifest(tmp_path)
+
+
+def test_a_class_with_one_image_is_used(pets):
+    picture(pets / "lonely" / "1.png", seed=500)
+    assert row(manifest(pets), "lonely/1.png")["status"] == "ok"
+
+
+def test_links_that_lead_back_up_end(pets):
+    (pets / "cat" / "loop").symlink_to(pets, target_is_directory=True)
+    assert len(manifest(pets)) == 12
+
+
+def test_odd_names_survive(pets):
+    for i, name in enumerate(("with space.png", 'comma,quote".png', "ünïcödé 猫.png", "new\nline.png", "UPPER.PNG")):
+        picture(pets / name, seed=600 + i)
+    table = manifest(pets)
+    assert (table["status"] == "ok").sum() == 17
+    assert "ünïcödé 猫.png" in set(table["path"])
+
+
+def test_pixels_are_decoded_in_order_and_changes_are_noticed(pets, tmp_path):
+    table = manifest(pets)
+    rows = images.shard(table, 1, 3)
+    assert len(rows) == 4
+
+    def transform(image):
+        return np.asarray(image.resize((8, 8))).transpose(2, 0, 1)
+
+    out = tmp_path / "pixels.npy"
+    images.decode(rows, pets, transform, out, threads=2)
+    pixels = np.load(out)
+    assert pixels.shape == (4, 8, 8, 3)
+    third = transform(images.read_image(pets / rows["path"].iloc[2])).transpose(1, 2, 0)
+    np.testing.assert_array_equal(pixels[2], third)
+
+    picture(pets / rows["path"].iloc[0], seed=4242)
+    with pytest.raises(InputError, match="changed since"):
+        images.decode(rows, pets, transform, out)
+    with pytest.raises(InputError, match="only 12 images"):
+        images.shard(table, 0, 13)
+
+
+def test_listing_sees_new_removed_and_edited_images(pets):
+    first = images.listing(pets)
+    assert images.listing(pets) == first
+    picture(pets / "cat" / "1.png", seed=3000)
+    second = images.listing(pets)
+    (pets / "cat" / "3.png").unlink()
+    assert len({first, second, images.listing(pets)}) == 3

@@ -1,0 +1,194 @@
+"""timm models of several families and sizes, with random weights."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from sae import vit
+from sae.autoencoder import Settings, SparseAutoencoder
+from sae.errors import InputError
+
+MODELS = [
+    # name, input size, width, prefix tokens, grid
+    ("vit_tiny_patch16_224", 96, 192, ("class",), (6, 6)),
+    ("vit_small_patch32_224", None, 384, ("class",), (7, 7)),
+    ("deit_tiny_patch16_224", 64, 192, ("class",), (4, 4)),
+    ("deit_tiny_distilled_patch16_224", 64, 192, ("class", "distillation"), (4, 4)),
+    ("vit_small_patch14_reg4_dinov2", 70, 384, ("class",) + ("register",) * 4, (5, 5)),
+    ("vit_base_patch16_siglip_224", 64, 768, (), (4, 4)),
+    ("eva02_tiny_patch14_224", 56, 192, ("class",), (4, 4)),
+]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda m: m[0])
+def case(request):
+    return request.param, vit.load(request.param[0], "random", request.param[1])
+
+
+def test_geometry_is_read_from_the_model(case):
+    (_, size, width, prefix, grid), model = case
+    g = vit.geometry(model)
+    assert (g.width, g.prefix, g.grid) == (width, prefix, grid)
+    assert g.side == ((size, size) if size else (224, 224))
+    assert len(g.roles) == len(prefix) + grid[0] * grid[1]
+
+
+def test_a_layer_is_the_output_of_its_block(case):
+    (_, _, width, _, _), model = case
+    g = vit.geometry(model)
+    x = torch.randn(2, 3, *g.side)
+    seen = {}
+    handles = [
+        b.register_forward_hook(lambda _m, _i, o, n=n: seen.setdefault(n, o)) for n, b in enumerate(model.blocks)
+    ]
+    with torch.no_grad():
+        model(x)
+        for handle in handles:
+            handle.remove()
+        for layer in (0, g.blocks - 1):
+            tokens = vit.read(model, x, layer)
+            assert tokens.shape == (2, len(g.roles), width)
+            torch.testing.assert_close(tokens, seen[layer])
+
+
+def test_reading_stops_at_the_layer_and_leaves_the_model_as_it_was(case):
+    _, model = case
+    g = vit.geometry(model)
+    ran = []
+    handle = model.blocks[3].register_forward_hook(lambda *_: ran.append(1))
+    with torch.no_grad():
+        vit.read(model, torch.randn(1, 3, *g.side), 2)
+    assert not ran
+    handle.remove()
+    assert not any(block._forward_hooks for block in model.blocks)
+
+
+def test_resuming_from_a_layer_is_the_whole_forward_pass(case):
+    _, model = case
+    g = vit.geometry(model)
+    x = torch.randn(2, 3, *g.side)
+    with torch.no_grad():
+        whole = model(x)
+        for layer in (0, 5, g.blocks - 1):
+            torch.testing.assert_close(vit.resume(model, vit.read(model, x, layer), layer), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(x), whole)
+
+
+def test_splicing_replaces_the_chosen_tokens_only(case):
+    _, model = case
+    g = vit.geometry(model)
+    x = torch.randn(2, 3, *g.side)
+    zero = SparseAutoencoder(Settings(g.width, 10, 2)).eval().requires_grad_(False)  # reconstructs 0
+    with torch.no_grad():
+        before = vit.read(model, x, 4)
+        for tokens in ("patches", "all"):
+            with vit.splice(model, 4, zero, tokens):
+                after = vit.read(model, x, 4)
+                changed = model(x)
+            assert (after[:, g.select(tokens)] == 0).all()
+            if tokens == "patches":
+                torch.testing.assert_close(after[:, : len(g.prefix)], before[:, : len(g.prefix)])
+            torch.testing.assert_close(changed, vit.resume(model, after, 4), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(vit.read(model, x, 4), before)
+
+
+def test_pixels_and_normalisation_are_timms_own(case):
+    (name, *_), model = case
+    g = vit.geometry(model)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
+    pixels = vit.pixel_transform(model)(image)
+    assert pixels.shape == (3, *g.side) and pixels.dtype == np.uint8
+    config = timm.data.resolve_model_data_config(model) | {"input_size": (3, *g.side)}
+    theirs = timm.data.create_transform(**config, is_training=False)(image)
+    ours = vit.normalise(model)(pixels.transpose(1, 2, 0)[None])[0]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert name
+
+
+def test_constants_differ_between_models():
+    half, imagenet = (vit.load(n, "random", 32) for n in ("vit_tiny_patch16_224", "deit_tiny_patch16_224"))
+    grey = np.full((1, 32, 32, 3), 128, np.uint8)
+    assert abs(float(vit.normalise(half)(grey).mean())) < 0.01
+    assert abs(float(vit.normalise(imagenet)(grey).mean())) > 0.1
+
+
+def test_positions():
+    g = vit.Geometry(12, 192, ("class", "register"), (3, 4), (48, 64), 0)
+    rows, columns = g.position(np.array([0, 1, 2, 5, 6, 13]))
+    assert rows.tolist() == [-1, -1, 0, 0, 1, 2]
+    assert columns.tolist() == [-1, -1, 0, 3, 0, 3]
+    assert g.select("class") == slice(0, 1)
+    with pytest.raises(InputError, match="no class token"):
+        vit.Geometry(12, 192, (), (3, 4), (48, 64), 0).select("class")
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    a, b = (vit.load("vit_tiny_patch16_224", "random", 32).head.weight for _ in range(2))
+    torch.testing.assert_close(a, b)
+    torch.testing.assert_close(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_local_checkpoints_are_loaded(tmp_path, ending):
+    source = timm.create_model("vit_tiny_patch16_224", img_size=64)
+    path = tmp_path / f"weights.{ending}"
+    if ending == "pth":
+        torch.save({"model": source.state_dict()}, path)
+    else:
+        save_file(source.state_dict(), path)
+    model = vit.load("vit_tiny_patch16_224", path, 64)
+    torch.testing.assert_close(model.blocks[7].mlp.fc1.weight.data, source.blocks[7].mlp.fc1.weight.data)
+    larger = vit.load("vit_tiny_patch16_224", path, 96)  # positions are resampled
+    assert vit.geometry(larger).grid == (6, 6)
+
+
+def test_a_checkpoint_fine_tuned_on_other_classes_brings_its_head(tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=7)
+    save_file(source.state_dict(), tmp_path / "mine.safetensors")
+    model = vit.load("vit_tiny_patch16_224", tmp_path / "mine.safetensors", 32)
+    assert vit.geometry(model).outputs == 7
+    assert vit.class_names(model) == {}
+
+
+def test_what_does_not_fit_is_explained(tmp_path):
+    (tmp_path / "text.pth").write_text("hello")
+    save_file(timm.create_model("vit_tiny_patch16_224", img_size=32).state_dict(), tmp_path / "tiny.safetensors")
+    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    cases = [
+        (("vit_tiny_patch16_224", tmp_path / "nothing.pth"), "no such file"),
+        (("vit_tiny_patch16_224", tmp_path / "text.pth"), "cannot be read as weights"),
+        (("vit_small_patch16_224", tmp_path / "tiny.safetensors", 32), "does not fit"),
+        (("vit_tiny_patch16_224", tmp_path / "other.safetensors"), "does not fit"),
+        (("vit_tiny_patch15_224", "random"), "no such model"),
+        (("resnet18", "random"), "not a plain Vision Transformer"),
+        (("swin_tiny_patch4_window7_224", "random"), "not a plain Vision Transformer"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(InputError, match=message) as caught:
+            vit.load(*arguments)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"layer 14: this model has blocks 0\.\.11"):
+        vit.read(vit.load("vit_tiny_patch16_224", "random", 32), torch.zeros(1, 3, 32, 32), 14)
+
+
+def test_code_hidden_in_a_pickle_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="cannot be read"):
+        vit.load("vit_tiny_patch16_224", tmp_path / "evil.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_heads_say_what_their_outputs_mean():
+    names = vit.class_names(vit.load("vit_tiny_patch16_224", "random", 32))
+    assert names["label"][281] == "n02123045"
+    assert vit.class_names(vit.load("vit_small_patch14_reg4_dinov2", "random", 70)) == {}

@@ -1,0 +1,311 @@
+"""The workflow as a user runs it: one small experiment, whole, and what a change of the config makes it do again."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, picture, snakemake
+
+import sae
+import sae.concepts
+from sae.files import read_json, read_provenance, sha256
+
+CONFIG = {
+    "name": "small",
+    "concepts": {"count": 100},
+    "grid": {"layers": [3], "ks": [2, 4]},
+    "sae": {"expansion": 1},
+    "training": {"epochs": 4, "batch": 256},
+    "report": {"latents": 4, "images": 4},
+}
+POINT = "layer=3/k=4/method=topk/seed=0"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A working directory in which the small experiment has run."""
+    folder = tmp_path_factory.mktemp("small")
+    done = snakemake(folder, config=CONFIG)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """The same for a test that changes it."""
+    folder = tmp_path / "work"
+    shutil.copytree(finished, folder, symlinks=True)  # keeps times: Snakemake sees nothing new
+    return folder
+
+
+def planned(folder: Path, *arguments: str, config: dict = CONFIG) -> dict[str, int]:
+    """Returns what a dry run would do: rule -> number of jobs, without `all`."""
+    done = snakemake(folder, "-n", "--quiet", "rules", *arguments, config=config)
+    assert done.returncode == 0, done.stderr
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.M))
+    return {rule: int(n) for rule, n in jobs.items() if rule not in ("total", "all", "layers")}
+
+
+def changed(**parts) -> dict:
+    return {
+        key: {**value, **parts.pop(key, {})} if isinstance(value, dict) else value for key, value in CONFIG.items()
+    } | parts
+
+
+def test_everything_of_the_contract_is_made(finished):
+    r = finished / "results/small"
+    for path in (
+        "manifest.parquet",
+        f"sae/{POINT}/sae.safetensors",
+        f"sae/{POINT}/sae.json",
+        f"sae/{POINT}/training.csv",
+        f"metrics/{POINT}.parquet",
+        f"ranking/{POINT}/latents.parquet",
+        f"ranking/{POINT}/images.parquet",
+        f"ranking/{POINT}/classes.parquet",
+        "report/layers.svg",
+        "report/layers.csv",
+        "report/overview.svg",
+        "report/layer=3/statistics.svg",
+        *(f"report/{POINT}/{name}.svg" for name in ("latents", "classes", "density", "training")),
+    ):
+        assert (r / path).stat().st_size > 0, path
+    assert not list(r.rglob("*.part*"))
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    done = snakemake(finished, config=CONFIG)
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_an_added_k_trains_that_point_only(copy):
+    jobs = planned(copy, config=changed(grid={"ks": [2, 4, 8]}))
+    assert jobs == {
+        "train": 1, "evaluate": 1, "rank": 1, "layers_table": 1, "layers_figure": 1,
+        "latents_figure": 1, "classes_figure": 1, "density_figure": 1, "training_figure": 1,
+    }  # fmt: skip
+
+
+def test_an_added_layer_extracts_that_layer_only(copy):
+    jobs = planned(copy, config=changed(grid={"layers": [3, 5]}))
+    assert jobs["extract"] == 1 and jobs["statistics"] == 1 and jobs["train"] == 2
+    assert not {"manifest", "pixels", "model", "concepts"} & set(jobs)
+
+
+def test_a_setting_reruns_what_depends_on_it(copy):
+    assert set(planned(copy, config=changed(report={"images": 5}))) == {"latents_figure", "classes_figure"}
+    jobs = planned(copy, config=changed(training={"epochs": 5}))
+    assert jobs["train"] == 2 and "extract" not in jobs
+    jobs = planned(copy, config=changed(tokens="all"))
+    assert jobs["statistics"] == 1 and jobs["train"] == 2 and "extract" not in jobs
+
+
+def test_exchanged_settings_are_noticed(copy):
+    assert planned(copy, config=changed(training={"warmup": 0.2, "decay": 0.05}))["train"] == 2
+
+
+def test_a_single_figure_regenerates_alone(copy):
+    figure = copy / "results/small/report/layers.svg"
+    before = figure.read_bytes()
+    figure.unlink()
+    done = snakemake(copy, "results/small/report/layers.svg", config=CONFIG)
+    assert done.returncode == 0
+    assert re.search(r"^total +1$", done.stdout + done.stderr, re.M)
+    assert figure.read_bytes() == before
+    (copy / f"results/small/report/{POINT}/latents.svg").unlink()
+    assert planned(copy, f"results/small/report/{POINT}/latents.svg") == {"latents_figure": 1}
+
+
+def test_the_same_config_gives_the_same_bytes(finished, copy):
+    weights = f"results/small/sae/{POINT}/sae.safetensors"
+    before = sha256(finished / weights)
+    (copy / weights).unlink()
+    done = snakemake(copy, weights, config=CONFIG)
+    assert done.returncode == 0, done.stderr
+    assert sha256(copy / weights) == before
+
+
+def test_the_results_hang_together(finished):
+    r = finished / "results/small"
+    manifest = pd.read_parquet(r / "manifest.parquet")
+    assert len(manifest) == 100 and (manifest["status"] == "ok").all()
+    m = sae.load(r / "sae" / POINT)
+    assert m.settings.latents == 192 and m.settings.k == 4 and m.settings.layer == 3
+
+    images = pd.read_parquet(r / f"ranking/{POINT}/images.parquet")
+    facts = read_json(r / "activations/layer=3/shard=0000.json")
+    stored = np.load(r / "activations/layer=3/shard=0000.npy")
+    for row in images.sample(20, random_state=0).itertuples():
+        tokens = stored[facts["ids"].index(row.image_id)].astype(np.float32)
+        z = m.encode(tokens[1:])[:, row.latent]
+        assert z.max() == pytest.approx(row.activation, rel=1e-4)
+        assert z[row.token_row * 7 + row.token_col] == pytest.approx(row.activation, rel=1e-4)
+
+    latents = pd.read_parquet(r / f"ranking/{POINT}/latents.parquet")
+    dead = set(latents.loc[latents["status"] == "dead", "latent"])
+    assert not dead & set(images["latent"])
+    metrics = pd.read_parquet(r / "metrics")
+    assert len(metrics) == 2
+    metrics = metrics.set_index(metrics["k"].astype(int)).sort_index()
+    assert metrics["fvu"].is_monotonic_decreasing
+    assert (metrics["l0"] <= metrics.index).all()
+    table = pd.read_csv(r / "report/layers.csv")
+    assert table["fvu"].tolist() == pytest.approx(metrics["fvu"].tolist())
+
+
+def test_the_report_says_how_well_the_backbone_sees(finished):
+    facts = read_json(finished / "results/small/model/model.json")
+    assert set(facts["accuracy"]) == set(sae.concepts.FACTORS)
+    text = (finished / "results/small/report/overview.svg").read_text()
+    for factor, share in facts["accuracy"].items():
+        assert factor in text and f"{share:.1%}" in text
+
+
+def test_every_artefact_says_what_made_it(finished):
+    r = finished / "results/small"
+    for found in (
+        read_json(r / f"sae/{POINT}/sae.json")["provenance"],
+        read_json(r / "activations/layer=3/shard=0000.json")["provenance"],
+        read_json(r / "activations/layer=3/statistics.json")["provenance"],
+        read_provenance(r / "manifest.parquet"),
+        read_provenance(r / f"metrics/{POINT}.parquet"),
+        read_provenance(r / f"ranking/{POINT}/latents.parquet"),
+    ):
+        assert found["versions"]["torch"] and found["seconds"] >= 0 and found["peak_memory_mb"] > 10
+        assert found["settings"]["code"] and found["threads"] == 1
+    assert found["inputs"]["results/small/manifest.parquet"] == sha256(r / "manifest.parquet")
+
+
+def test_logs_keep_the_progress(finished):
+    log = (finished / f"results/small/logs/train/{POINT}.log").read_text()
+    assert len(re.findall(r"epoch \d/4: FVU [\d.]+ L0 [\d.]+ dead", log)) == 4
+
+
+@pytest.mark.parametrize("ending", ["html", "zip"])
+def test_the_snakemake_report_works_without_a_network(finished, ending):
+    done = snakemake(
+        finished,
+        "--report",
+        f"report.{ending}",
+        config=CONFIG,
+        http_proxy="http://127.0.0.1:9",
+        https_proxy="http://127.0.0.1:9",
+    )
+    assert done.returncode == 0, done.stderr
+    if ending == "html":
+        text = (finished / "report.html").read_text()
+    else:
+        with zipfile.ZipFile(finished / "report.zip") as archive:
+            text = "".join(
+                archive.read(n).decode(errors="replace") for n in archive.namelist() if n.endswith((".html", ".js"))
+            )
+    for word in ("3 Layers compared", "4 Latents", "0003", "drawn blindly", "What went in"):
+        assert word in text, word
+
+
+def test_the_flow_works_on_a_folder_with_troubles(tmp_path):
+    """Nested classes, a broken file, a duplicate, a class with one image; several shards; all tokens; another model."""
+    folder = tmp_path / "my images"
+    for i in range(24):
+        picture(folder / "animals" / ("cat" if i % 2 else "dog") / f"{i}.jpg", seed=i, size=(50 + i, 40))
+    picture(folder / "<img src=x onerror=alert(1)>" / "one.png", seed=100)
+    shutil.copy(folder / "animals/cat/1.jpg", folder / "again.jpg")
+    (folder / "broken.png").write_bytes(b"no image")
+    config = {
+        "name": "own",
+        "images": str(folder),
+        "shards": 2,
+        "model": {"name": "deit_tiny_distilled_patch16_224", "checkpoint": "random", "image_size": 64},
+        "tokens": "all",
+        "grid": {"layers": [11], "ks": [4]},
+        "sae": {"expansion": 0.5, "input": "layernorm", "decoder": "start"},
+        "training": {
+            "epochs": 1,
+            "batch": 5,
+            "whole_images": True,
+            "lr": 0.002,
+            "lr_per_epoch": 0.7,
+            "auxk": 0,
+            "clip": None,
+        },
+    }
+    work = tmp_path / "work"
+    done = snakemake(work, config=config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    manifest = pd.read_parquet(work / "results/own/manifest.parquet").set_index("path")
+    assert manifest["status"].value_counts().to_dict() == {"ok": 25, "duplicate": 1, "broken": 1}
+    assert "broken.png: broken" in (work / "results/own/logs/manifest.log").read_text()
+    images = pd.read_parquet(work / "results/own/ranking/layer=11/k=4/method=topk/seed=0/images.parquet")
+    assert images["token_row"].between(-1, 3).all()  # class and distillation tokens stand at -1, patches in 4 x 4
+    assert images["image_id"].isin(manifest.loc[manifest["status"] == "ok", "id"]).all()
+
+    assert planned(work, config=config) == {}
+    picture(folder / "animals/cat/new.jpg", seed=400)  # a new image is noticed
+    jobs = planned(work, config=config)
+    assert jobs["manifest"] == 1 and jobs["extract"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": {"layers": [14], "ks": [2]}}, "error: layer 14: this model has blocks 0..5"),
+        ({"grid": {"layers": [3], "ks": [999]}}, "error: k 999: must lie between 1 and the number of latents, 192"),
+        ({"device": "cuda:7"}, "error: device cuda:7: this machine has"),
+        ({"model": {"checkpoint": "nothing.pth"}}, "error: model.checkpoint nothing.pth: no such file"),
+    ],
+)
+def test_mistakes_that_a_job_finds_are_one_line_and_lose_nothing(copy, change, message):
+    before = sha256(copy / f"results/small/sae/{POINT}/sae.safetensors")
+    done = snakemake(copy, config={**CONFIG, **change})
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert message in output
+    assert "Traceback" not in output
+    if "grid" in change:
+        assert sha256(copy / f"results/small/sae/{POINT}/sae.safetensors") == before
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"trainning": {}}, "error: config key trainning: there is no such key; did you mean training?"),
+        ({"images": "/nowhere/at all"}, "error: images /nowhere/at all: no such folder"),
+    ],
+)
+def test_mistakes_in_the_config_end_before_anything_is_made(tmp_path, config, message):
+    done = snakemake(tmp_path, config=config)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_folder_of_broken_images_is_explained(tmp_path):
+    (tmp_path / "bad").mkdir()
+    for i in range(3):
+        (tmp_path / "bad" / f"{i}.jpg").write_text("no image")
+    done = snakemake(tmp_path / "work", config={"name": "bad", "images": str(tmp_path / "bad")})
+    assert done.returncode != 0
+    assert "none of the 3 images can be used; the first, 0.jpg, is broken" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_snakemake_finds_nothing_to_complain_about():
+    command = [sys.executable, "-m", "snakemake", "--lint"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Congratulations" in done.stderr + done.stdout
+
+
+def test_a_stranger_can_read_the_graph(tmp_path):
+    done = snakemake(tmp_path, "--rulegraph", config=CONFIG)
+    assert done.returncode == 0
+    for rule in ("manifest", "pixels", "extract", "statistics", "train", "evaluate", "rank"):
+        assert f'"{rule}"' in done.stdout

@@ -1,0 +1,108 @@
+# What all rules share; no rules here.
+import ast
+import hashlib
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+from sae.config import complete
+from sae.errors import InputError
+
+HERE = Path(workflow.basedir)
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log file wants few lines
+
+try:
+    config = complete(config, HERE / "workflow/schemas/config.schema.yaml")
+except InputError as error:
+    sys.exit(f"error: {error}")
+
+R = f"results/{config['name']}"
+P = "layer={layer}/k={k}/method={method}/seed={seed}"
+ENV = str(HERE / "workflow/envs/sae.yaml")
+GRID = config["grid"]
+MODEL = config["model"]
+BUILT_IN = config["images"] == "concepts"
+IMAGES = f"{R}/concepts/images" if BUILT_IN else config["images"]
+LABELS = f"{R}/concepts/images/labels.csv" if BUILT_IN else config["labels"]
+SHARDS = [f"{i:04d}" for i in range(config["shards"])]
+THREADS = config["threads"]
+GPU = int(config["device"].startswith("cuda"))
+
+
+wildcard_constraints:
+    layer=r"\d+",
+    k=r"\d+",
+    method="|".join(GRID["methods"]),
+    seed=r"\d+",
+    shard=r"\d{4}",
+    ending="svg|png",
+
+
+def points(pattern):
+    """Fills a pattern of P's wildcards with every point of the grid."""
+    return expand(
+        pattern,
+        layer=GRID["layers"],
+        k=GRID["ks"],
+        method=GRID["methods"],
+        seed=GRID["seeds"],
+    )
+
+
+@cache
+def code(module):
+    """Returns a hash of a module of `sae` and of all that it imports from `sae`.
+
+    As a param it makes a change of the code rerun what depends on it, on every executor, and shows in the reason.
+    Comments and touched files change nothing: the syntax tree is hashed.
+    """
+    seen, todo = {}, [module]
+    while todo:
+        name = todo.pop()
+        path = HERE / "sae" / f"{name}.py"
+        if name in seen or not path.is_file():
+            continue
+        tree = ast.parse(path.read_text())
+        seen[name] = ast.dump(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "sae":
+                todo += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "sae."
+            ):
+                todo.append(node.module.removeprefix("sae."))
+    return hashlib.sha256(repr(sorted(seen.items())).encode()).hexdigest()[:12]
+
+
+def settings(module, **values):
+    """Returns a rule's params: one dict, sorted by key, since Snakemake compares params as a set of bare values."""
+    return dict(sorted({"code": code(module), **values}.items()))
+
+
+def pad(number):
+    """Writes a number so that text sorts as numbers do in the report's menus."""
+    return f"{int(number):04d}"
+
+
+def figure_labels(figure, wildcards):
+    return {
+        "figure": figure,
+        "layer": pad(wildcards.layer),
+        "k": pad(wildcards.k),
+        "method": wildcards.method,
+        "seed": pad(wildcards.seed),
+    }
+
+
+def folder_listing():
+    """Returns a hash of the user's image folder as it is now, so that a changed folder is listed again."""
+    if BUILT_IN:
+        return None
+    from sae.images import listing
+
+    try:
+        return listing(IMAGES, LABELS)
+    except InputError as error:
+        sys.exit(f"error: {error}")

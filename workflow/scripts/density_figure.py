@@ -1,0 +1,10 @@
+"""Draws how often the latents of one SAE fire."""
+
+import pandas as pd
+
+from sae import figures, jobs
+
+point = snakemake.wildcards
+with jobs.job(snakemake):
+    title = f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}"
+    figures.save(figures.density(pd.read_parquet(snakemake.input[0]), title), snakemake.output[0])

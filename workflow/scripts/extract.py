@@ -1,0 +1,22 @@
+"""Extracts one layer's activations for one shard."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from sae import activations, device, images, jobs, vit
+
+settings = snakemake.params.settings
+with jobs.job(snakemake) as provenance:
+    model = vit.load(**settings["model"], device=device.resolve(settings["device"]))
+    part = images.shard(pd.read_parquet(snakemake.input.manifest), int(snakemake.wildcards.shard), settings["shards"])
+    activations.extract(
+        model,
+        Path(snakemake.input.pixels),
+        part["id"].tolist(),
+        int(snakemake.wildcards.layer),
+        Path(snakemake.output.tokens),
+        settings["batch"],
+        settings["dtype"],
+        provenance,
+    )

@@ -1,0 +1,35 @@
+"""Draws the top-image sheet of one SAE."""
+
+from pathlib import Path
+
+import pandas as pd
+
+import sae
+from sae import figures, files, images, jobs, ranking, vit
+from sae.activations import Activations
+
+settings, point = snakemake.params.settings, snakemake.wildcards
+with jobs.job(snakemake):
+    encoder = sae.load(Path(snakemake.input.sae).parent)
+    manifest = pd.read_parquet(snakemake.input.manifest)
+    latents, top = (pd.read_parquet(snakemake.input[name]) for name in ("latents", "images"))
+    groups = figures.choose_latents(latents, settings["latents"])
+    chosen = [latent for part in groups.values() for latent in part]
+    shown = top[top["latent"].isin(chosen) & (top["rank"] <= settings["images"])]
+    wanted = shown.groupby("image_id")["latent"].agg(list).to_dict()
+    heat = {}
+    if wanted:
+        grid = vit.Geometry(**files.read_json(snakemake.input.model)["geometry"])
+        x = Activations.open(snakemake.input.shards, encoder.settings.tokens, list(wanted), verify=False)
+        heat = ranking.heat_maps(encoder, x, wanted, grid)
+    figure = figures.sheet(
+        groups,
+        latents,
+        top,
+        manifest,
+        images.pictures(manifest, snakemake.input.pixels, list(wanted)),
+        heat,
+        f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}: top images of latents",
+        settings["images"],
+    )
+    figures.save(figure, snakemake.output[0])

@@ -1,0 +1,7 @@
+"""Draws one layer's statistics."""
+
+from sae import figures, files, jobs
+
+with jobs.job(snakemake):
+    figure = figures.statistics(files.read_json(snakemake.input[0]), int(snakemake.wildcards.layer))
+    figures.save(figure, snakemake.output[0])
