@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import pandas as pd
 import torch
-from timm.data import ImageNetInfo
 from tqdm import tqdm
 
-from sae import vit
 from sae.activations import Activations
 from sae.autoencoder import SparseAutoencoder
+from sae.geometry import Geometry
 from sae.images import COLUMNS, HELD_OUT
 
 # Edges of the activation histograms: 24 bins, a factor of √2 each, outer bins open. Latents of a standardised SAE
@@ -45,7 +45,7 @@ def rank(
     sae: SparseAutoencoder,
     x: Activations,
     manifest: pd.DataFrame,
-    grid: vit.Geometry,
+    grid: Geometry,
     top: int = 16,
     top_classes: int = 10,
 ) -> Ranking:
@@ -147,7 +147,7 @@ def rank(
 
 
 def _image_table(
-    best: torch.Tensor, image: torch.Tensor, token: torch.Tensor, grid: vit.Geometry, tokens: str, rows: pd.DataFrame
+    best: torch.Tensor, image: torch.Tensor, token: torch.Tensor, grid: Geometry, tokens: str, rows: pd.DataFrame
 ) -> pd.DataFrame:
     latent, place = (best > 0).nonzero(as_tuple=True)
     ids = image[latent, place].cpu().numpy()
@@ -238,17 +238,21 @@ def _with_top_class(table: pd.DataFrame, classes: pd.DataFrame) -> pd.DataFrame:
 def describe(label: str) -> str:
     """Returns ImageNet's first word for a synset ("n02123045" -> "tabby"), any other label as it is."""
     synset = label.split("/")[-1]
+    if not re.fullmatch(r"n\d{8}", synset):
+        return label
     return _synsets().get(synset, label).split(",")[0]
 
 
 @cache
 def _synsets() -> dict[str, str]:
+    from timm.data import ImageNetInfo  # here, since only ImageNet's folders need it and it takes seconds
+
     return ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
 
 
 @torch.inference_mode()
 def heat_maps(
-    sae: SparseAutoencoder, x: Activations, wanted: dict[int, list[int]], grid: vit.Geometry
+    sae: SparseAutoencoder, x: Activations, wanted: dict[int, list[int]], grid: Geometry
 ) -> dict[tuple[int, int], np.ndarray]:
     """Returns (latent, image id) -> the latent's activation on each patch, float32 [rows, columns].
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae import activations, vit
+from sae import activations, extraction, vit
 from sae.activations import Activations
 from sae.errors import InputError
 from sae.files import read_json
@@ -31,9 +31,7 @@ def shards(model, pixels, tmp_path):
         np.save(tmp_path / f"part{i}.npy", array[part])
         paths.append(tmp_path / f"shard={i:04d}.npy")
         ids = range(20 + part.start, 20 + part.stop)
-        activations.extract(
-            model, tmp_path / f"part{i}.npy", ids, 3, paths[-1], batch=4, provenance=lambda: {"seed": 1}
-        )
+        extraction.extract(model, tmp_path / f"part{i}.npy", ids, 3, paths[-1], batch=4, provenance=lambda: {"seed": 1})
     return paths
 
 
@@ -64,7 +62,7 @@ def test_reading_by_split_and_token(model, pixels, shards):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_lower_precision_is_close(model, pixels, tmp_path, dtype):
-    activations.extract(model, pixels, range(10), 3, tmp_path / "low.npy", dtype=dtype)
+    extraction.extract(model, pixels, range(10), 3, tmp_path / "low.npy", dtype=dtype)
     expected = exact(model, pixels)
     error = np.abs(np.load(tmp_path / "low.npy") - expected).mean() / np.abs(expected).mean()
     assert 0 < error < 0.05
@@ -72,7 +70,7 @@ def test_lower_precision_is_close(model, pixels, tmp_path, dtype):
 
 def test_batch_size_changes_nothing(model, pixels, tmp_path):
     for batch in (1, 10):
-        activations.extract(model, pixels, range(10), 3, tmp_path / f"{batch}.npy", batch=batch)
+        extraction.extract(model, pixels, range(10), 3, tmp_path / f"{batch}.npy", batch=batch)
     a, b = (np.load(tmp_path / f"{batch}.npy").astype(float) for batch in (1, 10))
     np.testing.assert_allclose(a, b, atol=2e-3)
 
@@ -89,10 +87,10 @@ def test_activations_that_are_not_finite_are_refused(pixels, tmp_path):
     broken = vit.load("vit_tiny_patch16_224", "random", 32)
     broken.blocks[2].mlp.fc2.bias.data[3] = float("nan")
     with pytest.raises(InputError, match="layer 3: activations of image 40 are not finite"):
-        activations.extract(broken, pixels, range(40, 50), 3, tmp_path / "nan.npy")
+        extraction.extract(broken, pixels, range(40, 50), 3, tmp_path / "nan.npy")
     assert not list(tmp_path.glob("*nan*"))  # nothing half-written is left
     with pytest.raises(InputError, match=r"layer 12: this model has blocks 0\.\.11"):
-        activations.extract(broken, pixels, range(10), 12, tmp_path / "nan.npy")
+        extraction.extract(broken, pixels, range(10), 12, tmp_path / "nan.npy")
 
 
 def test_shuffling_gives_every_token_once_in_an_order_of_its_own(shards):
@@ -151,6 +149,6 @@ def test_an_unhealthy_layer_is_called_so():
 def test_a_constant_layer_is_refused(tmp_path):
     broken = vit.load("vit_tiny_patch16_224", "random", 32)
     np.save(tmp_path / "same.npy", np.full((4, 32, 32, 3), 9, np.uint8))
-    activations.extract(broken, tmp_path / "same.npy", range(4), 0, tmp_path / "shard.npy")
+    extraction.extract(broken, tmp_path / "same.npy", range(4), 0, tmp_path / "shard.npy")
     with pytest.raises(InputError, match="same activation"):
         activations.statistics([tmp_path / "shard.npy"], "class", range(4))

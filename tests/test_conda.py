@@ -32,6 +32,8 @@ elif args[:2] == ["env", "create"]:
     (site / "borrowed.pth").write_text("{packages}\\n")
     note = f"import sys; open({{str(here / 'ran-in.txt')!r}}, 'a').write(sys.prefix + chr(10))"
     (site / "sitecustomize.py").write_text(note)
+elif args[:1] == ["clean"]:
+    pass
 else:
     sys.exit(f"the stand-in for conda does not know: {{args}}")
 """

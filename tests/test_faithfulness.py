@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sae import activations, faithfulness, metrics, vit
+from sae import extraction, faithfulness, metrics, vit
 from sae.activations import Activations
 from sae.autoencoder import Settings, SparseAutoencoder
 
@@ -21,7 +21,7 @@ def setting(request, tmp_path_factory):
     )
     pixels = np.random.default_rng(0).integers(0, 256, (12, *vit.geometry(model).side, 3), np.uint8)
     np.save(folder / "pixels.npy", pixels)
-    activations.extract(model, folder / "pixels.npy", range(12), LAYER, folder / "shard.npy")
+    extraction.extract(model, folder / "pixels.npy", range(12), LAYER, folder / "shard.npy")
     manifest = pd.DataFrame(
         {"id": range(12), "status": "ok", "split": "held_out", "sha256": [f"{i:02d}" for i in range(12)]}
     )

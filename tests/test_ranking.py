@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
-from sae import ranking, vit
+from sae import ranking
 from sae.activations import Activations
 from sae.autoencoder import Settings, SparseAutoencoder
+from sae.geometry import Geometry
 
-GRID = vit.Geometry(12, 6, ("class",), (2, 3), (32, 48), 10)
+GRID = Geometry(12, 6, ("class",), (2, 3), (32, 48), 10)
 N, LATENTS = 40, 9
 
 
@@ -133,7 +134,7 @@ def test_the_top_class_is_the_one_that_stands_out():
         {"id": ids, "label": [f"class {b}" for b in both], "split": "train", "colour": [f"c{c}" for c in colour]}
     )
     x = Activations([tokens], ids, np.stack([ids * 0, ids], 1), slice(None))
-    table = ranking.rank(m, x, manifest, vit.Geometry(1, 4, (), (1, 1), (16, 16), 0)).latents
+    table = ranking.rank(m, x, manifest, Geometry(1, 4, (), (1, 1), (16, 16), 0)).latents
     assert table.loc[0, ["top_attribute", "top_class"]].tolist() == ["colour", "c2"]
     assert table.loc[0, "top_z"] > 3 > table.loc[1:, "top_z"].max()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae import activations, faithfulness, images, vit
+from sae import extraction, faithfulness, images, vit
 from sae.activations import Activations
 
 REAL = Path(os.environ.get("SAE_REAL_DATA", "/nonexistent"))
@@ -27,7 +27,7 @@ def test_deit_recognises_photographs_and_still_does_when_resumed_from_stored_tok
     assert facts["known_labels"] == {"label": len(ids)}
     assert facts["accuracy"]["label"] > 0.75  # 0.86 over all 1,000
 
-    activations.extract(model, tmp_path / "pixels.npy", ids, 6, tmp_path / "shard.npy")
+    extraction.extract(model, tmp_path / "pixels.npy", ids, 6, tmp_path / "shard.npy")
     x = Activations.open([tmp_path / "shard.npy"], "all")
     blocks = [vit.resume(model, torch.from_numpy(b).float(), 6) for _, b in x.blocks(50)]
     resumed = np.concatenate([b.numpy() for b in blocks])

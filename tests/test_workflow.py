@@ -46,7 +46,7 @@ def copy(finished, tmp_path) -> Path:
 
 def planned(folder: Path, *arguments: str, config: dict = CONFIG) -> dict[str, int]:
     """Returns what a dry run would do: rule -> number of jobs, without `all`."""
-    done = snakemake(folder, "-n", "--quiet", "rules", *arguments, config=config)
+    done = snakemake(folder, *arguments, "-n", "--quiet", "rules", config=config)
     assert done.returncode == 0, done.stderr
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.M))
     return {rule: int(n) for rule, n in jobs.items() if rule not in ("total", "all", "layers")}

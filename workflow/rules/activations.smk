@@ -17,7 +17,7 @@ rule extract:
         gpu=GPU,
     params:
         settings=settings(
-            "activations",
+            "extraction",
             model=MODEL,
             shards=config["shards"],
             device=config["device"],

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae import activations, device, images, jobs, vit
+from sae import device, extraction, images, jobs, vit
 
 settings = snakemake.params.settings
 with jobs.job(snakemake) as provenance:
     model = vit.load(**settings["model"], device=device.resolve(settings["device"]))
     part = images.shard(pd.read_parquet(snakemake.input.manifest), int(snakemake.wildcards.shard), settings["shards"])
-    activations.extract(
+    extraction.extract(
         model,
         Path(snakemake.input.pixels),
         part["id"].tolist(),

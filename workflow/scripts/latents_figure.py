@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 import sae
-from sae import figures, files, images, jobs, ranking, vit
+from sae import figures, files, images, jobs, ranking
 from sae.activations import Activations
+from sae.geometry import Geometry
 
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake):
@@ -19,7 +20,7 @@ with jobs.job(snakemake):
     wanted = shown.groupby("image_id")["latent"].agg(list).to_dict()
     heat = {}
     if wanted:
-        grid = vit.Geometry(**files.read_json(snakemake.input.model)["geometry"])
+        grid = Geometry(**files.read_json(snakemake.input.model)["geometry"])
         x = Activations.open(snakemake.input.shards, encoder.settings.tokens, list(wanted), verify=False)
         heat = ranking.heat_maps(encoder, x, wanted, grid)
     figure = figures.sheet(
