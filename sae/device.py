@@ -8,14 +8,14 @@ from sae.errors import InputError
 
 
 def resolve(name: str = "auto") -> torch.device:
-    """Returns the device called `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `auto` is the best one there is.
+    """Returns the device called `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
 
     Raises:
         InputError: the name is none of these, or this machine has no such device.
     """
     mps = torch.backends.mps.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdecimal())):
         raise InputError(f"device {name}: no such name; write auto, cpu, cuda, cuda:N or mps")
