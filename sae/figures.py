@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -19,7 +20,6 @@ from sae.files import whole
 from sae.images import HELD_OUT, TRAIN, used
 
 _INK, _ACCENT, _QUIET = "#222222", "#c2410c", "#9aa0a6"
-_HEAT = matplotlib.colormaps["inferno"]
 matplotlib.rcParams.update(
     {
         "figure.constrained_layout.use": True,
@@ -132,6 +132,7 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
     left.set(xscale="log", title="How long the tokens are", xlabel="norm ‖x‖", ylabel="share of the tokens of a role")
     if seen:
         left.set_xlim(min(seen) / 1.5, max(seen) * 2)
+    _plain_numbers(left.xaxis)
     left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     left.legend()
 
@@ -156,6 +157,12 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
     return figure
 
 
+def _plain_numbers(axis: Axis) -> None:
+    """Writes the ticks of a short logarithmic axis as 0.04 and 60 rather than as powers of ten."""
+    axis.set_major_formatter(lambda value, _place: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _place: f"{value:g}" if f"{value:e}"[0] in "246" else "")
+
+
 def training(log: pd.DataFrame, title: str) -> Figure:
     """Training curves of one SAE against the tokens seen; log is training.csv."""
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
@@ -167,10 +174,12 @@ def training(log: pd.DataFrame, title: str) -> Figure:
     ]
     for ax, (column, name, unit) in zip(axes, panels, strict=True):
         ax.plot(log["tokens"], log[column], color=_ACCENT)
-        ax.set(title=f"{name}: {log[column].iloc[-1]:.3g} at the end", xlabel="tokens seen", ylabel=unit)
+        last = "" if column == "lr" else f": {log[column].iloc[-1]:.3g} at the end"
+        ax.set(title=name + last, xlabel="tokens seen", ylabel=unit)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.xaxis.set_major_formatter(lambda value, _place: f"{value / 1e6:g} M" if value else "0")
     axes[0].set_yscale("log")
+    _plain_numbers(axes[0].yaxis)
     axes[1].set_ylim(0, log["l0"].max() * 1.1)
     axes[2].set_ylim(0, max(0.05, log["dead"].max() * 1.1))
     axes[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -188,7 +197,7 @@ def density(latents: pd.DataFrame, title: str) -> Figure:
     left.hist(np.log10(frequency[fires]), bins=np.arange(-6, 0.01, 0.2), color=_ACCENT)
     left.axvline(-1, color=_INK, linestyle=":", linewidth=1)
     left.text(-0.97, 0.97, f"dense:\n{(frequency > 0.1).mean():.1%}", transform=left.get_xaxis_transform(), va="top")
-    left.xaxis.set_major_formatter(lambda value, _place: f"{10**value:.3%}".replace(".000", "").replace("00%", "%"))
+    left.xaxis.set_major_formatter(lambda value, _place: f"{100 * 10**value:g}%")
     low = np.floor(np.log10(frequency[fires].min())) if fires.any() else -6
     left.set(
         title=f"{fires.sum():,} of {len(latents):,} latents fire on held-out tokens",
@@ -200,11 +209,10 @@ def density(latents: pd.DataFrame, title: str) -> Figure:
     right.scatter(alive["frequency_held_out"], alive["mean_activation"], s=5, color=_ACCENT, alpha=0.4, linewidths=0)
     right.set(
         xscale="log",
-        title="Rare latents fire harder, or not",
+        title="Strength against frequency, a dot per latent",
         xlabel="share of the held-out tokens",
         ylabel="mean activation when it fires",
     )
-    right.set_title("Strength against frequency, a dot per latent")
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
@@ -413,7 +421,9 @@ def layers(table: pd.DataFrame) -> Figure:
             )
         if column == "fvu":
             ax.set_ylim(0, 1.1 * mean["fvu"].max())
-        elif column != "ce_recovered_mean":
+        elif column == "ce_recovered_mean":
+            ax.set_ylim(min(0, 1.1 * np.nanmin(mean[column], initial=0)), 1.08)
+        else:
             ax.set_ylim(
                 0, max(0.05, 1.08 * np.nanmax(mean[[c for c in (column, reference) if c]].to_numpy(), initial=0))
             )
