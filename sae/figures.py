@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sae.files import whole
-from sae.images import HELD_OUT, TRAIN, used
+from sae.images import HELD_OUT, TRAIN, describe, used
 
 _INK, _ACCENT, _QUIET = "#222222", "#c2410c", "#9aa0a6"
 matplotlib.rcParams.update(
@@ -289,14 +289,11 @@ def sheet(
             )
             label = labels.at[image.image_id, "label"]
             star = "*" if image.split == HELD_OUT else ""
-            text = f"{image.activation:.1f}{star} " + (_short(describe_short(label)) if isinstance(label, str) else "")
+            text = f"{image.activation:.1f}{star} " + (
+                _short(describe(label).split("/")[-1]) if isinstance(label, str) else ""
+            )
             axes.set_title(text, y=-0.17, fontsize=7.5, fontweight="normal", loc="left", color=_INK)
     return figure
-
-
-def describe_short(label: str) -> str:
-    """Returns the last folder of a nested label."""
-    return label.split("/")[-1]
 
 
 def _short(text: str, most: int = 18) -> str:
@@ -312,7 +309,7 @@ def _picture(axes: plt.Axes, picture: np.ndarray, heat: np.ndarray | None, row: 
         full = np.kron(strength, np.ones((-(-height // heat.shape[0]), -(-width // heat.shape[1]))))[
             :height, :width, None
         ]
-        shown = shown * (0.35 + 0.65 * full)
+        shown = shown * (0.45 + 0.55 * full)
     axes.imshow(shown, interpolation="nearest")
     if heat is not None and row >= 0:
         h, w = height / heat.shape[0], width / heat.shape[1]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +219,21 @@ def pictures(manifest: pd.DataFrame, shards: Sequence[str | Path], ids: Sequence
             pixels = np.load(path, mmap_mode="r")
             found |= {int(here.iloc[place]): np.array(pixels[place]) for place in places}
     return found
+
+
+def describe(label: str) -> str:
+    """Returns ImageNet's first word for a synset ("n02123045" -> "tabby"), any other label as it is."""
+    synset = label.split("/")[-1]
+    if not re.fullmatch(r"n\d{8}", synset):
+        return label
+    return _synsets().get(synset, label).split(",")[0]
+
+
+@cache
+def _synsets() -> dict[str, str]:
+    from timm.data import ImageNetInfo  # here, since only ImageNet's folders need it and it takes seconds
+
+    return ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
 
 
 def _image_files(folder: Path) -> Iterator[str]:

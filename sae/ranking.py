@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,7 @@ from tqdm import tqdm
 from sae.activations import Activations
 from sae.autoencoder import SparseAutoencoder
 from sae.geometry import Geometry
-from sae.images import COLUMNS, HELD_OUT
+from sae.images import COLUMNS, HELD_OUT, describe
 
 # Edges of the activation histograms: 24 bins, a factor of √2 each, outer bins open. Latents of a standardised SAE
 # fire at about 0.1 to 30.
@@ -233,21 +231,6 @@ def _with_top_class(table: pd.DataFrame, classes: pd.DataFrame) -> pd.DataFrame:
         first[["latent", "attribute", "class", "name", "z"]].add_prefix("top_").rename(columns={"top_latent": "latent"})
     )
     return table.merge(first, on="latent", how="left")
-
-
-def describe(label: str) -> str:
-    """Returns ImageNet's first word for a synset ("n02123045" -> "tabby"), any other label as it is."""
-    synset = label.split("/")[-1]
-    if not re.fullmatch(r"n\d{8}", synset):
-        return label
-    return _synsets().get(synset, label).split(",")[0]
-
-
-@cache
-def _synsets() -> dict[str, str]:
-    from timm.data import ImageNetInfo  # here, since only ImageNet's folders need it and it takes seconds
-
-    return ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sae import ranking
+from sae import images, ranking
 from sae.activations import Activations
 from sae.autoencoder import Settings, SparseAutoencoder
 from sae.geometry import Geometry
@@ -165,6 +165,6 @@ def test_heat_maps_are_the_activations_on_the_patches(case):
 
 
 def test_synsets_become_words():
-    assert ranking.describe("n02123045") == "tabby"
-    assert ranking.describe("val/n02123045") == "tabby"
-    assert ranking.describe("my cats") == "my cats"
+    assert images.describe("n02123045") == "tabby"
+    assert images.describe("val/n02123045") == "tabby"
+    assert images.describe("my cats, all of them") == "my cats, all of them"
