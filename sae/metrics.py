@@ -32,9 +32,10 @@ def recovered(clean: float, spliced: float, ablated: float) -> float:
     """Share of the loss that an ablation costs which the SAE keeps: (ablated - spliced) / (ablated - clean).
 
     1: as good as the untouched model; 0: no better than the ablation; below 0: worse. NaN where the ablation costs
+    less than 1e-3 nats: the rounding of stored activations costs as much, and a ratio of two such numbers means
     nothing. Source: "loss recovered" of Bricken et al. 2023 (Towards Monosemanticity).
     """
-    return (ablated - spliced) / (ablated - clean) if ablated > clean else float("nan")
+    return (ablated - spliced) / (ablated - clean) if ablated - clean > 1e-3 else float("nan")
 
 
 def kl(logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def test_a_sheet_shows_the_images_with_box_and_heat(tmp_path):
             for r in (1, 2)
         ]
     )
-    manifest = pd.DataFrame({"id": [1, 2], "label": ["a/<b>", None]})
+    manifest = pd.DataFrame({"id": [1, 2], "label": ["a/<b>", "n02123045"]})
     pictures = {i: np.full((32, 48, 3), 200, np.uint8) for i in (1, 2)}
     heat = {(n, i): np.eye(2, 3) for n in shown for i in (1, 2)}
     figure = figures.sheet(groups, table, top, manifest, pictures, heat, "title")
@@ -78,7 +78,7 @@ def test_a_sheet_shows_the_images_with_box_and_heat(tmp_path):
     assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == (31.5, 15.5, 16, 16)
     drawn = np.asarray(pictures_drawn[0].images[0].get_array())
     assert drawn[:16, :16].mean() > 2 * drawn[:16, 16:32].mean()  # bright where the latent fires
-    assert "8.0* <b>" in texts(figure)
+    assert "8.0* <b>" in texts(figure) and "7.0* tabby" in texts(figure)
     figures.save(figure, tmp_path / "sheet.svg")
     assert "&lt;b&gt;" in (tmp_path / "sheet.svg").read_text()
 

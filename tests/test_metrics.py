@@ -40,6 +40,7 @@ def test_recovered():
     assert metrics.recovered(1.0, 3.0, 3.0) == 0
     assert metrics.recovered(1.0, 5.0, 3.0) < 0
     assert np.isnan(metrics.recovered(1.0, 1.0, 1.0))
+    assert np.isnan(metrics.recovered(0.84759, 0.8476, 0.8476))  # rounding, not an ablation's cost
 
 
 def test_kl():
