@@ -419,7 +419,7 @@ def layers(table: pd.DataFrame) -> Figure:
         if column == "fvu":
             ax.set_ylim(0, 1.1 * mean["fvu"].max())
         elif column == "ce_recovered_mean":
-            ax.set_ylim(min(0, 1.1 * np.nanmin(mean[column], initial=0)), 1.08)
+            ax.set_ylim(min(0, 1.1 * mean[column].min()), 1.08)
         else:
             ax.set_ylim(
                 0, max(0.05, 1.08 * np.nanmax(mean[[c for c in (column, reference) if c]].to_numpy(), initial=0))
