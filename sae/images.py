@@ -233,7 +233,9 @@ def describe(label: str) -> str:
 def _synsets() -> dict[str, str]:
     from timm.data import ImageNetInfo  # here, since only ImageNet's folders need it and it takes seconds
 
-    return ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
+    # The large list lacks one class of the small one.
+    large, small = (ImageNetInfo(name).label_descriptions(as_dict=True) for name in ("imagenet-22k", "imagenet-1k"))
+    return large | small
 
 
 def _image_files(folder: Path) -> Iterator[str]:

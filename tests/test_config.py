@@ -1,5 +1,7 @@
 """The configuration: what is wrong is said in one line that names the key."""
 
+import re
+
 import pytest
 import yaml
 from conftest import ROOT
@@ -67,14 +69,16 @@ def test_mistakes_are_explained_in_one_line(change, message):
     assert "\n" not in str(caught.value)
 
 
-def test_every_key_is_documented():
-    documented = (ROOT / "docs/config.md").read_text()
+def test_every_key_is_documented_with_its_default():
+    documented = dict(re.findall(r"^\| `([\w.]+)` \|(.*?)\|", (ROOT / "docs/config.md").read_text(), re.M))
 
     def walk(rules, above=""):
         for key, rule in rules.get("properties", {}).items():
             if "properties" in rule:
                 walk(rule, f"{above}{key}.")
             else:
-                assert f"`{above}{key}`" in documented, f"{above}{key}"
+                said = documented[f"{above}{key}"].strip()
+                assert yaml.safe_load(said) == rule.get("default"), f"{above}{key}"
+                assert bool(said) == ("default" in rule), f"{above}{key}"
 
     walk(yaml.safe_load(SCHEMA.read_text()))

@@ -167,4 +167,5 @@ def test_heat_maps_are_the_activations_on_the_patches(case):
 def test_synsets_become_words():
     assert images.describe("n02123045") == "tabby"
     assert images.describe("val/n02123045") == "tabby"
+    assert images.describe("n04399382") == "teddy"
     assert images.describe("my cats, all of them") == "my cats, all of them"
