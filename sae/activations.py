@@ -8,7 +8,7 @@ the number of images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,17 @@ class Activations:
         """Returns how many batches an epoch has; see `shuffled`."""
         return -(-(len(self) if whole_images else len(self) * self.tokens) // batch)
 
-    def shuffled(self, batch: int, rng: np.random.Generator, whole_images: bool = False) -> Iterator[np.ndarray]:
+    def places(self, index: np.ndarray) -> np.ndarray:
+        """Returns where the tokens of these images stand when all are read in order, int64 [len(index), tokens]."""
+        return index[:, None] * self.tokens + np.arange(self.tokens)
+
+    def shuffled(
+        self,
+        batch: int,
+        rng: np.random.Generator,
+        whole_images: bool = False,
+        read: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> Iterator[np.ndarray]:
         """Yields every token once in random order, [batch, d]; the last batch may be shorter.
 
         Images are permuted over the whole epoch, tokens within a buffer of 256 MB: a set that fits into it is
@@ -120,16 +130,22 @@ class Activations:
 
         Args:
             batch: tokens in a batch, or images where `whole_images` keeps the tokens of an image together.
+            read: what gives an image's tokens: `read` (None) or, for the same order as row numbers, `places`.
         """
+
+        def rows(index: np.ndarray) -> np.ndarray:
+            part = (read or self.read)(index)
+            return part.reshape(-1, *part.shape[2:])
+
         order = rng.permutation(len(self))
         if whole_images:
             for first in range(0, len(order), batch):
-                yield self.read(order[first : first + batch]).reshape(-1, self.width)
+                yield rows(order[first : first + batch])
             return
         per_buffer = max(1, _BUFFER_BYTES // (2 * self.tokens * self.width))
-        rest = np.empty((0, self.width), self._arrays[0].dtype)
+        rest = rows(order[:0])
         for first in range(0, len(order), per_buffer):
-            fresh = self.read(order[first : first + per_buffer]).reshape(-1, self.width)
+            fresh = rows(order[first : first + per_buffer])
             buffer = np.concatenate([rest, fresh[rng.permutation(len(fresh))]])
             whole_batches = len(buffer) // batch * batch
             for start in range(0, whole_batches, batch):

@@ -16,6 +16,7 @@ from sae.errors import InputError
 from sae.files import read_json, whole, write_json
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
+METHODS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Settings:
 
     width: int  # d, of the activations
     latents: int  # F, the dictionary's size
-    k: int  # latents active per token
+    k: int  # latents active per token; on average where the method lets tokens differ
     method: str = "topk"
     input: str = "standardised"  # or layernorm, see SparseAutoencoder
     layer: int | None = None
@@ -33,25 +34,33 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.latents:
             raise InputError(f"k {self.k}: must lie between 1 and the number of latents, {self.latents}")
-        if self.method != "topk":
-            raise InputError(f"method {self.method}: no such method; there is topk")
+        if self.method not in METHODS:
+            raise InputError(f"method {self.method}: no such method; there are {', '.join(METHODS)}")
         if self.input not in ("standardised", "layernorm"):
             raise InputError(f"input {self.input}: neither standardised nor layernorm")
 
 
 class SparseAutoencoder(nn.Module):
-    """A TopK sparse autoencoder (Makhzani & Frey 2013; Gao et al. 2024, arXiv 2406.04093).
+    """A sparse autoencoder with F latents, of which about k are active on a token.
 
     With `input` standardised, x̃ = (x - mean)·scale is what is encoded and reconstructed, mean and scale being the
     train set's (E‖x̃‖² = d):
 
-        z = ReLU(TopK(W_enc (x̃ - b_dec) + b_enc)),    x̂ = (z W_dec + b_dec) / scale + mean
+        z = σ(W_enc (x̃ - b_dec) + b_enc),    x̂ = (z W_dec + b_dec) / scale + mean
 
     With `input` layernorm, a LayerNorm with trained gain and bias stands in front and the raw x is reconstructed:
 
-        z = ReLU(TopK(W_enc LN(x) + b_enc)),           x̂ = z W_dec + b_dec
+        z = σ(W_enc LN(x) + b_enc),           x̂ = z W_dec + b_dec
 
-    TopK keeps the k largest latents of each token (over latents, `dim=-1`) and zeroes the others.
+    σ is the method's; training gives all of them the same k, so that they can be compared:
+
+        topk, matryoshka      ReLU of the k largest latents of each token (over latents, `dim=-1`), 0 elsewhere
+        batchtopk, jumprelu   the latents above their `threshold` [F] > 0, unchanged; 0 elsewhere
+        relu                  ReLU
+
+    Sources: TopK, Makhzani & Frey 2013 and Gao et al. 2024 (arXiv 2406.04093); BatchTopK, Bussmann et al. 2024 (arXiv
+    2412.06410); Matryoshka, Bussmann et al. 2025 (arXiv 2503.17547); ReLU with L1, Bricken et al. 2023 (Towards
+    Monosemanticity); JumpReLU, Rajamanoharan et al. 2024 (arXiv 2407.14435).
 
     Parameters: W_enc [F, d], b_enc [F], W_dec [F, d] (row i is latent i's decoder direction), b_dec [d].
     Everything public takes and gives activations in the units of x.
@@ -65,10 +74,14 @@ class SparseAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.W_dec = nn.Parameter(torch.zeros(latents, d))
         self.b_dec = nn.Parameter(torch.zeros(d))
+        if settings.method in ("batchtopk", "jumprelu"):
+            # A parameter for JumpReLU alone: BatchTopK measures it.
+            self.threshold = nn.Parameter(torch.zeros(latents), requires_grad=settings.method == "jumprelu")
         if settings.input == "layernorm":
             self.norm = nn.LayerNorm(d)
         self.register_buffer("mean", torch.zeros(d) if mean is None else mean.clone())
         self.register_buffer("scale", torch.tensor(float(scale)))
+        self.record: dict[str, Any] | None = None  # how it was trained: tokens, steps, seconds, precision, device
 
     def standardise(self, x: torch.Tensor) -> torch.Tensor:
         """Raw activations [n, d] -> the space in which reconstruction is trained, [n, d]."""
@@ -80,26 +93,42 @@ class SparseAutoencoder(nn.Module):
         return F.linear(centred, self.W_enc, self.b_enc)
 
     def select(self, pre: torch.Tensor, k: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pre-activations [n, F] -> (values [n, k] ≥ 0, indices [n, k]) of the k largest latents of each token."""
-        values, indices = pre.topk(k or self.settings.k, dim=-1, sorted=False)
+        """Pre-activations [n, F] -> (values [n, m] ≥ 0, indices [n, m]) of the active latents of each token.
+
+        Args:
+            k: the number of largest latents to keep, another than the SAE was trained for. None: the method's own
+                choice; m is k, or what the token with the most active latents needs.
+        """
+        if k is None and self.settings.method in ("topk", "matryoshka"):
+            k = self.settings.k
+        elif k is None:
+            pre = pre.relu() if self.settings.method == "relu" else pre * (pre > self.threshold)
+            k = max(1, int((pre > 0).sum(-1).max()))
+        values, indices = pre.topk(k, dim=-1, sorted=False)
         return values.relu(), indices
 
     def combine(self, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """Sparse latents [n, k] -> Σ z_i W_dec[i], [n, d]; no bias, standardised units."""
+        """Sparse latents [n, m] -> Σ z_i W_dec[i], [n, d]; no bias, standardised units."""
         return F.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum")
 
-    def encode_sparse(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [n, d] -> (values [n, k], indices [n, k]); a value of 0 is a silent latent."""
-        return self.select(self.pre_activations(self.standardise(x)))
+    def encode_sparse(self, x: torch.Tensor, k: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [n, d] -> (values [n, m], indices [n, m]), as `select` does; a value of 0 is a silent latent."""
+        return self.select(self.pre_activations(self.standardise(x)), k)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [n, d] -> its reconstruction x̂ [n, d]."""
         return (self.combine(*self.encode_sparse(x)) + self.b_dec) / self.scale + self.mean
 
     @torch.no_grad()
-    def encode(self, x: Array) -> Array:
-        """Activations [n, d], array or tensor -> latents [n, F] of the same kind, zeros where a latent is silent."""
-        values, indices = self.encode_sparse(self._tensor(x, self.settings.width))
+    def encode(self, x: Array, k: int | None = None) -> Array:
+        """Activations [n, d], array or tensor -> latents [n, F] of the same kind, zeros where a latent is silent.
+
+        Args:
+            k: keep the k largest latents of each token instead of what the SAE was trained for.
+        """
+        if k is not None and not 1 <= k <= self.settings.latents:
+            raise InputError(f"k {k}: must lie between 1 and the number of latents, {self.settings.latents}")
+        values, indices = self.encode_sparse(self._tensor(x, self.settings.width), k)
         z = values.new_zeros(len(values), self.settings.latents).scatter_(1, indices, values)
         return self._like(z, x)
 
@@ -114,7 +143,8 @@ class SparseAutoencoder(nn.Module):
         folder = Path(folder)
         with whole(folder / "sae.safetensors") as part:
             save_file({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}, part)
-        write_json(folder / "sae.json", {"version": 1, **asdict(self.settings), "provenance": provenance})
+        facts = {"version": 2, **asdict(self.settings), "training": self.record, "provenance": provenance}
+        write_json(folder / "sae.json", facts)
 
     def _tensor(self, x: np.ndarray | torch.Tensor, columns: int) -> torch.Tensor:
         x = torch.as_tensor(x, dtype=torch.float32, device=self.b_dec.device)
@@ -145,4 +175,5 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
         raise InputError(
             f"{folder}: sae.safetensors does not fit sae.json: {str(error).splitlines()[-1].strip()}"
         ) from error
+    sae.record = facts["training"]
     return sae.eval().requires_grad_(False).to(device)

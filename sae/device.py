@@ -27,3 +27,11 @@ def resolve(name: str = "auto") -> torch.device:
     if kind == "mps" and not mps:
         raise InputError("device mps: this machine has no Apple GPU that torch can use; write auto or cpu")
     return torch.device(name)
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Returns whether this device multiplies matrices of bfloat16 faster than those of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
+    return device.type == "cpu" and bool(able.get("amx_bf16") or able.get("avx512_bf16"))

@@ -61,7 +61,7 @@ def rank(
         top: images kept per latent.
         top_classes: classes kept per latent and attribute.
     """
-    device, latents, k = sae.b_dec.device, sae.settings.latents, sae.settings.k
+    device, latents = sae.b_dec.device, sae.settings.latents
     rows = manifest.set_index("id").loc[x.ids]
     held_out = torch.tensor((rows["split"] == HELD_OUT).to_numpy(bool))
     columns = class_columns(rows)
@@ -85,10 +85,10 @@ def rank(
         for ids, block in x.blocks(per_block):
             n = len(ids)
             tokens = torch.from_numpy(block.reshape(-1, x.width)).to(device).float()
-            values, indices = (part.reshape(n, x.tokens * k) for part in sae.encode_sparse(tokens))
+            values, indices = (part.reshape(n, -1) for part in sae.encode_sparse(tokens))
             activation = values.new_zeros(n, latents).scatter_reduce_(1, indices, values, "amax")
             # The first token at which each latent reaches its maximum: others are sent behind the last token.
-            place = torch.arange(x.tokens, device=device).repeat_interleave(k).expand(n, -1)
+            place = torch.arange(x.tokens, device=device).repeat_interleave(values.shape[1] // x.tokens).expand(n, -1)
             place = torch.where(values == activation.gather(1, indices), place, x.tokens)
             token = torch.full_like(activation, x.tokens, dtype=torch.int64).scatter_reduce_(1, indices, place, "amin")
 

@@ -1,40 +1,37 @@
-"""Training one SAE: data order, optimiser, dead latents, log."""
+"""Training one SAE: data order, schedule, log, checkpoints. What one step does is in `steps`."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
+import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from sae import device as devices
+from sae import steps
 from sae.activations import Activations, moments
 from sae.autoencoder import Settings, SparseAutoencoder
 from sae.errors import InputError
 from sae.files import whole
+from sae.steps import Recipe
 
 _LOG_ROWS = 200  # about how many rows training.csv gets
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an SAE is trained; the defaults are the field's. Fractions are of the run's tokens or steps."""
-
-    input: str = "standardised"  # or layernorm: see SparseAutoencoder
-    decoder: str = "unit_norm"  # rows kept at norm 1; start: normalised at the start only
-    whole_images: bool = False  # a batch counts images and keeps their tokens together
-    lr: float | None = None  # of Adam; None: see `default_lr`
-    lr_per_epoch: float = 1.0  # the learning rate is multiplied by this after each epoch
-    warmup: float = 0.05  # linear from 0
-    decay: float = 0.2  # linear to 0, at the end
-    clip: float | None = 1.0  # the gradient's norm
-    auxk: float = 1 / 32  # weight α of the auxiliary loss that revives dead latents; 0: none
-    dead_after: float = 0.05  # a latent is dead once it has been silent for this fraction of the run's tokens
+_CHECKPOINT_SHARE = 0.01  # of the time, at most, goes into checkpoints
 
 
 def default_lr(latents: int) -> float:
@@ -61,105 +58,126 @@ def train(
     tokens: str = "patches",
     centre: tuple[np.ndarray, float] | None = None,
     log: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 30,
 ) -> SparseAutoencoder:
-    """Trains an SAE on activations.
+    """Trains an SAE on activations; see `steps` for the loss and `SparseAutoencoder` for the methods.
 
-    The loss is the mean squared error over tokens and dimensions, plus `auxk` times the auxiliary loss of Gao et al.
-    (2024, arXiv 2406.04093): the k_aux = min(d/2, dead) largest *dead* latents reconstruct the residual, detached,
-    without the decoder's bias, relative to the residual's variance. With `unit_norm`, the part of the decoder's
-    gradient along each row is removed before the step and the rows are normalised after it. The same arguments on the
-    same machine and number of threads give the same bytes on a CPU.
+    On a CPU the same arguments give the same bytes on the same machine, whether or not the run was interrupted, and
+    for the k-sparse methods with any number of threads.
 
     Args:
         x: activations [n, d], or a store of them.
-        k: latents active per token.
+        k: latents active per token; on average for batchtopk, relu and jumprelu.
         latents: F, the dictionary's size.
-        method: topk.
+        method: topk, batchtopk, matryoshka, relu or jumprelu.
         batch: tokens (images where `recipe.whole_images`) per step.
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: of the encoder's product: fp32, bf16 (weights stay fp32), or auto: bf16 on a GPU that has it.
+        precision: of the encoder's product on a CPU, of all products on a GPU: fp32, bf16 (weights and sums stay
+            fp32), or auto: bf16 where the hardware multiplies it faster.
         layer, tokens: where x comes from; kept in the SAE.
         centre: the train set's mean [d] and scale; None: computed from x.
-        log: a CSV with a row per logged step: step, epoch, tokens, loss, fvu, l0, dead, lr, tokens_per_s.
+        log: a CSV with a row per logged step: step, epoch, tokens, loss, fvu, l0, dead, lr.
+        checkpoint: a file from which an interrupted run with the same arguments goes on; removed at the end.
+        checkpoint_every: seconds; more where writing one would take over 1 % of the time.
+
+    Returns:
+        the SAE, its `record` filled: tokens, steps, seconds, tokens_per_s, precision, device.
 
     Raises:
-        InputError: the settings contradict each other, x is not finite, or the loss stopped being finite.
+        InputError: the settings contradict each other, x is not finite or too small for one batch, the loss stopped
+            being finite, or the checkpoint belongs to other arguments.
     """
     recipe = recipe or Recipe()
     x = x if isinstance(x, Activations) else Activations.of(x)
     target = devices.resolve(device)
     settings = Settings(x.width, latents, k, method, recipe.input, layer, tokens)
-    if epochs < 1 or batch < 1:
-        raise InputError(f"epochs {epochs}, batch {batch}: both must be at least 1")
-    if precision not in ("auto", "fp32", "bf16"):
-        raise InputError(f"precision {precision}: none of auto, fp32, bf16")
-    bf16 = precision == "bf16" or (precision == "auto" and target.type == "cuda" and torch.cuda.is_bf16_supported())
+    name = f"layer {layer} k {k}" if layer is not None else f"k {k}"
+    _check(x, epochs, batch, precision, recipe)
+    bf16 = precision == "bf16" or (precision == "auto" and devices.fast_bf16(target))
     mean, variance = moments(x)
     if centre is not None:
         mean, scale = centre
     else:
         scale = math.sqrt(x.width / max(variance.sum(), 1e-30))
-    sae = _start(settings, recipe, mean, scale, seed).to(target)
     raw_variance = variance.mean() * (scale**2 if recipe.input == "standardised" else 1.0)
 
     lr = recipe.lr or default_lr(latents)
-    optimiser = torch.optim.Adam(sae.parameters(), lr=lr, fused=target.type != "mps")
     steps_per_epoch = x.steps(batch, recipe.whole_images)
-    steps = epochs * steps_per_epoch
+    total = epochs * steps_per_epoch
     run_tokens = epochs * len(x) * x.tokens
-    threshold = recipe.dead_after * run_tokens
-    silent = torch.zeros(latents, device=target)  # tokens since each latent last fired
-    every = max(1, steps // _LOG_ROWS)
-    rng = np.random.default_rng([seed, 1])
-    rows, step, seen, clock = [], 0, 0, time.perf_counter()
-    name = f"layer {layer} k {k}" if layer is not None else f"k {k}"
-    with tqdm(total=run_tokens, desc=name, unit="token", unit_scale=True) as progress:
-        for epoch in range(epochs):
-            for block in x.shuffled(batch, rng, recipe.whole_images):
-                for group in optimiser.param_groups:
-                    group["lr"] = lr * recipe.lr_per_epoch**epoch * _ramp(step, steps, recipe)
-                raw = torch.from_numpy(np.ascontiguousarray(block)).to(target).float()
-                with torch.autocast(target.type, torch.bfloat16, enabled=bf16):
-                    loss, error, fired, indices = _step(sae, raw, silent > threshold, recipe)
-                optimiser.zero_grad()
-                loss.backward()
-                if recipe.decoder == "unit_norm":
-                    _remove_parallel(sae)
-                if recipe.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(sae.parameters(), recipe.clip)
-                optimiser.step()
-                if recipe.decoder == "unit_norm":
-                    _normalise(sae)
-                silent += len(raw)
-                silent[indices[fired]] = 0
-                step, seen = step + 1, seen + len(raw)
-                progress.update(len(raw))
-                if step % every == 0 or step == steps:
-                    rows.append(
-                        {
-                            "step": step,
-                            "epoch": epoch,
-                            "tokens": seen,
-                            "loss": float(loss.detach()),
-                            "fvu": float(error) / raw_variance,
-                            "l0": float(fired.sum()) / len(raw),
-                            "dead": float((silent > threshold).float().mean()),
-                            "lr": optimiser.param_groups[0]["lr"],
-                            "tokens_per_s": seen / (time.perf_counter() - clock),
-                        }
-                    )
-                    if not math.isfinite(rows[-1]["loss"]):
-                        where = f"{name}, step {step}"
-                        raise InputError(f"{where}: the loss is not finite; lower training.lr (now {lr:g})")
-            last = rows[-1]
-            summary = (
-                f"{name} epoch {epoch + 1}/{epochs}: FVU {last['fvu']:.3f} L0 {last['l0']:.1f} dead {last['dead']:.1%}"
-            )
-            progress.write(summary, file=progress.fp)
+    every = max(1, total // _LOG_ROWS)
+    sae = _start(settings, recipe, mean, scale, seed).to(target)
+    step = steps.make(sae, recipe, recipe.dead_after * run_tokens, total, bf16)
+    identity = {
+        **dataclasses.asdict(settings),
+        **{f"recipe.{key}": value for key, value in dataclasses.asdict(recipe).items()},
+        **{"seed": seed, "epochs": epochs, "batch": batch, "bf16": bf16, "device": target.type},
+        "step": type(step).__name__,
+        "data": hashlib.sha256(mean.tobytes() + variance.tobytes() + x.ids.tobytes()).hexdigest()[:16],
+    }
+    saved = _Checkpoint(checkpoint, identity, checkpoint_every)
+    past = saved.load()
+    rows, seen, seconds = [], 0, 0.0
+    if past is not None:
+        state, (rows, seen, seconds) = past
+        step.restore(state)
+    began = time.perf_counter() - seconds
+    feed = _Feed(x, batch, recipe.whole_images, target)
+
+    def stop(what: str) -> InputError:
+        kept = f"; {checkpoint} holds the last good state, step {saved.step}" if saved.step else ""
+        return InputError(f"{name}, step {step.count}: {what}{kept}")
+
+    try:
+        with tqdm(total=run_tokens, initial=seen, desc=name, unit="token", unit_scale=True) as progress:
+            for epoch in range(step.count // steps_per_epoch, epochs):
+                rng = np.random.default_rng([seed, 1, epoch])
+                for raw in feed.epoch(rng, step.count - epoch * steps_per_epoch):
+                    rate = lr * recipe.lr_per_epoch**epoch * _ramp(step.count, total, recipe)
+                    step(raw, rate)
+                    seen += len(raw)
+                    progress.update(len(raw))
+                    logged = step.count % every == 0 or step.count == total
+                    due = saved.due()
+                    if logged or due or target.type == "cpu":  # elsewhere asking means waiting
+                        now = step.report()
+                        if not math.isfinite(now["loss"]):
+                            if not raw.isfinite().all():
+                                raise stop("an activation is not finite; extract this layer again in float32")
+                            raise stop(f"the loss is not finite; lower training.lr (now {lr:g})")
+                    if logged:
+                        row = {"step": step.count, "epoch": epoch, "tokens": seen, "loss": now["loss"]}
+                        row |= {"fvu": now["error"] / raw_variance, "l0": now["l0"], "dead": now["dead"], "lr": rate}
+                        rows.append(row)
+                    if due:
+                        saved.write(step, (rows, seen, time.perf_counter() - began))
+                speed = seen / (time.perf_counter() - began)
+                summary = f"{name} epoch {epoch + 1}/{epochs}: FVU {rows[-1]['fvu']:.3f} L0 {rows[-1]['l0']:.1f} "
+                summary += f"dead {rows[-1]['dead']:.1%}, {speed:,.0f} tokens/s"
+                progress.write(summary, file=progress.fp)
+    finally:
+        step.close()
     if log is not None:
         with whole(log) as part:
             pd.DataFrame(rows).to_csv(part, index=False)
+    seconds = time.perf_counter() - began
+    sae.record = {
+        **{"tokens": seen, "steps": step.count, "seconds": round(seconds, 3), "tokens_per_s": round(seen / seconds)},
+        **{"precision": "bf16" if bf16 else "fp32", "device": target.type},
+    }
+    saved.remove()
     return sae.eval().requires_grad_(False)
+
+
+def _check(x: Activations, epochs: int, batch: int, precision: str, recipe: Recipe) -> None:
+    if epochs < 1 or batch < 1:
+        raise InputError(f"epochs {epochs}, batch {batch}: both must be at least 1")
+    if precision not in ("auto", "fp32", "bf16"):
+        raise InputError(f"precision {precision}: none of auto, fp32, bf16")
+    have, unit = (len(x), "images") if recipe.whole_images else (len(x) * x.tokens, "tokens")
+    if have < batch:
+        raise InputError(f"batch {batch}: there are only {have} {unit} to train on; lower training.batch")
 
 
 def _start(settings: Settings, recipe: Recipe, mean: np.ndarray, scale: float, seed: int) -> SparseAutoencoder:
@@ -178,26 +196,6 @@ def _start(settings: Settings, recipe: Recipe, mean: np.ndarray, scale: float, s
     return sae
 
 
-def _step(
-    sae: SparseAutoencoder, raw: torch.Tensor, dead: torch.Tensor, recipe: Recipe
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns the loss, the mean squared error, which selected latents fired [n, k] and their indices [n, k]."""
-    target = sae.standardise(raw)
-    pre = sae.pre_activations(target).to(raw.dtype)
-    values, indices = sae.select(pre)
-    residual = target - sae.combine(values, indices) - sae.b_dec
-    error = residual.square().mean()
-    loss = error
-    k_aux = min(sae.settings.width // 2, int(dead.sum())) if recipe.auxk else 0
-    if k_aux:
-        candidates = pre.masked_fill(~dead, -torch.inf)
-        guess = sae.combine(*sae.select(candidates, k_aux))
-        rest = residual.detach()
-        auxiliary = (rest - guess).square().mean() / rest.square().mean().clamp_min(1e-12)
-        loss = error + recipe.auxk * auxiliary
-    return loss, error.detach(), values > 0, indices
-
-
 def _ramp(step: int, steps: int, recipe: Recipe) -> float:
     """Returns the learning rate's factor: linear warm-up, flat, linear decay."""
     up = (step + 1) / max(1, recipe.warmup * steps)
@@ -205,12 +203,110 @@ def _ramp(step: int, steps: int, recipe: Recipe) -> float:
     return min(1.0, up if recipe.warmup else 1.0, down if recipe.decay else 1.0)
 
 
-@torch.no_grad()
-def _remove_parallel(sae: SparseAutoencoder) -> None:
-    gradient = sae.W_dec.grad
-    gradient -= (gradient * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+class _Feed:
+    """The batches of each epoch on the device where they are needed.
+
+    On CUDA the activations stay in device memory where they fit, and only row numbers are sent; where they do not, a
+    thread reads and sends batches ahead. The order is the same everywhere.
+    """
+
+    def __init__(self, x: Activations, batch: int, whole_images: bool, target: torch.device):
+        self._x, self._batch, self._whole, self._target = x, batch, whole_images, target
+        self._resident: torch.Tensor | None = None
+        if target.type == "cuda":
+            first = x.read(np.arange(1))
+            if first.nbytes * len(x) < 0.6 * torch.cuda.mem_get_info(target)[0]:
+                blocks = (torch.from_numpy(block).to(target) for _ids, block in x.blocks(max(1, 2**26 // first.nbytes)))
+                self._resident = torch.cat([block.reshape(-1, x.width) for block in blocks])
+
+    def epoch(self, rng: np.random.Generator, skip: int) -> Iterator[torch.Tensor]:
+        """Yields the batches [n, d] of an epoch, as stored, without the first `skip`."""
+        read = self._x.read if self._resident is None else self._x.places
+        blocks = islice(self._x.shuffled(self._batch, rng, self._whole, read), skip, None)
+        tensors = (torch.from_numpy(np.ascontiguousarray(block)) for block in blocks)
+        if self._target.type != "cuda":
+            yield from tensors
+            return
+        for part in _ahead(tensor.pin_memory() for tensor in tensors):
+            sent = part.to(self._target, non_blocking=True)
+            yield sent if self._resident is None else self._resident[sent]
 
 
-@torch.no_grad()
-def _normalise(sae: SparseAutoencoder) -> None:
-    sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
+def _ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
+    """Yields the items, up to `depth` of them made ahead by a thread. An error in making one is raised here."""
+    line: Queue[tuple[str, Any]] = Queue(depth)
+    leaving = False
+
+    def work() -> None:
+        try:
+            for item in items:
+                line.put(("item", item))
+                if leaving:
+                    return
+            line.put(("end", None))
+        except BaseException as error:
+            line.put(("error", error))
+
+    Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            kind, value = line.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        leaving = True
+        while not line.empty():
+            line.get_nowait()
+
+
+class _Checkpoint:
+    """One file that holds all that the rest of a run depends on, replaced as a whole."""
+
+    def __init__(self, path: str | Path | None, identity: dict[str, Any], every: float):
+        self._path = None if path is None else Path(path)
+        self._identity, self._every = identity, every
+        self._next = time.monotonic() + every
+        self.step = 0  # the last one in the file
+
+    def load(self) -> tuple[dict[str, torch.Tensor], list[Any]] | None:
+        """Returns the tensors and the progress that were written, None where there is no file.
+
+        Raises:
+            InputError: the file is damaged or belongs to another run.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+        again = "delete it to start this run again from the beginning"
+        try:
+            with safe_open(self._path, "pt") as file:
+                facts = {name: json.loads(text) for name, text in file.metadata().items()}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it is no dict
+        except (SafetensorError, ValueError, AttributeError) as error:
+            raise InputError(f"{self._path}: not a checkpoint that can be read; {again}") from error
+        theirs = facts["identity"]
+        for name, value in self._identity.items():
+            if theirs.get(name) != value:
+                raise InputError(
+                    f"{self._path}: this checkpoint was made with {name} {theirs.get(name)}, now it is {value}; {again}"
+                )
+        self.step = int(state["count"])
+        return state, facts["progress"]
+
+    def due(self) -> bool:
+        return self._path is not None and time.monotonic() >= self._next
+
+    def write(self, step: steps.Step, progress: tuple[Any, ...]) -> None:
+        began = time.monotonic()
+        facts = {"identity": json.dumps(self._identity), "progress": json.dumps(progress)}
+        with whole(self._path) as part:
+            save_file({name: value.contiguous() for name, value in step.state().items()}, part, facts)
+        self.step = step.count
+        took = time.monotonic() - began
+        self._next = time.monotonic() + max(self._every, took / _CHECKPOINT_SHARE)
+
+    def remove(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
