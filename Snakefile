@@ -22,6 +22,7 @@ rule all:
     input:
         f"{R}/report/layers.svg",
         f"{R}/report/layers.csv",
+        f"{R}/report/other_ks.svg",
         f"{R}/report/overview.svg",
         expand(f"{R}/report/layer={{layer}}/statistics.svg", layer=GRID["layers"]),
         points(f"{R}/report/{P}/latents.svg"),

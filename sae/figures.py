@@ -20,6 +20,7 @@ from sae.files import whole
 from sae.images import HELD_OUT, TRAIN, describe, used
 
 _INK, _ACCENT, _QUIET = "#222222", "#c2410c", "#9aa0a6"
+_MARKS = ("o-", "s--", "^-.", "D:", "v-")  # methods
 matplotlib.rcParams.update(
     {
         "figure.constrained_layout.use": True,
@@ -163,8 +164,8 @@ def _plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter(lambda value, _place: f"{value:g}" if f"{value:e}"[0] in "246" else "")
 
 
-def training(log: pd.DataFrame, title: str) -> Figure:
-    """Training curves of one SAE against the tokens seen; log is training.csv."""
+def training(log: pd.DataFrame, speed: float, title: str) -> Figure:
+    """Training curves of one SAE against the tokens seen; log is training.csv, speed in tokens per second."""
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
     panels = [
         ("fvu", "FVU of the batch", "fraction of variance unexplained"),
@@ -183,9 +184,7 @@ def training(log: pd.DataFrame, title: str) -> Figure:
     axes[1].set_ylim(0, log["l0"].max() * 1.1)
     axes[2].set_ylim(0, max(0.05, log["dead"].max() * 1.1))
     axes[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.suptitle(
-        f"{title}: {log['tokens'].iloc[-1]:,} tokens at {log['tokens_per_s'].iloc[-1]:,.0f} a second", x=0.01, ha="left"
-    )
+    figure.suptitle(f"{title}: {log['tokens'].iloc[-1]:,} tokens at {speed:,.0f} a second", x=0.01, ha="left")
     return figure
 
 
@@ -372,12 +371,16 @@ def layers(table: pd.DataFrame) -> Figure:
         zip(every_layer, matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(every_layer))), strict=True)
     )
     by_k = dict(zip(every_k, matplotlib.colormaps["plasma"](np.linspace(0, 0.8, len(every_k))), strict=True))
-    mean = table.groupby(["layer", "k"], as_index=False).mean(numeric_only=True)  # over methods and seeds
+    # A mark per method; means are over seeds.
+    methods = dict(zip(sorted(table["method"].unique()), _MARKS, strict=False))
+    mean = table.groupby(["layer", "k", "method"], as_index=False).mean(numeric_only=True)
 
     ax = axes[0, 0]
     for layer in every_layer:
-        part = mean[mean["layer"] == layer].sort_values("l0")
-        ax.plot(part["l0"], part["fvu"], "o-", color=by_layer[layer], label=f"layer {layer}")
+        for method, mark in methods.items():
+            part = mean[(mean["layer"] == layer) & (mean["method"] == method)].sort_values("l0")
+            name = f"layer {layer}" if mark == _MARKS[0] else None
+            ax.plot(part["l0"], part["fvu"], mark, color=by_layer[layer], label=name)
     ax.set(
         title="Sparsity against fidelity, by layer",
         xlabel="L0: latents active per token",
@@ -404,8 +407,10 @@ def layers(table: pd.DataFrame) -> Figure:
     ]
     for ax, column, name, unit, reference in panels:
         for k in every_k:
-            part = mean[mean["k"] == k].sort_values("layer")
-            ax.plot(part["layer"], part[column], "o-", color=by_k[k], label=f"k = {k}")
+            for method, mark in methods.items():
+                part = mean[(mean["k"] == k) & (mean["method"] == method)].sort_values("layer")
+                name = f"k = {k}" if mark == _MARKS[0] else None
+                ax.plot(part["layer"], part[column], mark, color=by_k[k], label=name)
         if reference is not None:
             part = mean.groupby("layer", as_index=False)[reference].mean()
             words = "untouched ViT" if reference == "accuracy_clean" else "tokens replaced by their mean"
@@ -425,6 +430,9 @@ def layers(table: pd.DataFrame) -> Figure:
                 0, max(0.05, 1.08 * np.nanmax(mean[[c for c in (column, reference) if c]].to_numpy(), initial=0))
             )
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if len(methods) > 1:
+        for method, mark in methods.items():
+            axes[0, 1].plot([], [], mark, color=_INK, label=method)
     axes[0, 1].legend()
     for ax in axes[1, [0, 2]]:
         ax.legend(fontsize=8)
@@ -435,4 +443,37 @@ def layers(table: pd.DataFrame) -> Figure:
         ha="left",
         fontweight="bold",
     )
+    return figure
+
+
+def other_ks(table: pd.DataFrame) -> Figure:
+    """FVU against the number of latents kept; table has a row per grid point and at_k (other_ks/P.parquet together)."""
+    layers, methods = sorted(table["layer"].unique()), dict(zip(sorted(table["method"].unique()), _MARKS, strict=False))
+    every_k = sorted(table["k"].unique())
+    by_k = dict(zip(every_k, matplotlib.colormaps["plasma"](np.linspace(0, 0.8, len(every_k))), strict=True))
+    columns = min(4, len(layers))
+    figure, axes = plt.subplots(
+        -(-len(layers) // columns), columns, figsize=(3.4 * columns + 1, 3.4 * -(-len(layers) // columns)),
+        squeeze=False, sharey=True,
+    )  # fmt: skip
+    mean = table.groupby(["layer", "k", "method", "at_k"], as_index=False).mean(numeric_only=True)
+    ticks = sorted(table["at_k"].unique())
+    for ax, layer in zip(axes.flat, layers, strict=False):
+        for k in every_k:
+            for method, mark in methods.items():
+                part = mean[(mean["layer"] == layer) & (mean["k"] == k) & (mean["method"] == method)]
+                name = f"trained for k = {k}" + (f", {method}" if len(methods) > 1 else "")
+                ax.plot(part["at_k"], part["fvu"], mark[1:], marker=".", color=by_k[k], label=name)
+                own = part[part["at_k"] == k]
+                ax.plot(own["at_k"], own["fvu"], "o", ms=10, mfc="none", color=by_k[k])
+        ax.set(title=f"layer {layer}", xlabel="latents kept per token", xscale="log")
+        ax.set_xticks(ticks, map(str, ticks))
+        ax.set_xticks([], minor=True)
+        ax.set_ylim(0, 1.05 * min(1.5, mean["fvu"].max()))
+    for ax in axes.flat[len(layers) :]:
+        ax.set_axis_off()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("held-out FVU (lower is better)")
+    axes.flat[0].legend(fontsize=8)
+    figure.suptitle("Each SAE with more or fewer latents than it was trained for", x=0.01, ha="left", fontweight="bold")
     return figure

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pandas as pd
 import torch
 
 from sae.activations import Activations, moments
@@ -42,6 +45,30 @@ def kl(logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(softmax(logits) ‖ softmax(other)) in nats for each row of [n, classes]: [n], float64."""
     p, q = logits.double().log_softmax(1), other.double().log_softmax(1)
     return (p.exp() * (p - q)).sum(1)
+
+
+@torch.inference_mode()
+def at_other_ks(sae: SparseAutoencoder, x: Activations, ks: Sequence[int]) -> pd.DataFrame:
+    """Returns at_k, fvu and l0 of the tokens of `x` when only the `at_k` largest latents of each token are kept.
+
+    A row per number of `ks` that is at most F, in one streaming pass. Positive latents alone count, as in `select`.
+    """
+    device = sae.b_dec.device
+    ks = sorted({k for k in ks if k <= sae.settings.latents})
+    error, active, rows = np.zeros(len(ks)), np.zeros(len(ks)), 0
+    for _ids, block in x.blocks(max(1, 2**23 // (x.tokens * sae.settings.latents))):
+        exact = block.reshape(-1, x.width).astype(np.float64)
+        pre = sae.pre_activations(sae.standardise(torch.from_numpy(block.reshape(-1, x.width)).to(device).float()))
+        values, indices = pre.topk(ks[-1], dim=-1)
+        values = values.relu()
+        x_hat, start = sae.b_dec, 0
+        for place, k in enumerate(ks):
+            x_hat = x_hat + sae.combine(values[:, start:k], indices[:, start:k])
+            error[place] += float(((exact - (x_hat / sae.scale + sae.mean).cpu().double().numpy()) ** 2).sum())
+            active[place] += float((values[:, :k] > 0).sum())
+            start = k
+        rows += len(exact)
+    return pd.DataFrame({"at_k": ks, "fvu": error / float(moments(x)[1].sum() * rows), "l0": active / rows})
 
 
 @torch.inference_mode()

@@ -103,11 +103,11 @@ class Step(ABC):
             for name, value in (self.sae.state_dict() | self._moments() | {"silent": self.silent}).items():
                 value.copy_(state[name])
 
-    def close(self) -> None:
-        """Gives threads and memory back."""
+    def close(self) -> None:  # noqa: B027
+        """Gives threads back, where there are any."""
 
     def _rate(self) -> float:
-        """Returns how much of what is measured in this step goes into a running mean: the last 20th of the run's steps."""
+        """Returns this step's weight in a running mean over about the last 20th of the run's steps."""
         return max(1 / (self.count + 1), min(1.0, 20 / self.steps))
 
 
@@ -125,8 +125,8 @@ class SparseStep(Step):
 
         dW_dec[i] = Σ_t z_ti e_t,    dW_enc[i] = gain ∘ Σ_t g_ti u_t + shift · Σ_t g_ti,    db_enc[i] = Σ_t g_ti
 
-    over the tokens t on which i is active. The cost per token is 2·d·F for the encoder's product and 8·k·d for the rest,
-    where dense differentiation costs 10·d·F.
+    over the tokens t on which i is active. A token costs 2·d·F for the encoder's product and 8·k·d for the rest, where
+    dense differentiation costs 10·d·F.
     """
 
     def __init__(self, *arguments: Any):
@@ -260,7 +260,7 @@ class SparseStep(Step):
         return codes, blame, np.sum(squares, axis=0), codes.starts[-1] / n
 
     def _encode(self, encoder: tuple[torch.Tensor, ...], first: int, end: int, use: Callable[[np.ndarray], Any]) -> Any:
-        """Returns what `use` makes of the pre-activations [end - first, F] of these rows; their memory is used again."""
+        """Returns what `use` makes of the pre-activations [end - first, F] of these rows, whose memory is reused."""
         u, weights, bias = encoder
         buffer = self._buffers.get()
         try:
@@ -545,9 +545,10 @@ class AutogradStep(Step):
 
 
 class _Jump(torch.autograd.Function):
-    """pre, θ -> (JumpReLU(pre; θ) = pre · H(pre - θ), Σ H(pre - θ)), with the pseudo-derivatives by θ of Rajamanoharan et al.
+    """pre, θ -> JumpReLU pre · H(pre - θ) and L0 Σ H(pre - θ).
 
-    (2024, arXiv 2407.14435, equations 11 and 12): -θ/ε · r and -1/ε · r, with r = 1 where |pre - θ| < ε/2, else 0.
+    Their pseudo-derivatives by θ are -θ/ε · r and -1/ε · r, with r = 1 where |pre - θ| < ε/2, else 0 (Rajamanoharan et
+    al. 2024, arXiv 2407.14435, equations 11 and 12).
     """
 
     @staticmethod

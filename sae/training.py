@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from sae import device as devices
@@ -283,7 +282,7 @@ class _Checkpoint:
         try:
             with safe_open(self._path, "pt") as file:
                 facts = {name: json.loads(text) for name, text in file.metadata().items()}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it is no dict
+            state = load_file(self._path)
         except (SafetensorError, ValueError, AttributeError) as error:
             raise InputError(f"{self._path}: not a checkpoint that can be read; {again}") from error
         theirs = facts["identity"]

@@ -12,7 +12,8 @@ rule evaluate:
         ),
         sae=f"{R}/sae/{P}/sae.safetensors",
     output:
-        f"{R}/metrics/{P}.parquet",
+        metrics=f"{R}/metrics/{P}.parquet",
+        other_ks=f"{R}/other_ks/{P}.parquet",
     log:
         f"{R}/logs/evaluate/{P}.log",
     conda:
@@ -26,6 +27,7 @@ rule evaluate:
             model=MODEL,
             device=config["device"],
             batch=config["extraction"]["batch"],
+            ks=config["evaluation"]["ks"],
         ),
     script:
         "../scripts/evaluate.py"

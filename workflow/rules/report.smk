@@ -86,10 +86,31 @@ rule layers_figure:
         "../scripts/layers_figure.py"
 
 
+rule other_ks_figure:
+    input:
+        points(f"{R}/other_ks/{P}.parquet"),
+    output:
+        report(
+            f"{R}/report/other_ks.{{ending}}",
+            caption="../report/other_ks.rst",
+            category="3 Layers compared",
+            labels={"figure": "at other k"},
+        ),
+    log:
+        f"{R}/logs/other_ks_figure.{{ending}}.log",
+    conda:
+        ENV
+    params:
+        settings=settings("figures"),
+    script:
+        "../scripts/other_ks_figure.py"
+
+
 rule layers:
     input:
         f"{R}/report/layers.svg",
         f"{R}/report/layers.csv",
+        f"{R}/report/other_ks.svg",
 
 
 rule latents_figure:
@@ -171,7 +192,8 @@ rule density_figure:
 
 rule training_figure:
     input:
-        f"{R}/sae/{P}/training.csv",
+        log=f"{R}/sae/{P}/training.csv",
+        facts=f"{R}/sae/{P}/sae.json",
     output:
         report(
             f"{R}/report/{P}/training.{{ending}}",

@@ -20,6 +20,8 @@ rule train:
     resources:
         gpu=GPU,
     params:
+        # No output: Snakemake deletes those of a job that failed, and from this one an interrupted training goes on.
+        checkpoint=f"{R}/checkpoints/{P}.safetensors",
         settings=settings(
             "training",
             sae=config["sae"],

@@ -15,11 +15,13 @@ with jobs.job(snakemake) as provenance:
     model = vit.load(**settings["model"], device=where)
     encoder = sae.load(Path(snakemake.input.sae).parent, where)
     manifest = pd.read_parquet(snakemake.input.manifest)
-    held_out = images.used(manifest, images.HELD_OUT)["id"]
+    held_out = Activations.open(
+        snakemake.input.shards, encoder.settings.tokens, images.used(manifest, images.HELD_OUT)["id"]
+    )
     chosen = files.read_json(snakemake.input.model)["ids"]
     # Layer, k and method stand in the path: hive readers add them, and refuse files that hold them too.
     row = {"seed": int(point.seed)}
-    row |= metrics.reconstruction(encoder, Activations.open(snakemake.input.shards, encoder.settings.tokens, held_out))
+    row |= metrics.reconstruction(encoder, held_out)
     row |= faithfulness.evaluate(
         model,
         encoder,
@@ -29,4 +31,5 @@ with jobs.job(snakemake) as provenance:
         np.array(files.read_json(snakemake.input.statistics)["mean"]),
         settings["batch"],
     )
-    files.write_table(snakemake.output[0], pd.DataFrame([row]), provenance())
+    files.write_table(snakemake.output.metrics, pd.DataFrame([row]), provenance())
+    files.write_table(snakemake.output.other_ks, metrics.at_other_ks(encoder, held_out, settings["ks"]), provenance())

@@ -25,6 +25,7 @@ with jobs.job(snakemake) as provenance:
         tokens=settings["tokens"],
         centre=(np.array(statistics["mean"]), statistics["scale"]),
         log=snakemake.output.log,
+        checkpoint=snakemake.params.checkpoint,
         **{name: options.pop(name) for name in ("epochs", "batch", "precision")},
         recipe=training.Recipe(input=shape["input"], decoder=shape["decoder"], **options),
     )

@@ -2,9 +2,10 @@
 
 import pandas as pd
 
-from sae import figures, jobs
+from sae import figures, files, jobs
 
 point = snakemake.wildcards
 with jobs.job(snakemake):
     title = f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}"
-    figures.save(figures.training(pd.read_csv(snakemake.input[0]), title), snakemake.output[0])
+    speed = files.read_json(snakemake.input.facts)["training"]["tokens_per_s"]
+    figures.save(figures.training(pd.read_csv(snakemake.input.log), speed, title), snakemake.output[0])

@@ -1,0 +1,9 @@
+"""Draws what each SAE reconstructs with more or fewer latents than it was trained for."""
+
+import pandas as pd
+
+from sae import figures, jobs
+
+with jobs.job(snakemake):
+    table = pd.read_parquet(list(snakemake.input), partitioning="hive").astype({"layer": int, "k": int, "method": str})
+    figures.save(figures.other_ks(table), snakemake.output[0])
