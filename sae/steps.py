@@ -58,7 +58,7 @@ class Recipe:
     decay: float = 0.2  # linear to 0, at the end
     clip: float | None = 1.0  # the gradient's norm
     auxk: float = 1 / 32  # weight of the auxiliary loss that revives dead latents; 0: none
-    dead_after: float = 0.05  # a latent is dead once it has been silent for this fraction of the run's tokens
+    dead_after: float = 0.01  # a latent is dead once it has been silent for this fraction of the run's tokens
 
 
 class Step(ABC):

@@ -1,0 +1,259 @@
+"""One step of training: the sparse kernels and torch's differentiation against a plain dense formula, in float64."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import sae
+from sae import kernels, steps
+from sae.autoencoder import METHODS, Settings, SparseAutoencoder
+from sae.steps import AutogradStep, SparseStep
+
+K_SPARSE = ("topk", "batchtopk", "matryoshka")
+NEVER = 1e12  # tokens
+
+
+def model(method, width, latents, k, source="standardised", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    m = SparseAutoencoder(Settings(width, latents, k, method, source)).double()
+    with torch.no_grad():
+        for p in m.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype))
+        m.W_dec /= m.W_dec.norm(dim=1, keepdim=True)
+        m.mean.copy_(torch.randn(width, generator=generator))
+    return m
+
+
+def keep_largest(pre, count):
+    """The `count` largest of each row, where positive, 0 elsewhere; of equal ones the first."""
+    order = pre.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(pre).scatter(1, order, pre.gather(1, order)).relu()
+
+
+def dense_loss(m, x, dead, recipe):
+    """The loss as `steps` states it, by dense differentiable formulas."""
+    s = m.settings
+    target = (x - m.mean) * m.scale
+    seen = (
+        torch.nn.functional.layer_norm(target, (s.width,), m.norm.weight, m.norm.bias) if hasattr(m, "norm") else None
+    )
+    pre = (target - m.b_dec if seen is None else seen) @ m.W_enc.T + m.b_enc
+    if s.method == "batchtopk":
+        z = keep_largest(pre.reshape(1, -1), s.k * len(x)).reshape(pre.shape)
+    else:
+        z = keep_largest(pre, s.k)
+    shares = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1) if s.method == "matryoshka" else (1,)
+    prefixes = sorted({max(1, round(share * s.latents)) for share in shares})
+    loss = sum((target - z[:, :p] @ m.W_dec[:p] - m.b_dec).square().mean() for p in prefixes) / len(prefixes)
+    rest = (target - z @ m.W_dec - m.b_dec).detach()
+    if dead.any() and recipe.auxk:
+        chosen = keep_largest(pre.masked_fill(~dead, -torch.inf), min(max(1, s.width // 2), s.latents))
+        loss = loss + recipe.auxk * (rest - chosen @ m.W_dec).square().sum() / rest.square().sum()
+    return loss
+
+
+def expected_gradients(m, x, dead, recipe):
+    dense_loss(m, x, dead, recipe).backward()
+    gradients = {name: p.grad.clone() for name, p in m.named_parameters() if p.grad is not None}
+    m.zero_grad()
+    if recipe.decoder == "unit_norm":
+        along = (gradients["W_dec"] * m.W_dec.detach()).sum(1, keepdim=True)
+        gradients["W_dec"] -= along * m.W_dec.detach()
+    return gradients
+
+
+def step_of(kind, m, recipe, dead=None, bf16=False):
+    step = kind(m, recipe, 5.0 if dead is not None else NEVER, 100, bf16)
+    if dead is not None:
+        step.silent += dead * 10
+        if kind is AutogradStep:
+            step._reviving = bool(dead.any())
+    return step
+
+
+def gradients_of(step, x):
+    try:
+        step.gradients(x)
+    finally:
+        step.close()
+    if isinstance(step, SparseStep):
+        return {name: torch.from_numpy(g) for name, g in step._gradients.items()}
+    return {name: p.grad for name, p in step.trained.items()}
+
+
+@pytest.mark.parametrize("method", K_SPARSE)
+@pytest.mark.parametrize("kind", [SparseStep, AutogradStep])
+@pytest.mark.parametrize("seed", range(30))
+def test_gradients_are_those_of_the_dense_formula(kind, method, seed):
+    rng = np.random.default_rng(seed)
+    latents = int(rng.integers(1, 40))
+    k = {0: 1, 1: latents}.get(seed % 5, int(rng.integers(1, latents + 1)))
+    n, width = 1 if seed % 7 == 0 else int(rng.integers(2, 60)), int(rng.integers(2, 10))
+    source = ("standardised", "layernorm")[seed % 2]
+    recipe = sae.Recipe(input=source, decoder=("unit_norm", "start")[seed // 2 % 2])
+    m = model(method, width, latents, k, source, seed)
+    if seed % 6 == 0:
+        with torch.no_grad():
+            m.b_enc -= 100  # every latent negative
+    dead = torch.from_numpy(rng.random(latents) < 0.4) if seed % 3 else torch.zeros(latents, dtype=torch.bool)
+    x = torch.from_numpy(rng.standard_normal((n, width)))
+    expected = expected_gradients(m, x, dead, recipe)
+    expected_loss = float(dense_loss(m, x, dead, recipe).detach())
+
+    step = step_of(kind, m, recipe, dead)
+    if seed % 4 == 0:  # several chunks, the last one short
+        step._rows = step._chunk = 7
+    got = gradients_of(step, x)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-9, atol=1e-11, msg=name)
+    assert float(step.report()["loss"]) == pytest.approx(expected_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", K_SPARSE)
+def test_equal_latents_are_taken_in_order(method):
+    m = model(method, 4, 12, 3)
+    with torch.no_grad():  # latents 0..5 are the same one, and more tokens want it than may have it
+        m.W_enc[:6] = m.W_enc[0]
+        m.b_enc[:6] = 3.0
+    x = torch.randn(20, 4, dtype=torch.float64).repeat(2, 1)
+    none = torch.zeros(12, dtype=torch.bool)
+    expected = expected_gradients(m, x, none, sae.Recipe())
+    got = gradients_of(step_of(SparseStep, m, sae.Recipe()), x)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-9, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_the_k_largest_are_exact(real):
+    rng = np.random.default_rng(0)
+    integer = {4: np.int32, 8: np.int64}[np.dtype(real).itemsize]
+    for trial in range(400):
+        latents = int(rng.integers(1, 70))
+        k, rows = int(rng.integers(1, latents + 1)), int(rng.integers(1, 5))
+        pre = rng.standard_normal((rows, latents)).astype(real)
+        if trial % 3 == 0:
+            pre = np.round(pre)  # ties, zeros and negative zeros
+        if trial % 7 == 0:
+            pre = -np.abs(pre)
+        if trial % 11 == 0:
+            pre[:] = real(1e-30)
+        indices, values = np.full((rows + 1, k), -7, np.int32), np.full((rows + 1, k), -7, real)
+        kernels.largest(pre, pre.view(integer), k, 1, indices, values)
+        assert (values[0] == -7).all()
+        for line, chosen, found in zip(pre, indices[1:], values[1:], strict=True):
+            order = np.sort(np.argsort(-line, kind="stable")[:k])
+            order = order[line[order] > 0]
+            np.testing.assert_array_equal(chosen[found > 0], order)
+            np.testing.assert_array_equal(found[found > 0], line[order])
+            assert (np.diff(chosen) >= 0).all() and chosen.min() >= 0 and (found >= 0).all()
+
+
+@pytest.mark.parametrize("method", K_SPARSE)
+@pytest.mark.parametrize("recipe", [sae.Recipe(), sae.Recipe(input="layernorm", decoder="start", clip=None)])
+def test_many_steps_of_both_ways_are_the_same(method, recipe):
+    x = torch.randn(12, 30, 6, dtype=torch.float64)
+    ends = []
+    for kind in (SparseStep, AutogradStep):
+        m = model(method, 6, 20, 3, recipe.input)
+        step = kind(m, recipe, 60.0, 12, False)
+        for batch in x:
+            step(batch, 0.01)
+        step.close()
+        ends.append(step.state())
+    assert (ends[0]["silent"] == ends[1]["silent"]).all() and ends[0]["silent"].max() > 60  # AuxK was at work
+    for name in set(ends[0]) & set(ends[1]):
+        torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-7, atol=1e-9, msg=name)
+    if recipe.decoder == "unit_norm":
+        torch.testing.assert_close(ends[0]["W_dec"].norm(dim=1), torch.ones(20, dtype=torch.float64))
+
+
+def test_threads_change_no_byte():
+    before = torch.get_num_threads()
+    ends = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        m = model("topk", 16, 300, 5).float()
+        step = SparseStep(m, sae.Recipe(), 500.0, 9, False)
+        step._rows = 32
+        for batch in torch.randn(9, 200, 16, generator=torch.Generator().manual_seed(1)):
+            step(batch, 0.01)
+        step.close()
+        assert torch.get_num_threads() == threads  # given back
+        ends.append(step.state())
+    torch.set_num_threads(before)
+    for name, value in ends[0].items():
+        assert all(torch.equal(value, other[name]) for other in ends[1:]), name
+
+
+@pytest.mark.parametrize("method", ["topk", "batchtopk"])
+def test_bf16_chooses_latents_but_their_values_are_exact(method):
+    m = model(method, 32, 64, 4).float()
+    x = torch.randn(200, 32)
+    step = step_of(SparseStep, m, sae.Recipe(), bf16=True)
+    codes, *_ = step._reconstruct(
+        (x, m.W_enc.detach(), m.b_enc.detach()), 4, m.W_dec.detach().numpy(), np.zeros(32, np.float32), x.numpy(), [64],
+        method == "batchtopk",
+    )  # fmt: skip
+    step.close()
+    offsets, latents, values = codes.pairs
+    tokens = np.repeat(np.arange(200), np.diff(offsets))
+    pre = (x @ m.W_enc.T + m.b_enc).detach().numpy()
+    on = values > 0
+    np.testing.assert_allclose(values[on], pre[tokens[on], latents[on]], rtol=1e-5, atol=1e-5)
+    if method == "topk":
+        best = np.sort(pre, axis=1)[:, -4:].clip(0).sum()
+        assert values.sum() > 0.99 * best  # nearly always the latents that float32 chooses
+
+
+def test_jumprelu_slopes_are_the_papers():
+    torch.manual_seed(0)
+    width = steps._BANDWIDTH
+    pre = torch.linspace(0, 2, 401, dtype=torch.float64)[:, None].repeat(1, 3).requires_grad_()
+    threshold = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(401, 3, dtype=torch.float64)
+    z, active = steps._Jump.apply(pre, threshold)
+    torch.testing.assert_close(z, torch.where(pre > threshold, pre, 0.0))
+    assert float(active.detach()) == float((pre > threshold).sum())
+    ((z * weight).sum() + 0.3 * active).backward()
+    near = (pre - threshold).detach().abs() < width / 2
+    expected = -(near * (threshold.detach() * weight + 0.3)).sum(0) / width
+    torch.testing.assert_close(threshold.grad, expected)
+    torch.testing.assert_close(pre.grad, weight * (pre.detach() > threshold.detach()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_gets_the_fastest_step_that_it_has(method, monkeypatch):
+    m = model(method, 4, 8, 2)
+    step = steps.make(m, sae.Recipe(), NEVER, 10, False)
+    step.close()
+    assert type(step) is (SparseStep if method in K_SPARSE else AutogradStep)
+    monkeypatch.setattr(steps, "kernels", None)  # as without numba
+    assert type(steps.make(m, sae.Recipe(), NEVER, 10, False)) is AutogradStep
+
+
+@pytest.mark.parametrize("kind", ["SparseStep", "AutogradStep"])
+def test_no_matrix_of_batch_times_latents_is_held(kind):
+    script = f"""
+import torch, sae
+from pathlib import Path
+from sae import steps, training
+from sae.autoencoder import Settings
+torch.set_num_threads(2)
+rows, latents = 8192, 16384  # 512 MiB
+m = training._start(Settings(16, latents, 8), sae.Recipe(), torch.zeros(16).numpy(), 1.0, 0)
+step = steps.{kind}(m, sae.Recipe(), 1e12, 10, False)
+step(torch.randn(256, 16), 1e-3)
+def peak():
+    return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
+before = peak()
+step(torch.randn(rows, 16), 1e-3)
+step.close()
+print((peak() - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 150  # MiB
