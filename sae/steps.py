@@ -141,6 +141,7 @@ class SparseStep(Step):
         self._rows = max(32, min(512, _CPU_CHUNK // sae.settings.latents))
         self._last: dict[str, float] = {}
         self._cut = 0.0  # BatchTopK's last threshold
+        self._kept: dict[str, np.ndarray] = {}
         # Each thread runs its own products: torch's threads would wait for the kernels, and the kernels for them.
         self._threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads)
@@ -181,7 +182,9 @@ class SparseStep(Step):
         """Computes the gradients of all parameters at rows [n, d], as they are before clipping; Σ of their squares."""
         sae, out, value = self.sae, self._gradients, self._values
         width, unit_norm = sae.settings.width, self.recipe.decoder == "unit_norm"
-        target = sae.standardise(raw.to(sae.b_dec.dtype)).contiguous()
+        n, prefixes = len(raw), len(self.ends)
+        target = torch.from_numpy(self._array("target", (n, width), out["b_dec"].dtype))
+        torch.mul(target.copy_(raw).sub_(sae.mean), sae.scale, out=target)
         if sae.settings.input == "layernorm":
             u = torch.nn.functional.layer_norm(target, (width,), eps=sae.norm.eps)
             gain, shift = value["norm.weight"], value["norm.bias"]
@@ -190,7 +193,6 @@ class SparseStep(Step):
             u, gain, shift, weights = target, np.ones_like(value["b_dec"]), -value["b_dec"], sae.W_enc.detach()
         bias = sae.b_enc + sae.W_enc @ torch.from_numpy(shift)
 
-        n, prefixes = len(raw), len(self.ends)
         encoder = (u, weights, bias)
         pooled = sae.settings.method == "batchtopk"
         codes, blame, squares, l0 = self._reconstruct(
@@ -209,7 +211,8 @@ class SparseStep(Step):
         self.silent[fired] = 0
 
         out["b_dec"][:] = blame[0].sum(0) * out["b_dec"].dtype.type(factor)
-        by_shift = out["b_enc"] @ value["W_enc"]
+        # By torch: numpy's threads would go on spinning after a product, on the cores that the kernels need.
+        by_shift = (torch.from_numpy(out["b_enc"]) @ sae.W_enc).numpy()
         if sae.settings.input == "layernorm":
             out["norm.bias"][:] = by_shift
             out["norm.weight"][:] = np.einsum("ij,ij->j", value["W_enc"], out["W_enc"])
@@ -238,13 +241,20 @@ class SparseStep(Step):
             k: latents per token; on average over the batch where `pooled`.
         """
         n, real = len(target), target.dtype
-        blame = np.empty((len(ends), *target.shape), real)
+        role = "" if decoder is self._values["W_dec"] else "revived "  # both are in use at once
+        blame = self._array(f"{role}blame", (len(ends), *target.shape), real)
         last = (decoder, offset, target, np.array(ends), blame)
         if pooled:
             codes = self._of_the_batch(encoder, k * n)
             squares = self._over(n, self._rows, kernels.errors, *codes.pairs, *last)
         else:
-            codes = _Codes(np.arange(n + 1) * k, np.empty(n * k, np.int32), np.empty(n * k, real), len(decoder))
+            codes = self._codes(
+                role,
+                np.arange(n + 1) * k,
+                self._array(f"{role}latents", (n * k,), np.int32),
+                self._array(f"{role}values", (n * k,), real),
+                len(decoder),
+            )
             pairs = [part.reshape(n, k) for part in codes.pairs[1:]]
 
             def task(first: int, end: int) -> np.ndarray:
@@ -307,7 +317,7 @@ class SparseStep(Step):
             keep[np.flatnonzero(values == cut)[:spare]] = True
             tokens, chosen, values = tokens[keep], chosen[keep], values[keep]
         offsets = np.append(0, np.cumsum(np.bincount(tokens, minlength=n)))
-        codes = _Codes(offsets, chosen, values, latents)
+        codes = self._codes("", offsets, chosen, values, latents)
         if self.bf16:
             self._over(n, self._rows, kernels.exact, *codes.pairs, *(part.numpy() for part in encoder))
         if len(values):
@@ -351,6 +361,22 @@ class SparseStep(Step):
             out[name][dead] += gradient
         return float(squares[0] / power)
 
+    def _codes(self, role: str, offsets: np.ndarray, latents: np.ndarray, values: np.ndarray, size: int) -> _Codes:
+        tokens = self._array(f"{role}tokens", values.shape, np.int32)
+        return _Codes(
+            (offsets, latents, values),
+            np.empty(size + 1, np.int64),
+            tokens,
+            self._array(f"{role}z", values.shape, values.dtype),
+        )
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Returns an array with anything in it. Its memory is used again: new pages cost a tenth of a step."""
+        size = math.prod(shape)
+        if name not in self._kept or len(self._kept[name]) < size:
+            self._kept[name] = np.empty(size, dtype)
+        return self._kept[name][:size].reshape(shape)
+
     def _over(self, total: int, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Returns function(first, last, *arguments) for the pieces of [0, total), in order, by the threads."""
         firsts: Iterable[int] = range(0, total, size)
@@ -358,13 +384,14 @@ class SparseStep(Step):
         return list(run(lambda first: function(first, min(first + size, total), *arguments), firsts))
 
 
+@dataclass(frozen=True)
 class _Codes:
     """The active latents of a batch, by token and by latent; see `kernels`."""
 
-    def __init__(self, offsets: np.ndarray, latents: np.ndarray, values: np.ndarray, size: int):
-        self.pairs = (offsets, latents, values)
-        self.starts = np.empty(size + 1, np.int64)
-        self.tokens, self.z = np.empty(len(values), np.int32), np.empty_like(values)
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray]  # offsets, latents, values
+    starts: np.ndarray
+    tokens: np.ndarray
+    z: np.ndarray
 
 
 class AutogradStep(Step):
