@@ -138,7 +138,7 @@ class Activations:
             return part.reshape(-1, *part.shape[2:])
 
         order = rng.permutation(len(self))
-        if whole_images:
+        if whole_images or self.tokens == 1:
             for first in range(0, len(order), batch):
                 yield rows(order[first : first + batch])
             return
@@ -146,11 +146,13 @@ class Activations:
         rest = rows(order[:0])
         for first in range(0, len(order), per_buffer):
             fresh = rows(order[first : first + per_buffer])
-            buffer = np.concatenate([rest, fresh[rng.permutation(len(fresh))]])
-            whole_batches = len(buffer) // batch * batch
-            for start in range(0, whole_batches, batch):
-                yield buffer[start : start + batch]
-            rest = buffer[whole_batches:]
+            mixed = rng.permutation(len(fresh))
+            start = 0
+            while start + batch - len(rest) <= len(fresh):
+                end = start + batch - len(rest)
+                yield np.concatenate([rest, fresh[mixed[start:end]]])
+                start, rest = end, rest[:0]
+            rest = np.concatenate([rest, fresh[mixed[start:]]])
         if len(rest):
             yield rest
 

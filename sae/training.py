@@ -205,8 +205,8 @@ def _ramp(step: int, steps: int, recipe: Recipe) -> float:
 class _Feed:
     """The batches of each epoch on the device where they are needed.
 
-    On CUDA the activations stay in device memory where they fit, and only row numbers are sent; where they do not, a
-    thread reads and sends batches ahead. The order is the same everywhere.
+    A thread reads ahead. On CUDA the activations stay in device memory where they fit, and only row numbers are sent.
+    The order is the same everywhere.
     """
 
     def __init__(self, x: Activations, batch: int, whole_images: bool, target: torch.device):
@@ -224,7 +224,7 @@ class _Feed:
         blocks = islice(self._x.shuffled(self._batch, rng, self._whole, read), skip, None)
         tensors = (torch.from_numpy(np.ascontiguousarray(block)) for block in blocks)
         if self._target.type != "cuda":
-            yield from tensors
+            yield from _ahead(tensors)
             return
         for part in _ahead(tensor.pin_memory() for tensor in tensors):
             sent = part.to(self._target, non_blocking=True)
