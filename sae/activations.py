@@ -158,11 +158,18 @@ class Activations:
 
 
 def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean vector and the variance of each dimension over all selected tokens, float64 [d] each."""
+    """Returns the mean vector and the variance of each dimension over all selected tokens, float64 [d] each.
+
+    Raises:
+        InputError: a number is not finite.
+    """
     total, square, count = np.zeros(x.width), np.zeros(x.width), 0
     shift = None  # summing around a first guess: no cancellation where the mean is large
-    for _ids, block in x.blocks(max(1, 2**22 // (x.tokens * x.width))):
+    for ids, block in x.blocks(max(1, 2**22 // (x.tokens * x.width))):
         rows = block.reshape(-1, x.width).astype(np.float64)
+        if not np.isfinite(rows).all():
+            bad = ids[np.flatnonzero(~np.isfinite(block).all((1, 2)))[0]]
+            raise InputError(f"image {bad}: an activation is not finite; extract this layer with dtype float32")
         shift = rows.mean(0) if shift is None else shift
         rows -= shift
         total += rows.sum(0)

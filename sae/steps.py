@@ -42,7 +42,7 @@ PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of a Matryoshka dictionary
 _CPU_CHUNK, _GPU_CHUNK = 2**20, 2**23  # how many pre-activations a thread, or a GPU, holds at once
 _LATENTS = 128  # per task of a thread
 _BANDWIDTH = 0.1  # of JumpReLU's slope, where E‖x̃‖² = d
-_PENALTY_START, _PENALTY_RATE = 3e-3, 0.01  # c, and how fast log c follows L0
+_PENALTY_START, _PENALTY_RATE = 3e-3, 0.02  # c, and how fast log c follows L0
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,15 @@ _LOG_ROWS = 200  # about how many rows training.csv gets
 _CHECKPOINT_SHARE = 0.01  # of the time, at most, goes into checkpoints
 
 
-def default_lr(latents: int) -> float:
-    """Returns the learning rate for a dictionary of this size: 2e-3 at 3,072 latents, falling as 1/√latents.
+def default_lr(latents: int, steps: int) -> float:
+    """Returns the learning rate for a dictionary of this size and a run of so many steps.
 
-    The slope is Gao et al.'s (2024, arXiv 2406.04093), whose constant was made for billions of tokens. The height was
-    chosen on short runs: on half a million tokens of a ViT layer, a third of it left an FVU half as high again.
+    4e-3 · (800 / steps)^¼, at most 8e-3, times √(3072 / latents) above 3,072 latents. That slope is Gao et al.'s (2024,
+    arXiv 2406.04093), whose constant was made for billions of tokens. The rest was chosen on layers of two ViTs and a
+    planted dictionary, in runs of 240 to 2,350 steps: half of it leaves an FVU a tenth to a fifth higher, twice of it
+    kills latents.
     """
-    return 2e-3 * math.sqrt(3072 / latents)
+    return min(8e-3, 4e-3 * (800 / steps) ** 0.25) * min(1.0, math.sqrt(3072 / latents))
 
 
 def train(
@@ -94,16 +96,19 @@ def train(
     name = f"layer {layer} k {k}" if layer is not None else f"k {k}"
     _check(x, epochs, batch, precision, recipe)
     bf16 = precision == "bf16" or (precision == "auto" and devices.fast_bf16(target))
-    mean, variance = moments(x)
+    try:
+        mean, variance = moments(x)
+    except InputError as error:
+        raise InputError(f"{name}, before step 1: {error}") from error
     if centre is not None:
         mean, scale = centre
     else:
         scale = math.sqrt(x.width / max(variance.sum(), 1e-30))
     raw_variance = variance.mean() * (scale**2 if recipe.input == "standardised" else 1.0)
 
-    lr = recipe.lr or default_lr(latents)
     steps_per_epoch = x.steps(batch, recipe.whole_images)
     total = epochs * steps_per_epoch
+    lr = recipe.lr or default_lr(latents, total)
     run_tokens = epochs * len(x) * x.tokens
     every = max(1, total // _LOG_ROWS)
     sae = _start(settings, recipe, mean, scale, seed).to(target)
@@ -124,10 +129,6 @@ def train(
     began = time.perf_counter() - seconds
     feed = _Feed(x, batch, recipe.whole_images, target)
 
-    def stop(what: str) -> InputError:
-        kept = f"; {checkpoint} holds the last good state, step {saved.step}" if saved.step else ""
-        return InputError(f"{name}, step {step.count}: {what}{kept}")
-
     try:
         with tqdm(total=run_tokens, initial=seen, desc=name, unit="token", unit_scale=True) as progress:
             for epoch in range(step.count // steps_per_epoch, epochs):
@@ -142,9 +143,9 @@ def train(
                     if logged or due or target.type == "cpu":  # elsewhere asking means waiting
                         now = step.report()
                         if not math.isfinite(now["loss"]):
-                            if not raw.isfinite().all():
-                                raise stop("an activation is not finite; extract this layer again in float32")
-                            raise stop(f"the loss is not finite; lower training.lr (now {lr:g})")
+                            kept = f"; {checkpoint} holds the last good state, step {saved.step}" if saved.step else ""
+                            what = f"the loss is not finite; lower training.lr (now {lr:g})"
+                            raise InputError(f"{name}, step {step.count}: {what}{kept}")
                     if logged:
                         row = {"step": step.count, "epoch": epoch, "tokens": seen, "loss": now["loss"]}
                         row |= {"fvu": now["error"] / raw_variance, "l0": now["l0"], "dead": now["dead"], "lr": rate}

@@ -1,14 +1,22 @@
 """The SAE and its training, on activations whose dictionary is known."""
 
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
 import sae
-from sae import metrics, training
+from sae import metrics, steps, training
 from sae.activations import Activations
-from sae.autoencoder import Settings, SparseAutoencoder
+from sae.autoencoder import METHODS
 from sae.errors import InputError
 
 
@@ -29,8 +37,19 @@ def best_cosines(m, dictionary):
 
 
 @pytest.fixture(scope="module")
-def data():
-    return planted()
+def drawn():
+    return planted(n=22_000)
+
+
+@pytest.fixture(scope="module")
+def data(drawn):
+    return drawn[0][:20_000], drawn[1]
+
+
+@pytest.fixture(scope="module")
+def new(drawn):
+    """Tokens of the same kind that no training saw."""
+    return drawn[0][20_000:]
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +58,82 @@ def trained(data):
     return sae.train(data[0], k=3, latents=96, seed=0, epochs=12, batch=512, recipe=sae.Recipe(lr=3e-3))
 
 
-def test_a_planted_dictionary_is_recovered(data, trained):
-    x, dictionary = data
-    assert best_cosines(trained, dictionary).mean() >= 0.95
+@pytest.fixture(scope="module")
+def by_method(data, trained):
+    """An SAE of each method."""
+    recipe = sae.Recipe(lr=3e-3)
+    others = (method for method in METHODS if method != "topk")
+    return {"topk": trained} | {m: sae.train(data[0], 3, 96, m, epochs=12, batch=512, recipe=recipe) for m in others}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_planted_dictionary_is_recovered(data, by_method, method):
+    (x, dictionary), m = data, by_method[method]
+    assert best_cosines(m, dictionary).mean() >= 0.95
     random = np.random.default_rng(1).standard_normal((96, 32))
     random /= np.linalg.norm(random, axis=1, keepdims=True)
     assert np.abs(dictionary @ random.T).max(1).mean() < 0.6  # what chance gives here
-    assert metrics.fvu(x, trained.decode(trained.encode(x))) < 0.05
+    # L1 shrinks what it keeps: the known price of that method.
+    assert metrics.fvu(x, m.decode(m.encode(x))) < (0.5 if method == "relu" else 0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_k_latents_active_on_new_tokens(by_method, new, method):
+    m = by_method[method]
+    z = m.encode(new)
+    active = (z > 0).sum(1)
+    assert active.mean() == pytest.approx(3, rel=0.15)
+    assert (active.max() == 3) == (method in ("topk", "matryoshka"))
+    np.testing.assert_allclose(m.encode(new[:1]), z[:1], atol=1e-5)  # a token does not see its batch
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_the_same_when_saved_and_loaded(by_method, data, method, tmp_path):
+    m = by_method[method]
+    m.save(tmp_path)
+    again = sae.load(tmp_path)
+    assert again.settings == m.settings and again.record == m.record
+    np.testing.assert_array_equal(again.encode(data[0][:100]), m.encode(data[0][:100]))
+    assert (method in ("batchtopk", "jumprelu")) == hasattr(again, "threshold")
+
+
+def test_the_first_latents_of_a_matryoshka_reconstruct_on_their_own(data, by_method):
+    x = data[0]
+    fvu = {}
+    for method in ("topk", "matryoshka"):
+        z = by_method[method].encode(x)
+        z[:, 48:] = 0
+        fvu[method] = metrics.fvu(x, by_method[method].decode(z))
+    assert fvu["matryoshka"] < 0.7 * fvu["topk"]
+
+
+def test_another_k_than_it_was_trained_for(data, trained, by_method):
+    x = data[0][:1000]
+    for m in (trained, by_method["jumprelu"]):
+        z = m.encode(x, k=2)
+        assert ((z > 0).sum(1) == 2).all()
+        best = np.sort(m.encode(x, k=96), axis=1)[:, -2:]
+        np.testing.assert_allclose(np.sort(z, axis=1)[:, -2:], best, atol=1e-5)
+    table = metrics.at_other_ks(trained, Activations.of(x), [8, 1, 3, 1000])
+    assert table["at_k"].tolist() == [1, 3, 8]  # no more than there are latents
+    for row in table.itertuples():
+        z = trained.encode(x, k=row.at_k)
+        assert row.fvu == pytest.approx(metrics.fvu(x, trained.decode(z)), rel=1e-5)
+        assert row.l0 == pytest.approx((z > 0).sum(1).mean())
+    with pytest.raises(InputError, match="k 97"):
+        trained.encode(x, k=97)
+
+
+def test_without_numba_torch_trains_the_same(data, monkeypatch):
+    x = data[0][:4000]
+    ends = []
+    for kernels in (steps.kernels, None):
+        monkeypatch.setattr(steps, "kernels", kernels)
+        ends.append(sae.train(x, k=3, latents=64, epochs=2, batch=500))
+    torch.testing.assert_close(ends[0].W_dec, ends[1].W_dec, atol=1e-4, rtol=0)
+    assert metrics.fvu(x, ends[0].decode(ends[0].encode(x))) == pytest.approx(
+        metrics.fvu(x, ends[1].decode(ends[1].encode(x))), rel=1e-3
+    )
 
 
 def test_a_smaller_k_leaves_more_unexplained(data):
@@ -107,24 +195,6 @@ def test_saved_and_loaded_it_is_the_same(trained, data, tmp_path):
         sae.load(tmp_path)
 
 
-def test_gradient_of_the_sparse_decode_is_that_of_the_dense_one():
-    torch.manual_seed(0)
-    m = SparseAutoencoder(Settings(5, 11, 3)).double()
-    with torch.no_grad():
-        for p in m.parameters():
-            p.copy_(torch.randn_like(p))
-    x = torch.randn(7, 5, dtype=torch.float64)
-    loss, _, _, _ = training._step(m, x, torch.zeros(11, dtype=torch.bool), sae.Recipe())
-    loss.backward()
-    sparse = [p.grad.clone() for p in m.parameters()]
-    m.zero_grad()
-    pre = (x - m.b_dec) @ m.W_enc.T + m.b_enc
-    kept = pre >= pre.topk(3, dim=-1).values[:, -1:]
-    ((x - (pre.relu() * kept) @ m.W_dec - m.b_dec) ** 2).mean().backward()
-    for p, gradient in zip(m.parameters(), sparse, strict=True):
-        torch.testing.assert_close(p.grad, gradient)
-
-
 def test_auxk_revives_dead_latents(monkeypatch):
     x, _ = planted(features=96, seed=3)
     start = training._start
@@ -144,30 +214,10 @@ def test_auxk_revives_dead_latents(monkeypatch):
     assert dead[1 / 32] < 0.3
 
 
-def test_auxk_trains_only_dead_latents_and_not_the_bias():
-    torch.manual_seed(0)
-    m = SparseAutoencoder(Settings(6, 10, 2))
-    with torch.no_grad():
-        for p in m.parameters():
-            p.copy_(torch.randn_like(p))
-    dead = torch.zeros(10, dtype=torch.bool)
-    dead[[3, 8]] = True
-    x = torch.randn(50, 6)
-    m.b_enc.data[[3, 8]] = -4.0  # never among the two largest, sometimes above 0
-    m.W_enc.data[[3, 8]] *= 3
-    gradients = {}
-    for alpha in (0.0, 1.0):
-        m.zero_grad()
-        training._step(m, x, dead, sae.Recipe(auxk=alpha))[0].backward()
-        gradients[alpha] = {name: p.grad.clone() for name, p in m.named_parameters()}
-    change = (gradients[1.0]["W_dec"] - gradients[0.0]["W_dec"]).abs().sum(1)
-    assert (change[dead] > 0).all() and (change[~dead] == 0).all()
-
-
 def test_training_log_has_a_row_per_logged_step(data, tmp_path):
     sae.train(data[0], k=4, latents=64, epochs=2, batch=4096, log=tmp_path / "training.csv")
     log = pd.read_csv(tmp_path / "training.csv")
-    assert list(log.columns) == ["step", "epoch", "tokens", "loss", "fvu", "l0", "dead", "lr", "tokens_per_s"]
+    assert list(log.columns) == ["step", "epoch", "tokens", "loss", "fvu", "l0", "dead", "lr"]
     assert log["tokens"].iloc[-1] == 40_000
     assert log["step"].tolist() == list(range(1, 11))  # 5 batches an epoch, the last one short
     assert log["fvu"].iloc[-1] < log["fvu"].iloc[0]
@@ -209,7 +259,9 @@ def test_the_notebooks_recipe(data, tmp_path):
         ({"precision": "fp8"}, "precision fp8"),
         ({"x": np.full((10, 4), np.nan, np.float32)}, "finite"),
         ({"x": np.zeros((0, 4), np.float32)}, "n > 0"),
-        ({"recipe": sae.Recipe(lr=1e30, clip=None)}, "not finite"),
+        ({"recipe": sae.Recipe(lr=1e30, clip=None)}, "k 4, step 1: the loss is not finite; lower training.lr"),
+        ({"method": "relu", "recipe": sae.Recipe(lr=1e30, clip=None)}, "step 2: the loss is not finite"),
+        ({"batch": 2001}, "batch 2001: there are only 2000 tokens"),
     ],
 )
 def test_contradictions_are_explained(data, change, message):
@@ -236,3 +288,207 @@ def test_whole_images_stay_together():
     assert [len(b) for b in batches] == [8, 8, 8]
     assert all((np.diff(b.reshape(2, 4), axis=1) == 1).all() for b in batches)
     assert sorted(np.concatenate(batches).ravel()) == list(range(24))
+
+
+_INTERRUPTED = """
+import sys
+import numpy as np, torch, sae
+torch.set_num_threads(1)
+x = np.load(sys.argv[1])
+m = sae.train(x, k=3, latents=96, seed=5, epochs=8, batch=200, log=sys.argv[2] + "/log.csv",
+              checkpoint=sys.argv[2] + "/checkpoint.safetensors", checkpoint_every=0.05)
+m.save(sys.argv[2])
+"""
+
+
+def test_killed_at_any_moment_and_started_again_it_gives_the_same_bytes(data, tmp_path):
+    np.save(tmp_path / "x.npy", data[0])
+
+    def start(folder):
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-c", _INTERRUPTED, str(tmp_path / "x.npy"), str(folder)]
+        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    assert not (tmp_path / "whole/checkpoint.safetensors").exists()
+
+    folder, resumed = tmp_path / "killed", 0
+    checkpoint = folder / "checkpoint.safetensors"
+    seen = None
+    for _ in range(2):
+        run = start(folder)
+        deadline = time.monotonic() + 60
+        while run.poll() is None and time.monotonic() < deadline:  # until it has gone beyond what it started from
+            now = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+            if now is not None and now != seen:
+                break
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.1))
+        if run.poll() is None:
+            os.kill(run.pid, signal.SIGKILL)
+            resumed += 1
+        run.wait()
+        seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else seen
+        run.stderr.close()
+    assert resumed  # at least once it was killed before its end
+    assert not (folder / "sae.safetensors").exists() or resumed < 2
+    last = start(folder)
+    assert last.wait() == 0, last.stderr.read()
+    for name in ("sae.safetensors", "log.csv"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not checkpoint.exists()
+
+
+def stopped_early(monkeypatch, x, checkpoint, at=7, **arguments):
+    """Runs until step `at`, as if the process ended there."""
+
+    def until(step):
+        def call(self, *given):
+            if self.count == at:
+                raise KeyboardInterrupt
+            step(self, *given)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for kind in (steps.SparseStep, steps.AutogradStep):
+            patch.setattr(kind, "__call__", until(kind.__call__))
+        patch.setattr(training, "_CHECKPOINT_SHARE", 1e9)  # at every step
+        with pytest.raises(KeyboardInterrupt):
+            sae.train(x, 3, 64, epochs=2, batch=500, checkpoint=checkpoint, checkpoint_every=0, **arguments)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("at", [1, 7, 10, 19])
+def test_every_method_resumes_to_the_same_bytes(data, tmp_path, monkeypatch, method, at):
+    x, checkpoint = data[0][:4750], tmp_path / "c.safetensors"  # the last batch of an epoch is short
+    whole = sae.train(x, 3, 64, method, epochs=2, batch=500, log=tmp_path / "whole.csv")
+    stopped_early(monkeypatch, x, checkpoint, at, method=method)
+    resumed = sae.train(x, 3, 64, method, epochs=2, batch=500, log=tmp_path / "log.csv", checkpoint=checkpoint)
+    assert (tmp_path / "log.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_resumed_run_does_only_the_rest(data, tmp_path, monkeypatch):
+    x, checkpoint = data[0][:5000], tmp_path / "c.safetensors"
+    stopped_early(monkeypatch, x, checkpoint)
+    done = []
+    step = steps.SparseStep.__call__
+    monkeypatch.setattr(
+        steps.SparseStep, "__call__", lambda self, *given: (done.append(self.count), step(self, *given))
+    )
+    sae.train(x, 3, 64, epochs=2, batch=500, checkpoint=checkpoint)
+    assert done == list(range(7, 20))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": sae.Recipe(lr=0.1)}, "made with recipe.lr None, now it is 0.1; delete it"),
+        ({"k": 4}, "made with k 3, now it is 4"),
+        ({"seed": 1}, "made with seed 0, now it is 1"),
+        ({"x": 1}, "made with data"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, monkeypatch, change, message):
+    checkpoint = tmp_path / "c.safetensors"
+    stopped_early(monkeypatch, data[0][:5000], checkpoint)
+    before = checkpoint.read_bytes()
+    change = change | ({"x": data[0][5000:10_000]} if "x" in change else {})
+    arguments = {"x": data[0][:5000], "k": 3, "latents": 64, "epochs": 2, "batch": 500} | change
+    with pytest.raises(InputError, match=message):
+        sae.train(**arguments, checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named(data, tmp_path):
+    checkpoint = tmp_path / "c.safetensors"
+    for content in (b"", b"nonsense" * 100):
+        checkpoint.write_bytes(content)
+        with pytest.raises(InputError, match="not a checkpoint that can be read; delete it"):
+            sae.train(data[0][:5000], 3, 64, batch=500, checkpoint=checkpoint)
+
+
+def test_when_numbers_stop_being_finite_the_last_good_checkpoint_is_kept(data, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "c.safetensors"
+    step = steps.SparseStep.__call__
+
+    def poisoned(self, raw, lr):
+        step(self, raw * torch.nan if self.count == 4 else raw, lr)
+
+    monkeypatch.setattr(steps.SparseStep, "__call__", poisoned)
+    monkeypatch.setattr(training, "_CHECKPOINT_SHARE", 1e9)
+    arguments = {"batch": 500, "checkpoint": checkpoint, "checkpoint_every": 0, "layer": 9}
+    with pytest.raises(InputError, match=r"layer 9 k 3, step 5: the loss is not finite.*last good state, step 4"):
+        sae.train(data[0][:5000], 3, 64, **arguments)
+    state = training.load_file(checkpoint)
+    assert state["count"] == 4 and all(value.isfinite().all() for value in state.values())
+
+
+def test_an_activation_that_is_not_finite_is_named(data):
+    x = data[0][:6000].reshape(1000, 6, 32).copy()
+    x[777, 3, 5] = np.inf
+    rows = np.stack([np.zeros(1000, int), np.arange(1000)], 1)
+    store = Activations([x], np.arange(1000) + 50, rows, slice(None))
+    with pytest.raises(InputError, match="layer 9 k 3, before step 1: image 827: an activation is not finite"):
+        sae.train(store, 3, 64, batch=500, layer=9, centre=(np.zeros(32), 1.0))
+
+
+def test_checkpoints_take_a_small_share_of_the_time(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+
+    def slow(*_arguments):
+        clock[0] += 3.0
+
+    monkeypatch.setattr(training, "save_file", slow)
+    monkeypatch.setattr(training, "whole", lambda path: __import__("contextlib").nullcontext(path))
+    saved = training._Checkpoint(tmp_path / "c", {}, 30)
+
+    class Step:
+        count = 1
+
+        def state(self):
+            return {}
+
+    writing = 0
+    while clock[0] < 10_000:
+        clock[0] += 1
+        if saved.due():
+            before = clock[0]
+            saved.write(Step(), ())
+            writing += clock[0] - before
+    assert 0 < writing < 0.02 * clock[0]
+
+
+def test_row_numbers_come_in_the_order_of_the_rows():
+    x = Activations(
+        [np.arange(60, dtype=np.float32).reshape(10, 3, 2)],
+        np.arange(10),
+        np.array([(0, i) for i in range(10)]),
+        slice(None),
+    )
+    everything = x.read(np.arange(10)).reshape(-1, 2)
+    for whole_images in (False, True):
+        rows = list(x.shuffled(4, np.random.default_rng(0), whole_images))
+        places = list(x.shuffled(4, np.random.default_rng(0), whole_images, x.places))
+        assert [len(p) for p in places] == [len(r) for r in rows]
+        for part, place in zip(rows, places, strict=True):
+            np.testing.assert_array_equal(everything[place], part)
+        assert sorted(np.concatenate(places)) == list(range(30))
+
+
+def test_what_is_read_ahead_keeps_order_and_errors():
+    assert list(training._ahead(iter(range(50)), depth=3)) == list(range(50))
+
+    def failing():
+        yield 1
+        raise InputError("a shard is damaged")
+
+    items = training._ahead(failing())
+    assert next(items) == 1
+    with pytest.raises(InputError, match="damaged"):
+        next(items)
+    assert next(training._ahead(iter(range(10**9)))) == 0  # left early: its thread ends
