@@ -116,3 +116,28 @@ def test_layers_of_any_grid(tmp_path, missing):
     figures.save(figures.layers(table), tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     figures.save(figures.layers(table.head(1)), tmp_path / "one.png")
+
+
+def test_methods_are_told_apart():
+    rows = [
+        {"layer": 0, "k": k, "method": method, "seed": 0, "fvu": 1 / k, "l0": k, "dead": 0.1, "top1_agreement": 0.9}
+        | {"top1_agreement_mean_ablated": 0.1, "ce_recovered_mean": 0.8, "accuracy": 0.7, "accuracy_clean": 0.9}
+        for k in (4, 64) for method in ("topk", "relu")
+    ]  # fmt: skip
+    figure = figures.layers(pd.DataFrame(rows))
+    assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["k = 4", "k = 64", "relu", "topk"]
+    marks = {line.get_marker() for line in figure.axes[0].get_lines()}
+    assert len(marks) == 2
+
+
+def test_other_ks_shows_every_layer_and_rings_the_trained_k(tmp_path):
+    rows = [
+        {"layer": layer, "k": k, "method": "topk", "seed": 0, "at_k": n, "fvu": 1 / n, "l0": n}
+        for layer in (0, 3, 6, 9, 11) for k in (4, 16) for n in (1, 4, 16, 64)
+    ]  # fmt: skip
+    figure = figures.other_ks(pd.DataFrame(rows))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert [t for t in titles if t] == [f"layer {n}" for n in (0, 3, 6, 9, 11)]
+    rings = [line.get_xdata()[0] for line in figure.axes[0].get_lines() if line.get_markersize() == 10]
+    assert sorted(rings) == [4, 16]
+    figures.save(figure, tmp_path / "a.png")

@@ -66,17 +66,20 @@ def test_everything_of_the_contract_is_made(finished):
         f"sae/{POINT}/sae.json",
         f"sae/{POINT}/training.csv",
         f"metrics/{POINT}.parquet",
+        f"other_ks/{POINT}.parquet",
         f"ranking/{POINT}/latents.parquet",
         f"ranking/{POINT}/images.parquet",
         f"ranking/{POINT}/classes.parquet",
         "report/layers.svg",
         "report/layers.csv",
+        "report/other_ks.svg",
         "report/overview.svg",
         "report/layer=3/statistics.svg",
         *(f"report/{POINT}/{name}.svg" for name in ("latents", "classes", "density", "training")),
     ):
         assert (r / path).stat().st_size > 0, path
     assert not list(r.rglob("*.part*"))
+    assert not list(r.glob("checkpoints/**/*.safetensors"))
 
 
 def test_a_second_run_has_nothing_to_do(finished):
@@ -88,9 +91,31 @@ def test_a_second_run_has_nothing_to_do(finished):
 def test_an_added_k_trains_that_point_only(copy):
     jobs = planned(copy, config=changed(grid={"ks": [2, 4, 8]}))
     assert jobs == {
-        "train": 1, "evaluate": 1, "rank": 1, "layers_table": 1, "layers_figure": 1,
+        "train": 1, "evaluate": 1, "rank": 1, "layers_table": 1, "layers_figure": 1, "other_ks_figure": 1,
         "latents_figure": 1, "classes_figure": 1, "density_figure": 1, "training_figure": 1,
     }  # fmt: skip
+
+
+def test_an_added_method_or_seed_trains_its_points_only(copy):
+    for grid in ({"methods": ["topk", "jumprelu"]}, {"seeds": [0, 1]}):
+        jobs = planned(copy, config=changed(grid=grid))
+        assert jobs["train"] == 2 and not {"extract", "statistics"} & set(jobs)
+
+
+def test_other_methods_and_seeds_run_to_the_report(copy):
+    config = changed(
+        grid={"ks": [4], "methods": ["topk", "batchtopk", "matryoshka", "relu", "jumprelu"], "seeds": [0, 1]}
+    )
+    done = snakemake(copy, "layers", config=config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv(copy / "results/small/report/layers.csv")
+    assert len(table) == 10 and table["method"].nunique() == 5 and table["seed"].nunique() == 2
+    first, second = (copy / f"results/small/sae/layer=3/k=4/method=topk/seed={s}/sae.safetensors" for s in (0, 1))
+    assert sha256(first) != sha256(second)
+    done = snakemake(copy, "results/small/ranking/layer=3/k=4/method=relu/seed=1/latents.parquet", config=config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    svg = (copy / "results/small/report/other_ks.svg").read_text()
+    assert "trained for k = 4, jumprelu" in svg
 
 
 def test_an_added_layer_extracts_that_layer_only(copy):
@@ -158,6 +183,9 @@ def test_the_results_hang_together(finished):
     assert (metrics["l0"] <= metrics.index).all()
     table = pd.read_csv(r / "report/layers.csv")
     assert table["fvu"].tolist() == pytest.approx(metrics["fvu"].tolist())
+    other = pd.read_parquet(r / f"other_ks/{POINT}.parquet").set_index("at_k")
+    assert other.loc[4, "fvu"] == pytest.approx(metrics.loc[4, "fvu"], rel=1e-5)
+    assert other.index.tolist() == [1, 2, 4, 8, 16, 32, 64, 128]
 
 
 def test_the_report_says_how_well_the_backbone_sees(finished):
@@ -257,6 +285,7 @@ def test_the_flow_works_on_a_folder_with_troubles(tmp_path):
     [
         ({"grid": {"layers": [14], "ks": [2]}}, "error: layer 14: this model has blocks 0..5"),
         ({"grid": {"layers": [3], "ks": [999]}}, "error: k 999: must lie between 1 and the number of latents, 192"),
+        ({"training": {"epochs": 1, "batch": 10**6}}, "error: batch 1000000: there are only 4"),
         ({"device": "cuda:7"}, "error: device cuda:7: this machine has"),
         ({"model": {"checkpoint": "nothing.pth"}}, "error: model.checkpoint nothing.pth: no such file"),
     ],
@@ -270,6 +299,17 @@ def test_mistakes_that_a_job_finds_are_one_line_and_lose_nothing(copy, change, m
     assert "Traceback" not in output
     if "grid" in change:
         assert sha256(copy / f"results/small/sae/{POINT}/sae.safetensors") == before
+
+
+def test_a_training_reads_its_checkpoint_and_keeps_one_that_it_cannot_use(copy):
+    checkpoint = copy / f"results/small/checkpoints/{POINT}.safetensors"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    (copy / f"results/small/sae/{POINT}/sae.safetensors").unlink()
+    checkpoint.write_bytes(b"nonsense")
+    done = snakemake(copy, f"results/small/sae/{POINT}/sae.safetensors", config=CONFIG)
+    assert done.returncode != 0
+    assert f"error: results/small/checkpoints/{POINT}.safetensors: not a checkpoint that can be read" in done.stderr
+    assert checkpoint.read_bytes() == b"nonsense"
 
 
 @pytest.mark.parametrize(
