@@ -121,15 +121,14 @@ def train(
         "data": hashlib.sha256(mean.tobytes() + variance.tobytes() + x.ids.tobytes()).hexdigest()[:16],
     }
     saved = _Checkpoint(checkpoint, identity, checkpoint_every)
-    past = saved.load()
     rows, seen, seconds = [], 0, 0.0
-    if past is not None:
-        state, (rows, seen, seconds) = past
-        step.restore(state)
-    began = time.perf_counter() - seconds
-    feed = _Feed(x, batch, recipe.whole_images, target)
-
     try:
+        past = saved.load()
+        if past is not None:
+            state, (rows, seen, seconds) = past
+            step.restore(state)
+        began = time.perf_counter() - seconds
+        feed = _Feed(x, batch, recipe.whole_images, target)
         with tqdm(total=run_tokens, initial=seen, desc=name, unit="token", unit_scale=True) as progress:
             for epoch in range(step.count // steps_per_epoch, epochs):
                 rng = np.random.default_rng([seed, 1, epoch])

@@ -403,6 +403,15 @@ def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, monkeypatch, cha
     assert checkpoint.read_bytes() == before
 
 
+def test_an_error_gives_the_threads_back(data, tmp_path):
+    torch.set_num_threads(2)
+    (tmp_path / "c.safetensors").write_bytes(b"nonsense")
+    for arguments in ({"checkpoint": tmp_path / "c.safetensors"}, {"recipe": sae.Recipe(lr=1e30, clip=None)}):
+        with pytest.raises(InputError):
+            sae.train(data[0][:2000], 3, 64, batch=500, **arguments)
+        assert torch.get_num_threads() == 2
+
+
 def test_a_damaged_checkpoint_is_named(data, tmp_path):
     checkpoint = tmp_path / "c.safetensors"
     for content in (b"", b"nonsense" * 100):
