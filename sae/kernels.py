@@ -1,8 +1,9 @@
 """The loops of the sparse step on a CPU, compiled by numba: what a k-sparse code makes cheap and dense products do not.
 
-Each kernel works on the rows [first, last) of its arrays and releases the GIL, so that threads share the work; a row's
-result does not depend on how the work was cut. All take float32 or float64. u is [n, d], codes are pairs (latent,
-value): those of token t stand at places offsets[t] to offsets[t + 1], latents ascending.
+Each kernel works on a range of rows or latents of its arrays and releases the GIL, so that threads share the work; the
+result does not depend on how the threads share it. All take float32 or float64. u is [n, d]. Codes are pairs (latent,
+value): those of token t stand at places offsets[t] to offsets[t + 1], latents ascending. Tokens come in chunks of a few
+hundred, whose rows of width d fit into a core's own cache: what is gathered in random order is gathered there.
 """
 
 from __future__ import annotations
@@ -16,23 +17,35 @@ _GROUP = 8
 
 
 @_compiled
-def largest(pre, bits, k, row, indices, values):
-    """Writes the k largest of each row of pre [m, F], where positive, to rows row, row + 1, … of indices and values.
+def _exceeding(bits, cut):
+    count = np.int32(0)
+    for i in range(len(bits)):
+        count += np.int32(bits[i] > cut)
+    return count
+
+
+@_compiled
+def largest(bits, k, row, shift, indices, values):
+    """Writes the k largest of each row of pre-activations, where positive, to rows row, row + 1, … of indices, values.
 
     Exact; of equal latents the lower one wins. Latents ascend; places left over, where fewer than k are positive, get
-    the last latent and value 0. The k largest lie in the k groups with the largest maxima. Both selections halve the
-    range of the bits, which for positive floats are ordered as the floats are.
+    the last latent and value 0. Numbers are compared by their bits, which for positive floats are ordered as the floats
+    are. The k largest lie in the k groups of 8 with the largest maxima. Both selections halve the range of the bits.
 
     Args:
-        bits: pre's memory as integers of the same size.
+        bits: memory of the pre-activations [m, F], of bfloat16, float32 or float64, as integers of the same size.
         k: at most F.
-        indices, values: [n, k].
+        shift: by how many bits `values` is longer than `bits`: 16 for bfloat16, otherwise 0.
+        indices: int32 [n, k].
+        values: memory of floats [n, k], as integers.
     """
-    m, latents = pre.shape
+    m, latents = bits.shape
+    integer = bits.dtype.type
     whole, groups = latents // _GROUP, (latents + _GROUP - 1) // _GROUP
-    maxima = np.zeros(groups, bits.dtype)
-    chosen = np.empty(latents, np.int32)
-    rank = np.empty(latents, bits.dtype)
+    maxima = np.empty(groups, bits.dtype)
+    hits = np.empty(groups + 1, np.int32)
+    rank = np.empty(groups * _GROUP, bits.dtype)
+    kept = np.empty(groups * _GROUP + 1, np.int32)
     for r in range(m):
         line = bits[r]
         for g in range(whole):
@@ -42,13 +55,13 @@ def largest(pre, bits, k, row, indices, values):
             maxima[g] = best
         if whole < groups:
             maxima[whole] = line[whole * _GROUP :].max()
+        most = max(maxima.max(), integer(0))
 
-        floor, ceiling = 0, np.int64(maxima.max())
-        while ceiling - floor > 1:  # to a floor that at least k maxima exceed, and few more
-            middle = floor + (ceiling - floor) // 2
-            above = 0
-            for g in range(groups):
-                above += maxima[g] > middle
+        # A floor that at least k maxima exceed, and few more; 0 where so many are not positive.
+        floor, ceiling = integer(0), most
+        while ceiling - floor > 1:
+            middle = integer(floor + (ceiling - floor) // 2)
+            above = _exceeding(maxima, middle)
             if above >= k:
                 floor = middle
                 if above < k + _GROUP:
@@ -57,85 +70,89 @@ def largest(pre, bits, k, row, indices, values):
                 ceiling = middle
         found = 0
         for g in range(groups):
-            if maxima[g] > floor:
-                for i in range(g * _GROUP, min((g + 1) * _GROUP, latents)):
-                    chosen[found], rank[found] = i, line[i]
-                    found += line[i] > floor
-
-        # To a limit that at most k candidates exceed, the others of the k being equal to it.
-        least, limit = floor, np.int64(np.iinfo(bits.dtype).max) if found > k else floor
-        above = 0
-        while limit - least > 1:
-            middle = least + (limit - least) // 2
-            above = 0
-            for c in range(found):
-                above += rank[c] > middle
-            if above > k:
-                least = middle
+            hits[found] = g
+            found += maxima[g] > floor
+        for h in range(found):
+            if hits[h] < whole:
+                for i in range(_GROUP):
+                    rank[h * _GROUP + i] = line[hits[h] * _GROUP + i]
             else:
-                limit = middle
-                if above == k:
-                    break
+                rank[h * _GROUP : (h + 1) * _GROUP] = 0
+                for i in range(whole * _GROUP, latents):
+                    rank[h * _GROUP + i - whole * _GROUP] = line[i]
+
+        # A limit that at most k candidates exceed; the others of the k, if any, are equal to it.
+        candidates = rank[: found * _GROUP]
+        least, limit, above = floor, floor, _exceeding(candidates, floor)
         ties = 0
-        if found > k:
-            ties = k
-            for c in range(found):
-                ties -= rank[c] > limit
+        if above > k:
+            limit = most
+            while limit - least > 1:
+                middle = integer(least + (limit - least) // 2)
+                above = _exceeding(candidates, middle)
+                if above > k:
+                    least = middle
+                else:
+                    limit = middle
+                    if above == k:
+                        break
+            ties = k - _exceeding(candidates, limit)
+        reaching = 0
+        for c in range(len(candidates)):
+            kept[reaching] = c
+            reaching += candidates[c] >= limit
         place = 0
-        for c in range(found):
-            if rank[c] > limit or (ties > 0 and rank[c] == limit):
-                ties -= rank[c] == limit
-                indices[row + r, place], values[row + r, place] = chosen[c], pre[r, chosen[c]]
+        for c in kept[:reaching]:
+            if candidates[c] > limit or ties > 0:
+                ties -= candidates[c] == limit
+                indices[row + r, place] = hits[c // _GROUP] * _GROUP + c % _GROUP
+                values[row + r, place] = values.dtype.type(candidates[c]) << shift
                 place += 1
         for rest in range(place, k):
             indices[row + r, rest], values[row + r, rest] = latents - 1, 0
 
 
 @_compiled
-def above(pre, cut, row, counts, latents, values):
-    """Writes the latents of pre [m, F] above `cut`, row after row, with their values; counts[row + r]: how many."""
+def above(bits, cut, row, shift, counts, latents, values):
+    """Writes the latents of pre-activations [m, F] above `cut`, row after row, with their values.
+
+    Args:
+        bits, shift, values: see `largest`. cut: the bits of a number that is not negative.
+        counts: counts[row + r] becomes the number of those of row r.
+    """
     place = 0
-    for r in range(pre.shape[0]):
+    for r in range(bits.shape[0]):
         start = place
-        for i in range(pre.shape[1]):
-            if pre[r, i] > cut:
-                latents[place], values[place] = i, pre[r, i]
+        for i in range(bits.shape[1]):
+            if bits[r, i] > cut:
+                latents[place], values[place] = i, values.dtype.type(bits[r, i]) << shift
                 place += 1
         counts[row + r] = place - start
 
 
 @_compiled
-def exact(first, last, offsets, latents, values, u, weights, bias):
-    """Replaces the codes' values, selected in low precision, by ReLU(u · weights[i] + bias[i])."""
-    for t in range(first, last):
-        for p in range(offsets[t], offsets[t + 1]):
-            if values[p] > 0:
-                total = bias[latents[p]]
-                for c in range(u.shape[1]):
-                    total += u[t, c] * weights[latents[p], c]
-                values[p] = max(total, 0)
-
-
-@_compiled
-def errors(first, last, offsets, latents, values, decoder, bias, target, ends, out):
+def errors(first, last, offsets, latents, values, decoder, bias, target, ends, blame, slopes, by_bias):
     """Writes how far each prefix of the dictionary misses the target; returns Σ of squares, [prefixes].
 
-    out[g, t] = Σ_{h ≥ g} (Σ_{i < ends[h]} z_i decoder[i] + bias - target[t]): what the latents of the g-th block, which
-    lie in all prefixes from the g-th on, are to blame for. One prefix, ends = [F], is an ordinary SAE.
+    blame[g, t] = Σ_{h ≥ g} (Σ_{i < ends[h]} z_i decoder[i] + bias - target[t]): what the latents of the g-th block,
+    which lie in all prefixes from the g-th on, are to blame for. One prefix, ends = [F], is an ordinary SAE.
 
     Args:
-        target: [n, d]. ends: [G], ascending, the last F. out: [G, n, d].
+        target: [n, d]. ends: [G], ascending, the last F. blame: [G, n, d].
+        slopes: as values; becomes blame · decoder[i] of each code, 0 for values that are 0.
+        by_bias: [d], becomes Σ_t blame[0, t].
     """
     prefixes, width = len(ends), target.shape[1]
     squares = np.zeros(prefixes)
+    by_bias[:] = 0
     for t in range(first, last):
         for g in range(prefixes):
-            out[g, t] = 0
+            blame[g, t] = 0
         for c in range(width):
-            out[0, t, c] = bias[c] - target[t, c]
+            blame[0, t, c] = bias[c] - target[t, c]
         p, end = offsets[t], offsets[t + 1]
         for g in range(prefixes):
-            line, stop = out[g, t], p
+            line, stop = blame[g, t], p
             while stop < end and latents[stop] < ends[g]:
                 stop += 1
             while p + 4 <= stop:  # four at once: the line is read and written a quarter as often
@@ -151,70 +168,90 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, o
                     line[c] += z0 * row0[c]
                 p += 1
         for g in range(prefixes):
-            total = out.dtype.type(0)
+            total = blame.dtype.type(0)
             for c in range(width):
                 if g:
-                    out[g, t, c] += out[g - 1, t, c]
-                total += out[g, t, c] * out[g, t, c]
+                    blame[g, t, c] += blame[g - 1, t, c]
+                total += blame[g, t, c] * blame[g, t, c]
             squares[g] += total
         for g in range(prefixes - 2, -1, -1):
             for c in range(width):
-                out[g, t, c] += out[g + 1, t, c]
+                blame[g, t, c] += blame[g + 1, t, c]
+        for c in range(width):
+            by_bias[c] += blame[0, t, c]
+        g = 0
+        for p in range(offsets[t], end):
+            while latents[p] >= ends[g]:
+                g += 1
+            line, row0 = blame[g, t], decoder[latents[p]]
+            slope = blame.dtype.type(0)
+            for c in range(width):
+                slope += line[c] * row0[c]
+            slopes[p] = slope
     return squares
 
 
 @_compiled
-def by_latent(offsets, latents, values, starts, tokens, z):
-    """Sorts the codes above 0 by latent, tokens ascending: those of latent i stand at starts[i] to starts[i + 1].
+def by_latent(first, last, offsets, latents, values, slopes, starts, tokens, z, g):
+    """Sorts the codes above 0 of a chunk of tokens by latent: those of latent i stand at starts[i] to starts[i + 1].
 
     Args:
-        starts: [F + 1]. tokens, z: as long as values.
+        starts: [F + 1]; places in the whole batch's tokens, z and g, which are as long as values.
     """
     starts[:] = 0
-    for p in range(len(values)):
-        if values[p] > 0:
-            starts[latents[p] + 1] += 1
+    for p in range(offsets[first], offsets[last]):
+        starts[latents[p] + 1] += values[p] > 0
+    starts[0] = offsets[first]
     for i in range(len(starts) - 1):
         starts[i + 1] += starts[i]
     place = starts[:-1].copy()
-    for t in range(len(offsets) - 1):
+    for t in range(first, last):
         for p in range(offsets[t], offsets[t + 1]):
             if values[p] > 0:
                 at = place[latents[p]]
-                tokens[at], z[at] = t, values[p]
+                tokens[at], z[at], g[at] = t, values[p], slopes[p]
                 place[latents[p]] = at + 1
 
 
 @_compiled
-def gradients(first, last, starts, tokens, z, decoder, blame, ends, u, factor, by_decoder, by_encoder, by_bias):
-    """Writes the gradients of latents first to last, from e = factor · blame of their block and g = e · decoder[i].
+def gradients(first, last, starts, tokens, z, g, blame, ends, u, factor, by_decoder, by_encoder, by_bias):
+    """Writes the gradients of latents first to last.
 
-    by_decoder[i] = Σ_t z e_t, by_encoder[i] = Σ_t g u_t, by_bias[i] = Σ_t g, over the tokens on which i is active.
+    by_decoder[i] = factor · Σ_t z blame_t, by_encoder[i] = factor · Σ_t g u_t, by_bias[i] = factor · Σ_t g, over the
+    tokens on which i is active.
 
     Args:
-        blame: [G, n, d], of `errors`.
+        starts: [chunks, F + 1], of `by_latent`. blame: [G, n, d], of `errors`.
     """
-    width, group = u.shape[1], 0
-    for i in range(first, last):
-        while i >= ends[group]:
-            group += 1
-        wrong, row, out, encoder = blame[group], decoder[i], by_decoder[i], by_encoder[i]
-        out[:] = 0
-        encoder[:] = 0
-        bias = u.dtype.type(0)
-        for p in range(starts[i], starts[i + 1]):
-            e, x = wrong[tokens[p]], u[tokens[p]]
-            g = u.dtype.type(0)
-            for c in range(width):
-                g += e[c] * row[c]
-            bias += g
-            for c in range(width):
-                out[c] += z[p] * e[c]
-                encoder[c] += g * x[c]
-        for c in range(width):
-            out[c] *= factor
-            encoder[c] *= factor
-        by_bias[i] = bias * factor
+    width = u.shape[1]
+    by_decoder[first:last] = 0
+    by_encoder[first:last] = 0
+    by_bias[first:last] = 0
+    for chunk in range(len(starts)):
+        group = 0
+        for i in range(first, last):
+            while i >= ends[group]:
+                group += 1
+            wrong, out, encoder = blame[group], by_decoder[i], by_encoder[i]
+            p, stop = starts[chunk, i], starts[chunk, i + 1]
+            while p + 4 <= stop:
+                z0, z1, z2, z3 = factor * z[p], factor * z[p + 1], factor * z[p + 2], factor * z[p + 3]
+                g0, g1, g2, g3 = factor * g[p], factor * g[p + 1], factor * g[p + 2], factor * g[p + 3]
+                e0, e1, e2, e3 = wrong[tokens[p]], wrong[tokens[p + 1]], wrong[tokens[p + 2]], wrong[tokens[p + 3]]
+                u0, u1, u2, u3 = u[tokens[p]], u[tokens[p + 1]], u[tokens[p + 2]], u[tokens[p + 3]]
+                for c in range(width):
+                    out[c] += z0 * e0[c] + z1 * e1[c] + z2 * e2[c] + z3 * e3[c]
+                for c in range(width):
+                    encoder[c] += g0 * u0[c] + g1 * u1[c] + g2 * u2[c] + g3 * u3[c]
+                by_bias[i] += g0 + g1 + g2 + g3
+                p += 4
+            while p < stop:
+                z0, g0, e0, u0 = factor * z[p], factor * g[p], wrong[tokens[p]], u[tokens[p]]
+                for c in range(width):
+                    out[c] += z0 * e0[c]
+                    encoder[c] += g0 * u0[c]
+                by_bias[i] += g0
+                p += 1
 
 
 @_compiled

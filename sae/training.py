@@ -22,12 +22,17 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from sae import device as devices
-from sae import steps
 from sae.activations import Activations, moments
 from sae.autoencoder import Settings, SparseAutoencoder
+from sae.autograd_step import AutogradStep
 from sae.errors import InputError
 from sae.files import whole
-from sae.steps import Recipe
+from sae.steps import Recipe, Step
+
+try:
+    from sae.sparse_step import SparseStep
+except ImportError:  # no numba for this machine or Python: the same numbers, slower
+    SparseStep = None
 
 _LOG_ROWS = 200  # about how many rows training.csv gets
 _CHECKPOINT_SHARE = 0.01  # of the time, at most, goes into checkpoints
@@ -112,7 +117,7 @@ def train(
     run_tokens = epochs * len(x) * x.tokens
     every = max(1, total // _LOG_ROWS)
     sae = _start(settings, recipe, mean, scale, seed).to(target)
-    step = steps.make(sae, recipe, recipe.dead_after * run_tokens, total, bf16)
+    step = _fastest(sae)(sae, recipe, recipe.dead_after * run_tokens, total, bf16)
     identity = {
         **dataclasses.asdict(settings),
         **{f"recipe.{key}": value for key, value in dataclasses.asdict(recipe).items()},
@@ -193,6 +198,12 @@ def _start(settings: Settings, recipe: Recipe, mean: np.ndarray, scale: float, s
         # The notebook's decoder is the normalised copy of an ordinary linear encoder; the field's encoder is the copy.
         sae.W_enc.copy_(rows if recipe.decoder == "start" else sae.W_dec)
     return sae
+
+
+def _fastest(sae: SparseAutoencoder) -> type[Step]:
+    """Returns the fastest kind of step for this SAE where it is."""
+    sparse = SparseStep is not None and sae.settings.method in ("topk", "batchtopk", "matryoshka")
+    return SparseStep if sparse and sae.b_dec.device.type == "cpu" else AutogradStep
 
 
 def _ramp(step: int, steps: int, recipe: Recipe) -> float:
@@ -297,7 +308,7 @@ class _Checkpoint:
     def due(self) -> bool:
         return self._path is not None and time.monotonic() >= self._next
 
-    def write(self, step: steps.Step, progress: tuple[Any, ...]) -> None:
+    def write(self, step: Step, progress: tuple[Any, ...]) -> None:
         began = time.monotonic()
         facts = {"identity": json.dumps(self._identity), "progress": json.dumps(progress)}
         with whole(self._path) as part:

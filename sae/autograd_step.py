@@ -1,0 +1,211 @@
+"""The training step by torch's own differentiation, for every method and device; see `steps` for the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sae.steps import Step
+
+_CPU_CHUNK, _GPU_CHUNK = 2**20, 2**23  # how many pre-activations are held at once
+_BANDWIDTH = 0.1  # of JumpReLU's slope, where E‖x̃‖² = d
+_PENALTY_START, _PENALTY_RATE = 3e-3, 0.02  # c, and how fast log c follows L0
+
+
+class AutogradStep(Step):
+    """The step by torch's own differentiation.
+
+    On CUDA nothing waits for the host: from the fourth full batch on, the whole step is one CUDA graph, replayed.
+    """
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        sae = self.sae
+        self.device = sae.b_dec.device
+        cuda = self.device.type == "cuda"
+        self._chunk = max(1, (_GPU_CHUNK if cuda else _CPU_CHUNK) // sae.settings.latents)
+        # Numbers that change from step to step are tensors, which a graph reads anew each time.
+        self._lr, self._weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        self._adam = torch.optim.Adam(
+            self.trained.values(), self._lr if cuda else 0.0, fused=self.device.type != "mps", capturable=cuda
+        )
+        for p in self.trained.values():
+            p.grad = torch.zeros_like(p)
+            self._adam.state[p] = {
+                "step": torch.tensor(0.0, device=self.device if cuda else "cpu"),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+        self.penalty = torch.tensor(_PENALTY_START, device=self.device)
+        self._last = {name: torch.zeros((), device=self.device) for name in ("loss", "error", "l0")}
+        self._reviving = False
+        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+
+    def report(self) -> dict[str, float]:
+        dead = float((self.silent > self.dead_after).float().mean())
+        self._reviving = dead > 0
+        return {name: float(value) for name, value in self._last.items()} | {"dead": dead}
+
+    def _moments(self) -> dict[str, torch.Tensor]:
+        names = {"moment": "exp_avg", "square": "exp_avg_sq", "step": "step"}
+        state = {
+            f"{name}.{own}": self._adam.state[p][theirs]
+            for own, p in self.trained.items()
+            for name, theirs in names.items()
+        }
+        return state | {"penalty": self.penalty}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        super().restore(state)
+        self.report()
+
+    def __call__(self, raw: torch.Tensor, lr: float) -> None:
+        self._lr.fill_(lr)
+        self._weight.fill_(self._rate())
+        raw = raw.to(self.device, self.sae.b_dec.dtype, non_blocking=True)
+        if self.count == 0:
+            self._calibrate(raw)
+        if self.device.type == "cuda" and self.count >= 3:
+            self._replay(raw)
+        else:
+            if self.device.type == "cpu":
+                self._reviving = bool((self.silent > self.dead_after).any())
+            for group in self._adam.param_groups:
+                group["lr"] = self._lr if self.device.type == "cuda" else lr
+            self._step(raw)
+        self.count += 1
+
+    def _replay(self, raw: torch.Tensor) -> None:
+        """Does the step by a CUDA graph, recorded when this number of rows comes for the first time."""
+        key = (len(raw), self._reviving)
+        if key not in self._graphs:
+            rows = raw.clone()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._step(rows)
+            self._graphs[key] = graph, rows
+        graph, rows = self._graphs[key]
+        rows.copy_(raw)
+        graph.replay()
+
+    def _step(self, raw: torch.Tensor) -> None:
+        self.gradients(raw)
+        if self.recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip)
+        self._adam.step()
+        with torch.no_grad():
+            if self.recipe.decoder == "unit_norm":
+                self.sae.W_dec /= self.sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
+            if self.sae.settings.method == "jumprelu":
+                self.sae.threshold.clamp_min_(1e-3)
+
+    def gradients(self, raw: torch.Tensor) -> None:
+        """Computes the gradients of all parameters at rows [n, d], as they are before clipping."""
+        sae, n, d = self.sae, len(raw), self.sae.settings.width
+        for p in self.trained.values():
+            p.grad.zero_()
+        with torch.no_grad():
+            target = sae.standardise(raw)
+        rest = torch.empty_like(target)
+        cut = self._of_the_batch(target) if sae.settings.method == "batchtopk" else None
+        loss, active = torch.zeros_like(self._last["loss"]), torch.zeros_like(self._last["l0"])
+        fired = torch.zeros_like(self.silent, dtype=torch.bool)
+        dead = self.silent > self.dead_after
+        for part, wrong in zip(target.split(self._chunk), rest.split(self._chunk), strict=True):
+            z, extra = self._codes(self._pre(part), cut)
+            x_hat, squares, start = sae.b_dec, 0.0, 0
+            for end in self.ends:
+                with self._low_precision():
+                    added = z[:, start:end] @ sae.W_dec[start:end]
+                x_hat, start = x_hat + added, end
+                squares = squares + (part - x_hat).square().sum()
+            piece = squares / (n * d * len(self.ends)) + self.penalty * extra / n
+            piece.backward()
+            wrong.copy_((part - x_hat).detach())
+            loss += piece.detach()
+            active += (z > 0).sum() / n
+            fired |= (z > 0).any(0)
+        power = rest.square().sum()
+        if self._reviving and self.recipe.auxk:
+            k = min(max(1, d // 2), sae.settings.latents)
+            for part, wrong in zip(target.split(self._chunk), rest.split(self._chunk), strict=True):
+                values, indices = self._pre(part).masked_fill(~dead, -torch.inf).topk(k, dim=-1, sorted=False)
+                z = torch.zeros(len(part), sae.settings.latents, dtype=values.dtype, device=self.device)
+                with self._low_precision():
+                    guess = z.scatter(1, indices, values.relu()) @ sae.W_dec
+                auxiliary = self.recipe.auxk * (wrong - guess).square().sum() / power.clamp_min(1e-30)
+                auxiliary.backward()
+                loss += auxiliary.detach()
+        with torch.no_grad():
+            if self.recipe.decoder == "unit_norm":
+                sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+            if sae.settings.method in ("relu", "jumprelu"):
+                self.penalty *= torch.exp(_PENALTY_RATE * (active / sae.settings.k - 1).clamp(-1, 1))
+        self.silent += n
+        self.silent.masked_fill_(fired, 0)
+        for name, value in (("loss", loss), ("error", power / (n * d)), ("l0", active)):
+            self._last[name].copy_(value)
+
+    def _low_precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+
+    def _pre(self, part: torch.Tensor) -> torch.Tensor:
+        with self._low_precision():
+            pre = self.sae.pre_activations(part)
+        return pre.to(part.dtype)
+
+    def _codes(self, pre: torch.Tensor, cut: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Pre-activations [m, F] -> the latents [m, F], and the sum over tokens of what the penalty weighs."""
+        sae, method = self.sae, self.sae.settings.method
+        if method in ("topk", "matryoshka"):
+            values, indices = pre.topk(sae.settings.k, dim=-1, sorted=False)
+            return torch.zeros_like(pre).scatter(1, indices, values.relu()), 0.0
+        if method == "batchtopk":
+            return pre * (pre >= cut), 0.0
+        if method == "jumprelu":
+            return _Jump.apply(pre, sae.threshold)
+        z = pre.relu()
+        return z, (z.sum(0) * sae.W_dec.norm(dim=1)).sum()
+
+    @torch.no_grad()
+    def _of_the_batch(self, target: torch.Tensor) -> torch.Tensor:
+        """Returns the value that the k·n largest pre-activations of a batch reach, and lets the threshold follow it."""
+        wanted = self.sae.settings.k * len(target)
+        best = target.new_zeros(0)
+        for part in target.split(self._chunk):
+            found = torch.cat([best, self._pre(part).relu().flatten()])
+            best = found.topk(min(wanted, len(found)), sorted=False).values
+        cut = torch.where(best > 0, best, torch.inf).min()  # where fewer are positive, the smallest that is
+        if self.sae.settings.method == "batchtopk":
+            self.sae.threshold += (cut - self.sae.threshold) * self._weight
+        return cut
+
+    @torch.no_grad()
+    def _calibrate(self, raw: torch.Tensor) -> None:
+        """Lets relu and jumprelu start with k latents per token."""
+        if self.sae.settings.method == "jumprelu":
+            self.sae.threshold.fill_(self._of_the_batch(self.sae.standardise(raw)))
+        elif self.sae.settings.method == "relu":
+            self.sae.b_enc -= self._of_the_batch(self.sae.standardise(raw))
+
+
+class _Jump(torch.autograd.Function):
+    """pre, θ -> JumpReLU pre · H(pre - θ) and L0 Σ H(pre - θ).
+
+    Their pseudo-derivatives by θ are -θ/ε · r and -1/ε · r, with r = 1 where |pre - θ| < ε/2, else 0 (Rajamanoharan et
+    al. 2024, arXiv 2407.14435, equations 11 and 12).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pre: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(pre, threshold)
+        on = pre > threshold
+        return pre * on, on.sum().to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, by_z: torch.Tensor, by_count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pre, threshold = ctx.saved_tensors
+        near = ((pre - threshold).abs() < _BANDWIDTH / 2) / _BANDWIDTH
+        by_threshold = -(near * (threshold * by_z + by_count)).sum(0)
+        return by_z * (pre > threshold), by_threshold
