@@ -84,8 +84,8 @@ class Activations:
     def of(cls, x: np.ndarray | torch.Tensor) -> Activations:
         """Wraps an array [n, d]: each row counts as an image of one token."""
         array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
-        if array.ndim != 2 or not len(array) or not np.isfinite(array).all():
-            raise InputError(f"activations of shape {array.shape}: need finite numbers in [n, d] with n > 0")
+        if array.ndim != 2 or not len(array):
+            raise InputError(f"activations of shape {array.shape}: need numbers in [n, d] with n > 0")
         n = np.arange(len(array))
         return cls([array[:, None, :]], n, np.stack([np.zeros_like(n), n], 1), slice(None))
 
@@ -94,8 +94,10 @@ class Activations:
 
     def read(self, index: np.ndarray) -> np.ndarray:
         """Returns the selected tokens of the images at these places, [len(index), tokens, d], as stored."""
-        out = np.empty((len(index), self.tokens, self.width), self._arrays[0].dtype)
         rows = self._rows[index]
+        if not isinstance(self._arrays[0], np.memmap) and len(self._arrays) == 1:
+            return self._arrays[0][rows[:, 1], self._chosen]
+        out = np.empty((len(index), self.tokens, self.width), self._arrays[0].dtype)
         for number in np.unique(rows[:, 0]):
             here = np.flatnonzero(rows[:, 0] == number)
             here = here[np.argsort(rows[here, 1])]  # in the order of the disk
@@ -165,16 +167,23 @@ def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
     """
     total, square, count = np.zeros(x.width), np.zeros(x.width), 0
     shift = None  # summing around a first guess: no cancellation where the mean is large
-    for ids, block in x.blocks(max(1, 2**22 // (x.tokens * x.width))):
-        rows = block.reshape(-1, x.width).astype(np.float64)
-        if not np.isfinite(rows).all():
-            bad = ids[np.flatnonzero(~np.isfinite(block).all((1, 2)))[0]]
-            raise InputError(f"image {bad}: an activation is not finite; extract this layer with dtype float32")
+    for ids, block in x.blocks(max(1, 2**18 // (x.tokens * x.width))):
+        # float32 within a block of at most a quarter of a million numbers, float64 over the blocks.
+        rows = torch.from_numpy(block).reshape(-1, x.width).to(torch.float32)
         shift = rows.mean(0) if shift is None else shift
-        rows -= shift
-        total += rows.sum(0)
-        square += (rows**2).sum(0)
+        rows = rows - shift
+        here = rows.square().sum(0)
+        if not here.isfinite().all():
+            bad = np.flatnonzero(~np.isfinite(block).all((1, 2)))
+            if len(bad):
+                raise InputError(
+                    f"image {ids[bad[0]]}: an activation is not finite; extract this layer with dtype float32"
+                )
+            raise InputError(f"image {ids[0]}: activations so large that their squares overflow; scale them down")
+        total += rows.sum(0).numpy()
+        square += here.numpy()
         count += len(rows)
+    shift = shift.double().numpy()
     offset = total / count
     return shift + offset, np.maximum(square / count - offset**2, 0)
 

@@ -21,14 +21,18 @@ class AutogradStep(Step):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        sae = self.sae
+        sae, recipe = self.sae, self.recipe
         self.device = sae.b_dec.device
         cuda = self.device.type == "cuda"
         self._chunk = max(1, (_GPU_CHUNK if cuda else _CPU_CHUNK) // sae.settings.latents)
         # Numbers that change from step to step are tensors, which a graph reads anew each time.
         self._lr, self._weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         self._adam = torch.optim.Adam(
-            self.trained.values(), self._lr if cuda else 0.0, fused=self.device.type != "mps", capturable=cuda
+            self.trained.values(),
+            self._lr if cuda else 0.0,
+            recipe.betas,
+            fused=self.device.type != "mps",
+            capturable=cuda,
         )
         for p in self.trained.values():
             p.grad = torch.zeros_like(p)

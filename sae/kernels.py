@@ -278,16 +278,16 @@ def finish(first, last, gain, shift, by_bias, by_encoder, by_decoder, decoder, u
 
 
 @_compiled
-def adam(first, last, weights, moment, square, gradient, scale, rate, fix_moment, fix_square, normalise):
-    """Adam (Kingma & Ba 2015; β .9 and .999, ε 1e-8) on rows of weights; returns their Σ of squares, to see divergence.
+def adam(first, last, weights, moment, square, gradient, scale, rate, keep, keep2, fix_moment, fix_square, normalise):
+    """Adam (Kingma & Ba 2015; ε 1e-8) on rows of weights; returns their Σ of squares, to see divergence.
 
     Args:
         scale: of the gradient, below 1 where it is clipped.
-        fix_moment, fix_square: 1 / (1 - βᵗ) of the two.
+        keep, keep2: β of the moment and of the square. fix_moment, fix_square: 1 / (1 - βᵗ) of the two.
         normalise: give each row norm 1 afterwards.
     """
     real = weights.dtype.type
-    keep, mix, keep2, mix2, tiny = real(0.9), real(0.1), real(0.999), real(0.001), real(1e-8)
+    mix, mix2, tiny = real(1) - keep, real(1) - keep2, real(1e-8)
     total = 0.0
     for i in range(first, last):
         w, m, v, g = weights[i], moment[i], square[i], gradient[i]

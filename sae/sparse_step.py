@@ -76,7 +76,8 @@ class SparseStep(Step):
             normalise = name == "W_dec" and self.recipe.decoder == "unit_norm"
             moment, square = (self._adam[f"{m}.{name}"].numpy() for m in ("moment", "square"))
             arrays = [a.reshape(-1, value.shape[-1]) for a in (value, moment, square, self._gradients[name])]
-            numbers = (scale, lr, 1 / (1 - 0.9**self.count), 1 / (1 - 0.999**self.count))
+            first, second = self.recipe.betas
+            numbers = (scale, lr, first, second, 1 / (1 - first**self.count), 1 / (1 - second**self.count))
             real = value.dtype.type
             size += sum(self._over(len(arrays[0]), _LATENTS, kernels.adam, *arrays, *map(real, numbers), normalise))
         if not math.isfinite(size):
@@ -227,7 +228,9 @@ class SparseStep(Step):
             self.sae.threshold += (float(least) - self.sae.threshold) * self._rate()
         return np.append(0, np.cumsum(np.bincount(tokens, minlength=n))), chosen, values
 
-    def _by_latent(self, done: _Pass, ends: list[int], u: np.ndarray, factor: float, out: dict[str, np.ndarray]) -> None:
+    def _by_latent(
+        self, done: _Pass, ends: list[int], u: np.ndarray, factor: float, out: dict[str, np.ndarray]
+    ) -> None:
         """Writes the gradients of decoder, folded encoder and encoder bias into `out`."""
         arrays = (done.starts, done.tokens, done.z, done.g, done.blame, np.array(ends), u, u.dtype.type(factor))
         arrays += out["W_dec"], out["W_enc"], out["b_enc"]
@@ -241,9 +244,7 @@ class SparseStep(Step):
         own_encoder = _Encoder(encoder.u, encoder.weights[index], encoder.bias[index])
         k = min(max(1, self.sae.settings.width // 2), len(dead))
         nothing = np.zeros_like(out["b_dec"])
-        done = self._reconstruct(
-            "revived ", own_encoder, self._values["W_dec"][dead], nothing, rest, [len(dead)], k=k
-        )
+        done = self._reconstruct("revived ", own_encoder, self._values["W_dec"][dead], nothing, rest, [len(dead)], k=k)
         own = {name: np.empty_like(out[name][dead]) for name in ("W_dec", "W_enc", "b_enc")}
         self._by_latent(done, [len(dead)], encoder.u.numpy(), 2 * self.recipe.auxk / power, own)
         for name, gradient in own.items():

@@ -14,10 +14,12 @@ import torch
 from conftest import ROOT
 
 import sae
-from sae import metrics, steps, training
+from sae import metrics, training
 from sae.activations import Activations
 from sae.autoencoder import METHODS
+from sae.autograd_step import AutogradStep
 from sae.errors import InputError
+from sae.sparse_step import SparseStep
 
 
 def planted(n=20_000, d=32, features=48, active=3, seed=0, offset=2.0):
@@ -127,8 +129,8 @@ def test_another_k_than_it_was_trained_for(data, trained, by_method):
 def test_without_numba_torch_trains_the_same(data, monkeypatch):
     x = data[0][:4000]
     ends = []
-    for kernels in (steps.kernels, None):
-        monkeypatch.setattr(steps, "kernels", kernels)
+    for sparse in (SparseStep, None):
+        monkeypatch.setattr(training, "SparseStep", sparse)
         ends.append(sae.train(x, k=3, latents=64, epochs=2, batch=500))
     torch.testing.assert_close(ends[0].W_dec, ends[1].W_dec, atol=1e-4, rtol=0)
     assert metrics.fvu(x, ends[0].decode(ends[0].encode(x))) == pytest.approx(
@@ -352,7 +354,7 @@ def stopped_early(monkeypatch, x, checkpoint, at=7, **arguments):
         return call
 
     with monkeypatch.context() as patch:
-        for kind in (steps.SparseStep, steps.AutogradStep):
+        for kind in (SparseStep, AutogradStep):
             patch.setattr(kind, "__call__", until(kind.__call__))
         patch.setattr(training, "_CHECKPOINT_SHARE", 1e9)  # at every step
         with pytest.raises(KeyboardInterrupt):
@@ -375,10 +377,8 @@ def test_a_resumed_run_does_only_the_rest(data, tmp_path, monkeypatch):
     x, checkpoint = data[0][:5000], tmp_path / "c.safetensors"
     stopped_early(monkeypatch, x, checkpoint)
     done = []
-    step = steps.SparseStep.__call__
-    monkeypatch.setattr(
-        steps.SparseStep, "__call__", lambda self, *given: (done.append(self.count), step(self, *given))
-    )
+    step = SparseStep.__call__
+    monkeypatch.setattr(SparseStep, "__call__", lambda self, *given: (done.append(self.count), step(self, *given)))
     sae.train(x, 3, 64, epochs=2, batch=500, checkpoint=checkpoint)
     assert done == list(range(7, 20))
 
@@ -422,12 +422,12 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path):
 
 def test_when_numbers_stop_being_finite_the_last_good_checkpoint_is_kept(data, tmp_path, monkeypatch):
     checkpoint = tmp_path / "c.safetensors"
-    step = steps.SparseStep.__call__
+    step = SparseStep.__call__
 
     def poisoned(self, raw, lr):
         step(self, raw * torch.nan if self.count == 4 else raw, lr)
 
-    monkeypatch.setattr(steps.SparseStep, "__call__", poisoned)
+    monkeypatch.setattr(SparseStep, "__call__", poisoned)
     monkeypatch.setattr(training, "_CHECKPOINT_SHARE", 1e9)
     arguments = {"batch": 500, "checkpoint": checkpoint, "checkpoint_every": 0, "layer": 9}
     with pytest.raises(InputError, match=r"layer 9 k 3, step 5: the loss is not finite.*last good state, step 4"):
