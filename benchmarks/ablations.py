@@ -60,6 +60,7 @@ def variants(lr: float) -> dict[str, dict[str, object]]:
         "dead after 0.2 % of the run": {"recipe": {"dead_after": 0.002}},
         "start from data": {"start": "data"},
         "decoder's norms free": {"recipe": {"decoder": "start"}},
+        "Adam's usual β, .9 and .999": {"recipe": {"betas": (0.9, 0.999)}},
         "no warm-up": {"recipe": {"warmup": 0.0}},
         "no decay": {"recipe": {"decay": 0.0}},
         "no clipping": {"recipe": {"clip": None}},
@@ -93,7 +94,7 @@ def main() -> None:
     x, held_out, planted = np.load(data.train), np.load(data.held_out), data.planted
     spread = float(np.sqrt(x.shape[1] / x.var(0).sum()))
     plain, lines = training._start, []
-    lr = training.default_lr(asked.latents, asked.epochs * -(-len(x) // asked.batch))
+    lr = training.default_lr(asked.latents, asked.epochs * -(-len(x) // asked.batch), asked.batch)
     for name, change in variants(lr).items():
         if asked.only and name not in asked.only:
             continue

@@ -19,15 +19,18 @@ import numpy as np
 import torch
 from peers import machine
 
-from sae import Recipe, steps, training
+from sae import Recipe, training
 from sae.autoencoder import Settings
+from sae.autograd_step import AutogradStep
+from sae.sparse_step import SparseStep
+from sae.steps import Step
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 
 _HERE = Path(__file__).resolve().parent
-_WAYS = {"sparse kernels": steps.SparseStep, "autograd": steps.AutogradStep}
+_WAYS = {"sparse kernels": SparseStep, "autograd": AutogradStep}
 _USUAL = {"latents": 3072, "width": 192, "k": 32, "batch": 4096}
 _VARIED = {
     "latents": [1024, 2048, 4096, 8192, 16384, 32768, 65536],
@@ -37,12 +40,12 @@ _VARIED = {
 }
 
 
-def build(way: str, latents: int, width: int, k: int) -> steps.Step:
+def build(way: str, latents: int, width: int, k: int) -> Step:
     model = training._start(Settings(width, latents, k), Recipe(), np.zeros(width), 1.0, 0)
     return _WAYS[way](model, Recipe(), float("inf"), 100, False)
 
 
-def seconds(step: steps.Step, x: torch.Tensor) -> float:
+def seconds(step: Step, x: torch.Tensor) -> float:
     began = time.perf_counter()
     step(x, 1e-4)
     return time.perf_counter() - began

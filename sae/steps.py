@@ -38,7 +38,7 @@ class Recipe:
     decoder: str = "unit_norm"  # rows kept at norm 1; start: normalised at the start only
     whole_images: bool = False  # a batch counts images and keeps their tokens together
     lr: float | None = None  # of Adam; None: see `training.default_lr`
-    betas: tuple[float, float] = (0.5, 0.99)  # Adam's: how much of its means of gradients and squares a step keeps
+    betas: tuple[float, float] = (0.7, 0.99)  # Adam's: how much of its means of gradients and squares a step keeps
     lr_per_epoch: float = 1.0  # the learning rate is multiplied by this after each epoch
     warmup: float = 0.05  # linear from 0
     decay: float = 0.2  # linear to 0, at the end

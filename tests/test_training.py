@@ -131,7 +131,7 @@ def test_without_numba_torch_trains_the_same(data, monkeypatch):
     ends = []
     for sparse in (SparseStep, None):
         monkeypatch.setattr(training, "SparseStep", sparse)
-        ends.append(sae.train(x, k=3, latents=64, epochs=2, batch=500))
+        ends.append(sae.train(x, k=3, latents=64, epochs=2, batch=500, precision="fp32"))
     torch.testing.assert_close(ends[0].W_dec, ends[1].W_dec, atol=1e-4, rtol=0)
     assert metrics.fvu(x, ends[0].decode(ends[0].encode(x))) == pytest.approx(
         metrics.fvu(x, ends[1].decode(ends[1].encode(x))), rel=1e-3
@@ -259,7 +259,11 @@ def test_the_notebooks_recipe(data, tmp_path):
         ({"epochs": 0}, "epochs 0"),
         ({"device": "tpu"}, "device tpu"),
         ({"precision": "fp8"}, "precision fp8"),
-        ({"x": np.full((10, 4), np.nan, np.float32)}, "finite"),
+        ({"x": np.full((600, 4), np.nan, np.float32)}, "image 0: an activation is not finite"),
+        (
+            {"x": np.linspace(-1e30, 1e30, 2400, dtype=np.float32).reshape(600, 4)},
+            "so large that their squares overflow",
+        ),
         ({"x": np.zeros((0, 4), np.float32)}, "n > 0"),
         ({"recipe": sae.Recipe(lr=1e30, clip=None)}, "k 4, step 1: the loss is not finite; lower training.lr"),
         ({"method": "relu", "recipe": sae.Recipe(lr=1e30, clip=None)}, "step 2: the loss is not finite"),
