@@ -33,12 +33,14 @@ class Activations:
         ids: int64 [images], the images' ids.
         tokens: how many tokens of an image are selected.
         width: d.
+        dense: all tokens in order, [n, d], where they lie in memory already; else None.
     """
 
     def __init__(self, arrays: list[np.ndarray], ids: np.ndarray, rows: np.ndarray, chosen: slice):
         self._arrays, self._chosen = arrays, chosen
         self._rows = rows  # [images, 2]: which array, which of its images
         self.ids = ids
+        self.dense: np.ndarray | None = None
         self.width = arrays[0].shape[2]
         self.tokens = len(range(*chosen.indices(arrays[0].shape[1])))
 
@@ -87,17 +89,19 @@ class Activations:
         if array.ndim != 2 or not len(array):
             raise InputError(f"activations of shape {array.shape}: need numbers in [n, d] with n > 0")
         n = np.arange(len(array))
-        return cls([array[:, None, :]], n, np.stack([np.zeros_like(n), n], 1), slice(None))
+        x = cls([array[:, None, :]], n, np.stack([np.zeros_like(n), n], 1), slice(None))
+        x.dense = array
+        return x
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, index: np.ndarray) -> np.ndarray:
         """Returns the selected tokens of the images at these places, [len(index), tokens, d], as stored."""
-        rows = self._rows[index]
-        if not isinstance(self._arrays[0], np.memmap) and len(self._arrays) == 1:
-            return self._arrays[0][rows[:, 1], self._chosen]
+        if self.dense is not None:
+            return self.dense[index][:, None]
         out = np.empty((len(index), self.tokens, self.width), self._arrays[0].dtype)
+        rows = self._rows[index]
         for number in np.unique(rows[:, 0]):
             here = np.flatnonzero(rows[:, 0] == number)
             here = here[np.argsort(rows[here, 1])]  # in the order of the disk

@@ -47,6 +47,7 @@ class SparseStep(Step):
             f"{m}.{name}": torch.zeros_like(p) for name, p in self.trained.items() for m in ("moment", "square")
         }
         self._rows = max(32, min(_ROWS, _PRE_ACTIVATIONS // sae.settings.latents))
+        self._low = torch.empty_like(sae.W_enc, dtype=torch.bfloat16 if self.bf16 else None, requires_grad=False)
         self._last: dict[str, float] = {}
         self._cut = 0  # BatchTopK's last threshold, as bits
         self._kept: dict[str, np.ndarray] = {}
@@ -103,9 +104,10 @@ class SparseStep(Step):
             if u is not target:
                 u[first:last] = F.layer_norm(part, (width,), eps=sae.norm.eps)
 
-        low = torch.bfloat16 if self.bf16 else weights.dtype
+        if self.bf16:
+            weights = self._low.copy_(weights)
         bias = sae.b_enc + sae.W_enc @ torch.from_numpy(shift)
-        encoder = _Encoder(u, weights.to(low), bias.to(low))
+        encoder = _Encoder(u, weights, bias.to(weights.dtype))
         done = self._reconstruct("", encoder, value["W_dec"], value["b_dec"], target.numpy(), self.ends, prepare)
         factor = 2 / (n * width * prefixes)
         self._by_latent(done, self.ends, u.numpy(), factor, out)
@@ -264,7 +266,7 @@ class SparseStep(Step):
 
     def _over(self, total: int, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Returns function(first, last, *arguments) for the pieces of [0, total), in order, by the threads."""
-        run = map if self._threads == 1 else self._pool.map
+        run = map if self._threads == 1 or total <= size else self._pool.map
         return list(run(lambda first: function(first, min(first + size, total), *arguments), range(0, total, size)))
 
 

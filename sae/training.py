@@ -217,13 +217,15 @@ def _ramp(step: int, steps: int, recipe: Recipe) -> float:
 class _Feed:
     """The batches of each epoch on the device where they are needed.
 
-    A thread reads ahead. On CUDA the activations stay in device memory where they fit, and only row numbers are sent.
-    The order is the same everywhere.
+    On CUDA the activations stay in device memory where they fit, on a CPU where they are if they lie in memory: then
+    only row numbers are drawn. Otherwise a thread reads ahead. The order is the same everywhere.
     """
 
     def __init__(self, x: Activations, batch: int, whole_images: bool, target: torch.device):
         self._x, self._batch, self._whole, self._target = x, batch, whole_images, target
         self._resident: torch.Tensor | None = None
+        if target.type == "cpu" and x.dense is not None:
+            self._resident = torch.from_numpy(x.dense)
         if target.type == "cuda":
             first = x.read(np.arange(1))
             if first.nbytes * len(x) < 0.6 * torch.cuda.mem_get_info(target)[0]:
@@ -231,16 +233,22 @@ class _Feed:
                 self._resident = torch.cat([block.reshape(-1, x.width) for block in blocks])
 
     def epoch(self, rng: np.random.Generator, skip: int) -> Iterator[torch.Tensor]:
-        """Yields the batches [n, d] of an epoch, as stored, without the first `skip`."""
+        """Yields the batches [n, d] of an epoch, as stored, without the first `skip`; each may overwrite the last."""
         read = self._x.read if self._resident is None else self._x.places
         blocks = islice(self._x.shuffled(self._batch, rng, self._whole, read), skip, None)
-        tensors = (torch.from_numpy(np.ascontiguousarray(block)) for block in blocks)
-        if self._target.type != "cuda":
-            yield from _ahead(tensors)
-            return
-        for part in _ahead(tensor.pin_memory() for tensor in tensors):
-            sent = part.to(self._target, non_blocking=True)
-            yield sent if self._resident is None else self._resident[sent]
+        parts = (torch.from_numpy(np.ascontiguousarray(block)) for block in blocks)
+        if self._target.type == "cuda":
+            parts = (part.to(self._target, non_blocking=True) for part in _ahead(part.pin_memory() for part in parts))
+        elif self._resident is None:
+            parts = _ahead(parts)
+        memory = None  # of a batch, used again: new pages cost a tenth of a step
+        for part in parts:
+            if self._resident is None:
+                yield part
+                continue
+            if memory is None or len(memory) != len(part):
+                memory = self._resident.new_empty(len(part), self._x.width)
+            yield torch.index_select(self._resident, 0, part, out=memory)
 
 
 def _ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
