@@ -171,23 +171,18 @@ def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
     """
     total, square, count = np.zeros(x.width), np.zeros(x.width), 0
     shift = None  # summing around a first guess: no cancellation where the mean is large
-    for ids, block in x.blocks(max(1, 2**18 // (x.tokens * x.width))):
-        # float32 within a block of at most a quarter of a million numbers, float64 over the blocks.
-        rows = torch.from_numpy(block).reshape(-1, x.width).to(torch.float32)
+    for ids, block in x.blocks(max(1, 2**17 // (x.tokens * x.width))):
+        rows = torch.from_numpy(block.reshape(-1, x.width)).double()
         shift = rows.mean(0) if shift is None else shift
         rows = rows - shift
         here = rows.square().sum(0)
         if not here.isfinite().all():
-            bad = np.flatnonzero(~np.isfinite(block).all((1, 2)))
-            if len(bad):
-                raise InputError(
-                    f"image {ids[bad[0]]}: an activation is not finite; extract this layer with dtype float32"
-                )
-            raise InputError(f"image {ids[0]}: activations so large that their squares overflow; scale them down")
+            bad = ids[np.flatnonzero(~np.isfinite(block).all((1, 2)))[0]]
+            raise InputError(f"image {bad}: an activation is not finite; extract this layer with dtype float32")
         total += rows.sum(0).numpy()
         square += here.numpy()
         count += len(rows)
-    shift = shift.double().numpy()
+    shift = shift.numpy()
     offset = total / count
     return shift + offset, np.maximum(square / count - offset**2, 0)
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from sae import kernels
 from sae.steps import Step
 
-_ROWS = 256  # tokens in a chunk: their errors and inputs fit into a core's own cache
-_PRE_ACTIVATIONS = 2**20  # how many of them a thread holds at once, at most
+_ROWS = 512  # tokens in a chunk: their errors and inputs fit into a core's own cache
+_PRE_ACTIVATIONS = 2**21  # how many of them a thread holds at once, at most
 _LATENTS = 256  # per task of a thread
 _ONEDNN: set[torch.dtype] = set()  # what oneDNN multiplies here
 if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):

@@ -260,10 +260,6 @@ def test_the_notebooks_recipe(data, tmp_path):
         ({"device": "tpu"}, "device tpu"),
         ({"precision": "fp8"}, "precision fp8"),
         ({"x": np.full((600, 4), np.nan, np.float32)}, "image 0: an activation is not finite"),
-        (
-            {"x": np.linspace(-1e30, 1e30, 2400, dtype=np.float32).reshape(600, 4)},
-            "so large that their squares overflow",
-        ),
         ({"x": np.zeros((0, 4), np.float32)}, "n > 0"),
         ({"recipe": sae.Recipe(lr=1e30, clip=None)}, "k 4, step 1: the loss is not finite; lower training.lr"),
         ({"method": "relu", "recipe": sae.Recipe(lr=1e30, clip=None)}, "step 2: the loss is not finite"),
