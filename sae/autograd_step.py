@@ -16,7 +16,7 @@ _PENALTY_START, _PENALTY_RATE = 3e-3, 0.02  # c, and how fast log c follows L0
 class AutogradStep(Step):
     """The step by torch's own differentiation.
 
-    On CUDA nothing waits for the host: from the fourth full batch on, the whole step is one CUDA graph, replayed.
+    On CUDA nothing waits for the host: from the fourth batch on, the whole step is one CUDA graph, replayed.
     """
 
     def __init__(self, *arguments: Any):
@@ -77,8 +77,19 @@ class AutogradStep(Step):
                 self._reviving = bool((self.silent > self.dead_after).any())
             for group in self._adam.param_groups:
                 group["lr"] = self._lr if self.device.type == "cuda" else lr
-            self._step(raw)
+            self._eager(raw)
         self.count += 1
+
+    def _eager(self, raw: torch.Tensor) -> None:
+        """Does the step op by op; on CUDA in a stream of its own, as torch asks of what comes before a recording."""
+        if self.device.type != "cuda":
+            self._step(raw)
+            return
+        ours, theirs = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        ours.wait_stream(theirs)
+        with torch.cuda.stream(ours):
+            self._step(raw)
+        theirs.wait_stream(ours)
 
     def _replay(self, raw: torch.Tensor) -> None:
         """Does the step by a CUDA graph, recorded when this number of rows comes for the first time."""
@@ -86,7 +97,7 @@ class AutogradStep(Step):
         if key not in self._graphs:
             rows = raw.clone()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.device(self.device), torch.cuda.graph(graph):
                 self._step(rows)
             self._graphs[key] = graph, rows
         graph, rows = self._graphs[key]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from sae.errors import InputError
@@ -26,6 +28,9 @@ def resolve(name: str = "auto") -> torch.device:
         raise InputError(f"device {name}: this machine has cuda:0..{last}; choose one of these, auto or cpu")
     if kind == "mps" and not mps:
         raise InputError("device mps: this machine has no Apple GPU that torch can use; write auto or cpu")
+    if kind == "cuda":
+        # cuBLAS gives the same bytes again only with workspaces of a fixed size; read when CUDA is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device(name)
 
 

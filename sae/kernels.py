@@ -139,7 +139,7 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, b
 
     Args:
         target: [n, d]. ends: [G], ascending, the last F. blame: [G, n, d].
-        slopes: as values; becomes blame · decoder[i] of each code, 0 for values that are 0.
+        slopes: as values; becomes blame · decoder[i] of each code.
         by_bias: [d], becomes Σ_t blame[0, t].
     """
     prefixes, width = len(ends), target.shape[1]

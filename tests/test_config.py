@@ -38,6 +38,7 @@ def test_the_notebooks_experiment_is_exact():
     training = config["training"]
     assert (training["lr"], training["lr_per_epoch"], training["epochs"]) == (0.002, 0.7, 10)
     assert (training["batch"], training["whole_images"]) == (30, True)
+    assert (training["betas"], training["precision"]) == ([0.9, 0.999], "fp32")
     assert (training["warmup"], training["decay"], training["clip"], training["auxk"]) == (0, 0, None, 0)
 
 

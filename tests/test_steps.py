@@ -156,7 +156,9 @@ def test_the_k_largest_are_exact(kind):
 
 
 @pytest.mark.parametrize("method", K_SPARSE)
-@pytest.mark.parametrize("recipe", [sae.Recipe(), sae.Recipe(input="layernorm", decoder="start", clip=None)])
+@pytest.mark.parametrize(
+    "recipe", [sae.Recipe(), sae.Recipe(input="layernorm", decoder="start", clip=None), sae.Recipe(betas=(0.9, 0.999))]
+)
 def test_many_steps_of_both_ways_are_the_same(method, recipe):
     x = torch.randn(12, 30, 6, dtype=torch.float64)
     ends = []
