@@ -1,4 +1,4 @@
-"""Training one SAE: data order, schedule, log, checkpoints. What one step does is in `steps`."""
+"""Training one SAE: data order, schedule, log. What one step does is in `steps`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,14 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from sae import device as devices
 from sae.activations import Activations, moments
 from sae.autoencoder import Settings, SparseAutoencoder
 from sae.autograd_step import AutogradStep
+from sae.checkpoint import Checkpoint
 from sae.errors import InputError
 from sae.files import whole
 from sae.steps import Recipe, Step
@@ -35,7 +35,6 @@ except ImportError:  # no numba for this machine or Python: the same numbers, sl
     SparseStep = None
 
 _LOG_ROWS = 200  # about how many rows training.csv gets
-_CHECKPOINT_SHARE = 0.01  # of the time, at most, goes into checkpoints
 
 
 def default_lr(latents: int, steps: int, batch: int) -> float:
@@ -126,7 +125,7 @@ def train(
         "step": type(step).__name__,
         "data": hashlib.sha256(mean.tobytes() + variance.tobytes() + x.ids.tobytes()).hexdigest()[:16],
     }
-    saved = _Checkpoint(checkpoint, identity, checkpoint_every)
+    saved = Checkpoint(checkpoint, identity, checkpoint_every)
     rows, seen, seconds = [], 0, 0.0
     try:
         past = saved.load()
@@ -225,7 +224,9 @@ class _Feed:
         self._x, self._batch, self._whole, self._target = x, batch, whole_images, target
         self._resident: torch.Tensor | None = None
         if target.type == "cpu" and x.dense is not None:
-            self._resident = torch.from_numpy(x.dense)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of an array that must not be written: it is only read
+                self._resident = torch.from_numpy(np.ascontiguousarray(x.dense))
         if target.type == "cuda":
             first = x.read(np.arange(1))
             if first.nbytes * len(x) < 0.6 * torch.cuda.mem_get_info(target)[0]:
@@ -279,53 +280,3 @@ def _ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
         leaving = True
         while not line.empty():
             line.get_nowait()
-
-
-class _Checkpoint:
-    """One file that holds all that the rest of a run depends on, replaced as a whole."""
-
-    def __init__(self, path: str | Path | None, identity: dict[str, Any], every: float):
-        self._path = None if path is None else Path(path)
-        self._identity, self._every = identity, every
-        self._next = time.monotonic() + every
-        self.step = 0  # the last one in the file
-
-    def load(self) -> tuple[dict[str, torch.Tensor], list[Any]] | None:
-        """Returns the tensors and the progress that were written, None where there is no file.
-
-        Raises:
-            InputError: the file is damaged or belongs to another run.
-        """
-        if self._path is None or not self._path.exists():
-            return None
-        again = "delete it to start this run again from the beginning"
-        try:
-            with safe_open(self._path, "pt") as file:
-                facts = {name: json.loads(text) for name, text in file.metadata().items()}
-            state = load_file(self._path)
-        except (SafetensorError, ValueError, AttributeError) as error:
-            raise InputError(f"{self._path}: not a checkpoint that can be read; {again}") from error
-        theirs = facts["identity"]
-        for name, value in self._identity.items():
-            if theirs.get(name) != value:
-                raise InputError(
-                    f"{self._path}: this checkpoint was made with {name} {theirs.get(name)}, now it is {value}; {again}"
-                )
-        self.step = int(state["count"])
-        return state, facts["progress"]
-
-    def due(self) -> bool:
-        return self._path is not None and time.monotonic() >= self._next
-
-    def write(self, step: Step, progress: tuple[Any, ...]) -> None:
-        began = time.monotonic()
-        facts = {"identity": json.dumps(self._identity), "progress": json.dumps(progress)}
-        with whole(self._path) as part:
-            save_file({name: value.contiguous() for name, value in step.state().items()}, part, facts)
-        self.step = step.count
-        took = time.monotonic() - began
-        self._next = time.monotonic() + max(self._every, took / _CHECKPOINT_SHARE)
-
-    def remove(self) -> None:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT
 
 import sae
+from sae import checkpoint as checkpoints
 from sae import metrics, training
 from sae.activations import Activations
 from sae.autoencoder import METHODS
@@ -356,7 +357,7 @@ def stopped_early(monkeypatch, x, checkpoint, at=7, **arguments):
     with monkeypatch.context() as patch:
         for kind in (SparseStep, AutogradStep):
             patch.setattr(kind, "__call__", until(kind.__call__))
-        patch.setattr(training, "_CHECKPOINT_SHARE", 1e9)  # at every step
+        patch.setattr(checkpoints, "_SHARE", 1e9)  # at every step
         with pytest.raises(KeyboardInterrupt):
             sae.train(x, 3, 64, epochs=2, batch=500, checkpoint=checkpoint, checkpoint_every=0, **arguments)
 
@@ -428,11 +429,11 @@ def test_when_numbers_stop_being_finite_the_last_good_checkpoint_is_kept(data, t
         step(self, raw * torch.nan if self.count == 4 else raw, lr)
 
     monkeypatch.setattr(SparseStep, "__call__", poisoned)
-    monkeypatch.setattr(training, "_CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(checkpoints, "_SHARE", 1e9)
     arguments = {"batch": 500, "checkpoint": checkpoint, "checkpoint_every": 0, "layer": 9}
     with pytest.raises(InputError, match=r"layer 9 k 3, step 5: the loss is not finite.*last good state, step 4"):
         sae.train(data[0][:5000], 3, 64, **arguments)
-    state = training.load_file(checkpoint)
+    state = checkpoints.load_file(checkpoint)
     assert state["count"] == 4 and all(value.isfinite().all() for value in state.values())
 
 
@@ -447,14 +448,14 @@ def test_an_activation_that_is_not_finite_is_named(data):
 
 def test_checkpoints_take_a_small_share_of_the_time(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
 
     def slow(*_arguments):
         clock[0] += 3.0
 
-    monkeypatch.setattr(training, "save_file", slow)
-    monkeypatch.setattr(training, "whole", lambda path: __import__("contextlib").nullcontext(path))
-    saved = training._Checkpoint(tmp_path / "c", {}, 30)
+    monkeypatch.setattr(checkpoints, "save_file", slow)
+    monkeypatch.setattr(checkpoints, "whole", lambda path: __import__("contextlib").nullcontext(path))
+    saved = checkpoints.Checkpoint(tmp_path / "c", {}, 30)
 
     class Step:
         count = 1
@@ -487,6 +488,16 @@ def test_row_numbers_come_in_the_order_of_the_rows():
         for part, place in zip(rows, places, strict=True):
             np.testing.assert_array_equal(everything[place], part)
         assert sorted(np.concatenate(places)) == list(range(30))
+
+
+def test_arrays_of_any_layout_train_the_same(data):
+    x = data[0][:3000]
+    frozen, wide = x.copy(), np.zeros((3000, 64), np.float32)
+    frozen.flags.writeable = False
+    wide[:, ::2] = x
+    backwards = x[::-1].copy()
+    ends = [sae.train(a, 3, 64, batch=500) for a in (x, frozen, wide[:, ::2], backwards[::-1], torch.from_numpy(x))]
+    assert all(torch.equal(ends[0].W_dec, other.W_dec) for other in ends[1:])
 
 
 def test_what_is_read_ahead_keeps_order_and_errors():

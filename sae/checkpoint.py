@@ -1,0 +1,68 @@
+"""Where an interrupted training goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from sae.errors import InputError
+from sae.files import whole
+from sae.steps import Step
+
+_SHARE = 0.01  # of the time, at most, goes into checkpoints
+
+
+class Checkpoint:
+    """One file that holds all that the rest of a run depends on, replaced as a whole."""
+
+    def __init__(self, path: str | Path | None, identity: dict[str, Any], every: float):
+        self._path = None if path is None else Path(path)
+        self._identity, self._every = identity, every
+        self._next = time.monotonic() + every
+        self.step = 0  # the last one in the file
+
+    def load(self) -> tuple[dict[str, torch.Tensor], list[Any]] | None:
+        """Returns the tensors and the progress that were written, None where there is no file.
+
+        Raises:
+            InputError: the file is damaged or belongs to another run.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+        again = "delete it to start this run again from the beginning"
+        try:
+            with safe_open(self._path, "pt") as file:
+                facts = {name: json.loads(text) for name, text in file.metadata().items()}
+            state = load_file(self._path)
+        except (SafetensorError, ValueError, AttributeError) as error:
+            raise InputError(f"{self._path}: not a checkpoint that can be read; {again}") from error
+        theirs = facts["identity"]
+        for name, value in self._identity.items():
+            if theirs.get(name) != value:
+                raise InputError(
+                    f"{self._path}: this checkpoint was made with {name} {theirs.get(name)}, now it is {value}; {again}"
+                )
+        self.step = int(state["count"])
+        return state, facts["progress"]
+
+    def due(self) -> bool:
+        return self._path is not None and time.monotonic() >= self._next
+
+    def write(self, step: Step, progress: tuple[Any, ...]) -> None:
+        began = time.monotonic()
+        facts = {"identity": json.dumps(self._identity), "progress": json.dumps(progress)}
+        with whole(self._path) as part:
+            save_file({name: value.contiguous() for name, value in step.state().items()}, part, facts)
+        self.step = step.count
+        took = time.monotonic() - began
+        self._next = time.monotonic() + max(self._every, took / _SHARE)
+
+    def remove(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
