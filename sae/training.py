@@ -40,12 +40,12 @@ _LOG_ROWS = 200  # about how many rows training.csv gets
 def default_lr(latents: int, steps: int, batch: int) -> float:
     """Returns the learning rate for a dictionary of this size and a run of so many steps of `batch` tokens.
 
-    4.5e-3 · (800 / steps)^¼ · √(batch / 2048), at most 1e-2, times √(3072 / latents) above 3,072 latents. The slope by
-    latents is Gao et al.'s (2024, arXiv 2406.04093), whose constant was made for billions of tokens; that by the batch
-    is Adam's usual one (Malladi et al. 2022, arXiv 2205.10287). The rest was chosen on layers of two ViTs and a planted
-    dictionary, in runs of 100 to 900 steps: half of it leaves an FVU a tenth higher, twice of it kills latents.
+    6.364e-3 · (800 / steps)^¼ · (batch / 4096)^0.6, at most 1e-2, times √(3072 / latents) above 3,072 latents. The
+    slope by latents is Gao et al.'s (2024, arXiv 2406.04093), whose constant was made for billions of tokens. The rest
+    was chosen on layers of two ViTs and a planted dictionary, in runs of 100 to 900 steps with batches of 512 to 4,096
+    tokens: half of it leaves an FVU a tenth higher, twice of it kills latents.
     """
-    rate = min(1e-2, 4.5e-3 * (800 / steps) ** 0.25 * math.sqrt(batch / 2048))
+    rate = min(1e-2, 6.364e-3 * (800 / steps) ** 0.25 * (batch / 4096) ** 0.6)
     return rate * min(1.0, math.sqrt(3072 / latents))
 
 
