@@ -405,7 +405,7 @@ def layers(table: pd.DataFrame) -> Figure:
         (axes[1, 1], "ce_recovered_mean", "Cross-entropy kept (1: all)", "recovered, against mean ablation", None),
         (axes[1, 2], "accuracy", "Accuracy through the SAE", "accuracy on held-out images", "accuracy_clean"),
     ]
-    for ax, column, name, unit, reference in panels:
+    for ax, column, title, unit, reference in panels:
         for k in every_k:
             for method, mark in methods.items():
                 part = mean[(mean["k"] == k) & (mean["method"] == method)].sort_values("layer")
@@ -415,7 +415,7 @@ def layers(table: pd.DataFrame) -> Figure:
             part = mean.groupby("layer", as_index=False)[reference].mean()
             words = "untouched ViT" if reference == "accuracy_clean" else "tokens replaced by their mean"
             ax.plot(part["layer"], part[reference], ":", color=_INK, label=words)
-        ax.set(title=name, xlabel="layer", ylabel=unit)
+        ax.set(title=title, xlabel="layer", ylabel=unit)
         ax.set_xticks(every_layer)
         if mean[column].isna().all():
             ax.text(

@@ -110,6 +110,8 @@ def test_layers_of_any_grid(tmp_path, missing):
     table = pd.DataFrame(rows)
     table[list(missing)] = np.nan
     figure = figures.layers(table)
+    titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
+    assert len(set(titles)) == 6 and "Latents silent on all held-out tokens" in titles
     if missing:
         assert "not known" in texts(figure)
     figures.save(figure, tmp_path / "a.svg")
