@@ -43,7 +43,7 @@ def default_lr(latents: int, steps: int, batch: int) -> float:
     6.364e-3 · (800 / steps)^¼ · (batch / 4096)^0.6, at most 1e-2, times √(3072 / latents) above 3,072 latents. The
     slope by latents is Gao et al.'s (2024, arXiv 2406.04093), whose constant was made for billions of tokens. The rest
     was chosen on layers of two ViTs and a planted dictionary, in runs of 100 to 900 steps with batches of 512 to 4,096
-    tokens: half of it leaves an FVU a tenth higher, twice of it kills latents.
+    tokens: half of it leaves an FVU a tenth to a sixth higher, twice of it kills latents of a late layer.
     """
     rate = min(1e-2, 6.364e-3 * (800 / steps) ** 0.25 * (batch / 4096) ** 0.6)
     return rate * min(1.0, math.sqrt(3072 / latents))
