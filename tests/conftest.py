@@ -55,3 +55,25 @@ def snakemake(
         file.write_text(yaml.safe_dump(config))
         command += ["--configfile", str(file)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=ROOT, check=False)
+
+
+def planted(n=20_000, d=32, features=48, active=3, seed=0, offset=2.0):
+    """Returns activations [n, d], sums of `active` of `features` directions, and the directions [features, d]."""
+    rng = np.random.default_rng(seed)
+    dictionary = rng.standard_normal((features, d))
+    dictionary /= np.linalg.norm(dictionary, axis=1, keepdims=True)
+    codes = np.zeros((n, features))
+    chosen = rng.random((n, features)).argpartition(active, axis=1)[:, :active]
+    np.put_along_axis(codes, chosen, rng.uniform(1, 3, (n, active)), 1)
+    x = codes @ dictionary + 0.02 * rng.standard_normal((n, d)) + offset * rng.standard_normal(d)
+    return x.astype(np.float32), dictionary
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    return planted(n=22_000)
+
+
+@pytest.fixture(scope="session")
+def data(drawn):
+    return drawn[0][:20_000], drawn[1]

@@ -1,52 +1,21 @@
 """The SAE and its training, on activations whose dictionary is known."""
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import planted
 
 import sae
-from sae import checkpoint as checkpoints
 from sae import metrics, training
 from sae.activations import Activations
 from sae.autoencoder import METHODS
-from sae.autograd_step import AutogradStep
 from sae.errors import InputError
 from sae.sparse_step import SparseStep
 
 
-def planted(n=20_000, d=32, features=48, active=3, seed=0, offset=2.0):
-    """Returns activations [n, d], sums of `active` of `features` directions, and the directions [features, d]."""
-    rng = np.random.default_rng(seed)
-    dictionary = rng.standard_normal((features, d))
-    dictionary /= np.linalg.norm(dictionary, axis=1, keepdims=True)
-    codes = np.zeros((n, features))
-    chosen = rng.random((n, features)).argpartition(active, axis=1)[:, :active]
-    np.put_along_axis(codes, chosen, rng.uniform(1, 3, (n, active)), 1)
-    x = codes @ dictionary + 0.02 * rng.standard_normal((n, d)) + offset * rng.standard_normal(d)
-    return x.astype(np.float32), dictionary
-
-
 def best_cosines(m, dictionary):
     return np.abs(dictionary @ m.W_dec.numpy().T).max(1)
-
-
-@pytest.fixture(scope="module")
-def drawn():
-    return planted(n=22_000)
-
-
-@pytest.fixture(scope="module")
-def data(drawn):
-    return drawn[0][:20_000], drawn[1]
 
 
 @pytest.fixture(scope="module")
@@ -293,117 +262,6 @@ def test_whole_images_stay_together():
     assert sorted(np.concatenate(batches).ravel()) == list(range(24))
 
 
-_INTERRUPTED = """
-import sys
-import numpy as np, torch, sae
-torch.set_num_threads(1)
-x = np.load(sys.argv[1])
-m = sae.train(x, k=3, latents=96, seed=5, epochs=8, batch=200, log=sys.argv[2] + "/log.csv",
-              checkpoint=sys.argv[2] + "/checkpoint.safetensors", checkpoint_every=0.05)
-m.save(sys.argv[2])
-"""
-
-
-def test_killed_at_any_moment_and_started_again_it_gives_the_same_bytes(data, tmp_path):
-    np.save(tmp_path / "x.npy", data[0])
-
-    def start(folder):
-        folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-c", _INTERRUPTED, str(tmp_path / "x.npy"), str(folder)]
-        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0, whole.stderr.read()
-    assert not (tmp_path / "whole/checkpoint.safetensors").exists()
-
-    folder, resumed = tmp_path / "killed", 0
-    checkpoint = folder / "checkpoint.safetensors"
-    seen = None
-    for _ in range(2):
-        run = start(folder)
-        deadline = time.monotonic() + 60
-        while run.poll() is None and time.monotonic() < deadline:  # until it has gone beyond what it started from
-            now = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-            if now is not None and now != seen:
-                break
-            time.sleep(0.002)
-        time.sleep(random.uniform(0, 0.1))
-        if run.poll() is None:
-            os.kill(run.pid, signal.SIGKILL)
-            resumed += 1
-        run.wait()
-        seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else seen
-        run.stderr.close()
-    assert resumed  # at least once it was killed before its end
-    assert not (folder / "sae.safetensors").exists() or resumed < 2
-    last = start(folder)
-    assert last.wait() == 0, last.stderr.read()
-    for name in ("sae.safetensors", "log.csv"):
-        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert not checkpoint.exists()
-
-
-def stopped_early(monkeypatch, x, checkpoint, at=7, **arguments):
-    """Runs until step `at`, as if the process ended there."""
-
-    def until(step):
-        def call(self, *given):
-            if self.count == at:
-                raise KeyboardInterrupt
-            step(self, *given)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        for kind in (SparseStep, AutogradStep):
-            patch.setattr(kind, "__call__", until(kind.__call__))
-        patch.setattr(checkpoints, "_SHARE", 1e9)  # at every step
-        with pytest.raises(KeyboardInterrupt):
-            sae.train(x, 3, 64, epochs=2, batch=500, checkpoint=checkpoint, checkpoint_every=0, **arguments)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("at", [1, 7, 10, 19])
-def test_every_method_resumes_to_the_same_bytes(data, tmp_path, monkeypatch, method, at):
-    x, checkpoint = data[0][:4750], tmp_path / "c.safetensors"  # the last batch of an epoch is short
-    whole = sae.train(x, 3, 64, method, epochs=2, batch=500, log=tmp_path / "whole.csv")
-    stopped_early(monkeypatch, x, checkpoint, at, method=method)
-    resumed = sae.train(x, 3, 64, method, epochs=2, batch=500, log=tmp_path / "log.csv", checkpoint=checkpoint)
-    assert (tmp_path / "log.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
-
-
-def test_a_resumed_run_does_only_the_rest(data, tmp_path, monkeypatch):
-    x, checkpoint = data[0][:5000], tmp_path / "c.safetensors"
-    stopped_early(monkeypatch, x, checkpoint)
-    done = []
-    step = SparseStep.__call__
-    monkeypatch.setattr(SparseStep, "__call__", lambda self, *given: (done.append(self.count), step(self, *given)))
-    sae.train(x, 3, 64, epochs=2, batch=500, checkpoint=checkpoint)
-    assert done == list(range(7, 20))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"recipe": sae.Recipe(lr=0.1)}, "made with recipe.lr None, now it is 0.1; delete it"),
-        ({"k": 4}, "made with k 3, now it is 4"),
-        ({"seed": 1}, "made with seed 0, now it is 1"),
-        ({"x": 1}, "made with data"),
-    ],
-)
-def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, monkeypatch, change, message):
-    checkpoint = tmp_path / "c.safetensors"
-    stopped_early(monkeypatch, data[0][:5000], checkpoint)
-    before = checkpoint.read_bytes()
-    change = change | ({"x": data[0][5000:10_000]} if "x" in change else {})
-    arguments = {"x": data[0][:5000], "k": 3, "latents": 64, "epochs": 2, "batch": 500} | change
-    with pytest.raises(InputError, match=message):
-        sae.train(**arguments, checkpoint=checkpoint)
-    assert checkpoint.read_bytes() == before
-
-
 def test_an_error_gives_the_threads_back(data, tmp_path):
     torch.set_num_threads(2)
     (tmp_path / "c.safetensors").write_bytes(b"nonsense")
@@ -413,30 +271,6 @@ def test_an_error_gives_the_threads_back(data, tmp_path):
         assert torch.get_num_threads() == 2
 
 
-def test_a_damaged_checkpoint_is_named(data, tmp_path):
-    checkpoint = tmp_path / "c.safetensors"
-    for content in (b"", b"nonsense" * 100):
-        checkpoint.write_bytes(content)
-        with pytest.raises(InputError, match="not a checkpoint that can be read; delete it"):
-            sae.train(data[0][:5000], 3, 64, batch=500, checkpoint=checkpoint)
-
-
-def test_when_numbers_stop_being_finite_the_last_good_checkpoint_is_kept(data, tmp_path, monkeypatch):
-    checkpoint = tmp_path / "c.safetensors"
-    step = SparseStep.__call__
-
-    def poisoned(self, raw, lr):
-        step(self, raw * torch.nan if self.count == 4 else raw, lr)
-
-    monkeypatch.setattr(SparseStep, "__call__", poisoned)
-    monkeypatch.setattr(checkpoints, "_SHARE", 1e9)
-    arguments = {"batch": 500, "checkpoint": checkpoint, "checkpoint_every": 0, "layer": 9}
-    with pytest.raises(InputError, match=r"layer 9 k 3, step 5: the loss is not finite.*last good state, step 4"):
-        sae.train(data[0][:5000], 3, 64, **arguments)
-    state = checkpoints.load_file(checkpoint)
-    assert state["count"] == 4 and all(value.isfinite().all() for value in state.values())
-
-
 def test_an_activation_that_is_not_finite_is_named(data):
     x = data[0][:6000].reshape(1000, 6, 32).copy()
     x[777, 3, 5] = np.inf
@@ -444,33 +278,6 @@ def test_an_activation_that_is_not_finite_is_named(data):
     store = Activations([x], np.arange(1000) + 50, rows, slice(None))
     with pytest.raises(InputError, match="layer 9 k 3, before step 1: image 827: an activation is not finite"):
         sae.train(store, 3, 64, batch=500, layer=9, centre=(np.zeros(32), 1.0))
-
-
-def test_checkpoints_take_a_small_share_of_the_time(tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
-
-    def slow(*_arguments):
-        clock[0] += 3.0
-
-    monkeypatch.setattr(checkpoints, "save_file", slow)
-    monkeypatch.setattr(checkpoints, "whole", lambda path: __import__("contextlib").nullcontext(path))
-    saved = checkpoints.Checkpoint(tmp_path / "c", {}, 30)
-
-    class Step:
-        count = 1
-
-        def state(self):
-            return {}
-
-    writing = 0
-    while clock[0] < 10_000:
-        clock[0] += 1
-        if saved.due():
-            before = clock[0]
-            saved.write(Step(), ())
-            writing += clock[0] - before
-    assert 0 < writing < 0.02 * clock[0]
 
 
 def test_row_numbers_come_in_the_order_of_the_rows():
