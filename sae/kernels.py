@@ -9,11 +9,79 @@ hundred, whose rows of width d fit into a core's own cache: what is gathered in 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
 
 # Sums may be reordered, which is what lets them use vector instructions. NaN and infinity keep their meaning.
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 _GROUP = 8
+BLOCK = 128  # latents, whose gradients stay in a core's own cache
+
+
+@intrinsic
+def _widened(_typing, bits):
+    """The bits of a bfloat16 -> the float32."""
+
+    def build(_context, builder, _signature, given):
+        wide = builder.zext(given[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+
+    return types.float32(types.int16), build
+
+
+def _real(number):
+    """A float, or a bfloat16's bits -> the float."""
+
+
+@overload(_real)
+def _compile_real(number):
+    if number == types.int16:
+        return lambda number: _widened(number)
+    return lambda number: number
+
+
+def _store(numbers, out):
+    """Copies floats; to bfloat16's bits, which take float32: to the nearest, of two equally near ones to the even."""
+
+
+@overload(_store)
+def _compile_store(numbers, out):
+    def copy(numbers, out):
+        out[:] = numbers
+
+    def round_off(numbers, out):
+        bits = numbers.view(np.int32)
+        sixteen, one, half = np.int32(16), np.int32(1), np.int32(0x7FFF)
+        for c in range(len(out)):
+            odd = (bits[c] >> sixteen) & one
+            out[c] = np.int16((bits[c] + half + odd) >> sixteen)
+
+    return round_off if out.dtype == types.int16 else copy
+
+
+@_compiled
+def fold(first, last, encoder, bias, decoder, gain, shift, low_encoder, low_bias, low_decoder):
+    """Writes encoder ∘ gain, bias + encoder · shift, and the decoder: as they are, or as bfloat16's bits."""
+    numbers, folded = np.empty(encoder.shape[1], encoder.dtype), np.empty(last - first, encoder.dtype)
+    for i in range(first, last):
+        total = bias[i]
+        for c in range(len(numbers)):
+            numbers[c] = encoder[i, c] * gain[c]
+            total += encoder[i, c] * shift[c]
+        folded[i - first] = total
+        _store(numbers, low_encoder[i])
+        _store(decoder[i], low_decoder[i])
+    _store(folded, low_bias[first:last])
+
+
+@_compiled
+def standardise(raw, row, mean, scale, target, low):
+    """Writes (raw - mean) · scale to rows row, row + 1, … of target, and to low, which may hold bfloat16's bits."""
+    for r in range(len(raw)):
+        for c in range(len(mean)):
+            target[row + r, c] = (raw[r, c] - mean[c]) * scale
+        _store(target[row + r], low[row + r])
 
 
 @_compiled
@@ -131,15 +199,17 @@ def above(bits, cut, row, shift, counts, latents, values):
 
 
 @_compiled
-def errors(first, last, offsets, latents, values, decoder, bias, target, ends, blame, slopes, by_bias):
+def errors(first, last, offsets, latents, values, decoder, bias, target, ends, blame, low_blame, slopes, by_bias):
     """Writes how far each prefix of the dictionary misses the target; returns Σ of squares, [prefixes].
 
     blame[g, t] = Σ_{h ≥ g} (Σ_{i < ends[h]} z_i decoder[i] + bias - target[t]): what the latents of the g-th block,
     which lie in all prefixes from the g-th on, are to blame for. One prefix, ends = [F], is an ordinary SAE.
 
     Args:
+        decoder: [F, d], also as bfloat16's bits.
         target: [n, d]. ends: [G], ascending, the last F. blame: [G, n, d].
         slopes: as values; becomes blame · decoder[i] of each code.
+        low_blame: as blame, also as bfloat16's bits; becomes its copy.
         by_bias: [d], becomes Σ_t blame[0, t].
     """
     prefixes, width = len(ends), target.shape[1]
@@ -160,12 +230,12 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, b
                 row0, row1 = decoder[latents[p]], decoder[latents[p + 1]]
                 row2, row3 = decoder[latents[p + 2]], decoder[latents[p + 3]]
                 for c in range(width):
-                    line[c] += z0 * row0[c] + z1 * row1[c] + z2 * row2[c] + z3 * row3[c]
+                    line[c] += z0 * _real(row0[c]) + z1 * _real(row1[c]) + z2 * _real(row2[c]) + z3 * _real(row3[c])
                 p += 4
             while p < stop:
                 z0, row0 = values[p], decoder[latents[p]]
                 for c in range(width):
-                    line[c] += z0 * row0[c]
+                    line[c] += z0 * _real(row0[c])
                 p += 1
         for g in range(prefixes):
             total = blame.dtype.type(0)
@@ -177,6 +247,8 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, b
         for g in range(prefixes - 2, -1, -1):
             for c in range(width):
                 blame[g, t, c] += blame[g + 1, t, c]
+        for g in range(prefixes):
+            _store(blame[g, t], low_blame[g, t])
         for c in range(width):
             by_bias[c] += blame[0, t, c]
         g = 0
@@ -186,7 +258,7 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, b
             line, row0 = blame[g, t], decoder[latents[p]]
             slope = blame.dtype.type(0)
             for c in range(width):
-                slope += line[c] * row0[c]
+                slope += line[c] * _real(row0[c])
             slopes[p] = slope
     return squares
 
@@ -214,67 +286,76 @@ def by_latent(first, last, offsets, latents, values, slopes, starts, tokens, z, 
 
 
 @_compiled
-def gradients(first, last, starts, tokens, z, g, blame, ends, u, factor, by_decoder, by_encoder, by_bias):
+def gradients(first, last, starts, tokens, z, g, blame, ends, u, factor, by_encoder, by_bias, by_decoder):
     """Writes the gradients of latents first to last.
 
     by_decoder[i] = factor · Σ_t z blame_t, by_encoder[i] = factor · Σ_t g u_t, by_bias[i] = factor · Σ_t g, over the
     tokens on which i is active.
 
     Args:
-        starts: [chunks, F + 1], of `by_latent`. blame: [G, n, d], of `errors`.
+        starts: [chunks, F + 1], of `by_latent`. blame: [G, n, d], of `errors`. It and u also as bfloat16's bits.
     """
     width = u.shape[1]
     by_decoder[first:last] = 0
     by_encoder[first:last] = 0
     by_bias[first:last] = 0
-    for chunk in range(len(starts)):
-        group = 0
-        for i in range(first, last):
-            while i >= ends[group]:
-                group += 1
-            wrong, out, encoder = blame[group], by_decoder[i], by_encoder[i]
-            p, stop = starts[chunk, i], starts[chunk, i + 1]
-            while p + 4 <= stop:
-                z0, z1, z2, z3 = factor * z[p], factor * z[p + 1], factor * z[p + 2], factor * z[p + 3]
-                g0, g1, g2, g3 = factor * g[p], factor * g[p + 1], factor * g[p + 2], factor * g[p + 3]
-                e0, e1, e2, e3 = wrong[tokens[p]], wrong[tokens[p + 1]], wrong[tokens[p + 2]], wrong[tokens[p + 3]]
-                u0, u1, u2, u3 = u[tokens[p]], u[tokens[p + 1]], u[tokens[p + 2]], u[tokens[p + 3]]
-                for c in range(width):
-                    out[c] += z0 * e0[c] + z1 * e1[c] + z2 * e2[c] + z3 * e3[c]
-                for c in range(width):
-                    encoder[c] += g0 * u0[c] + g1 * u1[c] + g2 * u2[c] + g3 * u3[c]
-                by_bias[i] += g0 + g1 + g2 + g3
-                p += 4
-            while p < stop:
-                z0, g0, e0, u0 = factor * z[p], factor * g[p], wrong[tokens[p]], u[tokens[p]]
-                for c in range(width):
-                    out[c] += z0 * e0[c]
-                    encoder[c] += g0 * u0[c]
-                by_bias[i] += g0
-                p += 1
+    for block in range(first, last, BLOCK):
+        for chunk in range(len(starts)):
+            group = 0
+            for i in range(block, min(block + BLOCK, last)):
+                while i >= ends[group]:
+                    group += 1
+                wrong, out, encoder = blame[group], by_decoder[i], by_encoder[i]
+                p, stop = starts[chunk, i], starts[chunk, i + 1]
+                while p + 4 <= stop:
+                    z0, z1, z2, z3 = factor * z[p], factor * z[p + 1], factor * z[p + 2], factor * z[p + 3]
+                    g0, g1, g2, g3 = factor * g[p], factor * g[p + 1], factor * g[p + 2], factor * g[p + 3]
+                    e0, e1, e2, e3 = wrong[tokens[p]], wrong[tokens[p + 1]], wrong[tokens[p + 2]], wrong[tokens[p + 3]]
+                    u0, u1, u2, u3 = u[tokens[p]], u[tokens[p + 1]], u[tokens[p + 2]], u[tokens[p + 3]]
+                    for c in range(width):
+                        out[c] += z0 * _real(e0[c]) + z1 * _real(e1[c]) + z2 * _real(e2[c]) + z3 * _real(e3[c])
+                    for c in range(width):
+                        encoder[c] += g0 * _real(u0[c]) + g1 * _real(u1[c]) + g2 * _real(u2[c]) + g3 * _real(u3[c])
+                    by_bias[i] += g0 + g1 + g2 + g3
+                    p += 4
+                while p < stop:
+                    z0, g0, e0, u0 = factor * z[p], factor * g[p], wrong[tokens[p]], u[tokens[p]]
+                    for c in range(width):
+                        out[c] += z0 * _real(e0[c])
+                        encoder[c] += g0 * _real(u0[c])
+                    by_bias[i] += g0
+                    p += 1
 
 
 @_compiled
-def finish(first, last, gain, shift, by_bias, by_encoder, by_decoder, decoder, unit_norm):
-    """Turns the gradient by the folded encoder into that by W_enc; returns the Σ of squares of both gradients.
+def finish(first, last, by_encoder, by_bias, by_decoder, encoder, decoder, gain, shift, unit_norm, squares, by_input):
+    """Turns the gradient by the folded encoder into that by W_enc.
 
     Where the encoder sees gain ∘ u + shift: dW_enc = gain ∘ by_encoder + by_bias ⊗ shift. With `unit_norm`, what points
     along the decoder's rows is removed from the decoder's gradient.
+
+    Args:
+        first: a multiple of BLOCK.
+        squares: [blocks]; becomes the Σ of squares of both gradients.
+        by_input: [blocks, 2, d]; become the gradients by gain and by shift.
     """
-    total = 0.0
     for i in range(first, last):
-        row, out, encoder = decoder[i], by_decoder[i], by_encoder[i]
-        along = row.dtype.type(0)
+        row, weights, out, into = decoder[i], encoder[i], by_decoder[i], by_encoder[i]
+        block = i // BLOCK
+        if i % BLOCK == 0:
+            squares[block], by_input[block] = 0, 0
+        by_gain, by_shift = by_input[block, 0], by_input[block, 1]
+        along, total = row.dtype.type(0), row.dtype.type(0)
         for c in range(len(row)):
             along += out[c] * row[c]
-        squares = row.dtype.type(0)
         for c in range(len(row)):
-            encoder[c] = gain[c] * encoder[c] + by_bias[i] * shift[c]
+            by_gain[c] += weights[c] * into[c]
+            by_shift[c] += weights[c] * by_bias[i]
+            into[c] = gain[c] * into[c] + by_bias[i] * shift[c]
             if unit_norm:
                 out[c] -= along * row[c]
-            squares += encoder[c] * encoder[c] + out[c] * out[c]
-        total += squares
-    return total
+            total += into[c] * into[c] + out[c] * out[c]
+        squares[block] += total
 
 
 @_compiled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,7 @@ from sae import kernels
 from sae.steps import Step
 
 _ROWS = 512  # tokens in a chunk: their errors and inputs fit into a core's own cache
-_PRE_ACTIVATIONS = 2**21  # how many of them a thread holds at once, at most
-_LATENTS = 256  # per task of a thread
+_PRE_ACTIVATIONS = 3 * 2**18  # how many of them a thread holds at once
 _ONEDNN: set[torch.dtype] = set()  # what oneDNN multiplies here
 if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     _ONEDNN.add(torch.float32)
@@ -46,8 +45,10 @@ class SparseStep(Step):
         self._adam = {
             f"{m}.{name}": torch.zeros_like(p) for name, p in self.trained.items() for m in ("moment", "square")
         }
-        self._rows = max(32, min(_ROWS, _PRE_ACTIVATIONS // sae.settings.latents))
-        self._low = torch.empty_like(sae.W_enc, dtype=torch.bfloat16 if self.bf16 else None, requires_grad=False)
+        self._low_kind = torch.bfloat16 if self.bf16 else sae.b_dec.dtype
+        # The folded encoder and the decoder, as they are multiplied.
+        self._low = {name: torch.empty(value.shape, dtype=self._low_kind) for name, value in self._of_latents().items()}
+        self._rows = _ROWS
         self._last: dict[str, float] = {}
         self._cut = 0  # BatchTopK's last threshold, as bits
         self._kept: dict[str, np.ndarray] = {}
@@ -66,21 +67,32 @@ class SparseStep(Step):
     def _moments(self) -> dict[str, torch.Tensor]:
         return self._adam
 
+    def _of_latents(self) -> dict[str, np.ndarray]:
+        """Returns the parameters with a row per latent."""
+        return {name: self._values[name] for name in ("W_enc", "b_enc", "W_dec")}
+
     def __call__(self, raw: torch.Tensor, lr: float) -> None:
         squares = self.gradients(raw)
         scale = 1.0
         if self.recipe.clip is not None:
             scale = min(1.0, self.recipe.clip / (math.sqrt(squares) + 1e-6)) if math.isfinite(squares) else 1.0
         self.count += 1
-        size = 0.0
-        for name, value in self._values.items():
-            normalise = name == "W_dec" and self.recipe.decoder == "unit_norm"
-            moment, square = (self._adam[f"{m}.{name}"].numpy() for m in ("moment", "square"))
-            arrays = [a.reshape(-1, value.shape[-1]) for a in (value, moment, square, self._gradients[name])]
-            first, second = self.recipe.betas
-            numbers = (scale, lr, first, second, 1 / (1 - first**self.count), 1 / (1 - second**self.count))
-            real = value.dtype.type
-            size += sum(self._over(len(arrays[0]), _LATENTS, kernels.adam, *arrays, *map(real, numbers), normalise))
+        keep, keep2 = self.recipe.betas
+        numbers = (scale, lr, keep, keep2, 1 / (1 - keep**self.count), 1 / (1 - keep2**self.count))
+        numbers = [self._values["b_dec"].dtype.type(number) for number in numbers]
+
+        def update(names: Iterable[str], first: int, last: int) -> float:
+            size = 0.0
+            for name in names:
+                arrays = self._values[name], *(self._adam[f"{m}.{name}"].numpy() for m in ("moment", "square"))
+                arrays = [a.reshape(len(a), -1) for a in (*arrays, self._gradients[name])]
+                normalise = name == "W_dec" and self.recipe.decoder == "unit_norm"
+                size += kernels.adam(first, last, *arrays, *numbers, normalise)
+            return size
+
+        of_latents = self._of_latents()
+        size = update(self._values.keys() - of_latents, 0, self.sae.settings.width)
+        size += sum(self._over_latents(lambda first, last: update(of_latents, first, last)))
         if not math.isfinite(size):
             self._last["loss"] = math.nan
 
@@ -88,51 +100,58 @@ class SparseStep(Step):
     def gradients(self, raw: torch.Tensor) -> float:
         """Computes the gradients of all parameters at rows [n, d], as they are before clipping; Σ of their squares."""
         sae, out, value = self.sae, self._gradients, self._values
-        width, unit_norm = sae.settings.width, self.recipe.decoder == "unit_norm"
-        n, prefixes = len(raw), len(self.ends)
-        target = torch.from_numpy(self._array("target", (n, width), out["b_dec"].dtype))
-        if sae.settings.input == "layernorm":
-            u = torch.from_numpy(self._array("u", (n, width), out["b_dec"].dtype))
-            gain, shift = value["norm.weight"], value["norm.bias"]
-            weights = sae.W_enc * sae.norm.weight
-        else:
-            u, gain, shift, weights = target, np.ones_like(value["b_dec"]), -value["b_dec"], sae.W_enc.detach()
+        width, latents, real = sae.settings.width, sae.settings.latents, out["b_dec"].dtype
+        n, prefixes, layernorm = len(raw), len(self.ends), sae.settings.input == "layernorm"
+        target = torch.from_numpy(self._array("target", (n, width), real))
+        u = self._low_array("u", (n, width)) if self.bf16 or layernorm else target
+        gain = sae.norm.weight if layernorm else torch.ones_like(sae.b_dec)
+        shift = (sae.norm.bias if layernorm else -sae.b_dec).detach().numpy()
+        gain = gain.detach().numpy()
+        mean, scale = sae.mean.numpy(), real.type(sae.scale)
+        encoder = _Encoder(u, self._low["W_enc"], self._low["b_enc"])
+        weights, low = self._of_latents(), {name: _plain(value) for name, value in self._low.items()}
 
         def prepare(first: int, last: int) -> None:
-            part = target[first:last]
-            torch.mul(part.copy_(raw[first:last]).sub_(sae.mean), sae.scale, out=part)
-            if u is not target:
-                u[first:last] = F.layer_norm(part, (width,), eps=sae.norm.eps)
+            part = raw[first:last].to(target.dtype).numpy()
+            kernels.standardise(part, first, mean, scale, target.numpy(), _plain(target if layernorm else u))
+            if layernorm:
+                u[first:last] = F.layer_norm(target[first:last], (width,), eps=sae.norm.eps)
 
-        if self.bf16:
-            weights = self._low.copy_(weights)
-        bias = sae.b_enc + sae.W_enc @ torch.from_numpy(shift)
-        encoder = _Encoder(u, weights, bias.to(weights.dtype))
-        done = self._reconstruct("", encoder, value["W_dec"], value["b_dec"], target.numpy(), self.ends, prepare)
-        factor = 2 / (n * width * prefixes)
-        self._by_latent(done, self.ends, u.numpy(), factor, out)
-        loss = float(done.squares.sum()) / (n * width * prefixes)
+        self._over_latents(kernels.fold, *weights.values(), gain, shift, *low.values())
+        done = self._reconstruct("", encoder, low["W_dec"], value["b_dec"], target.numpy(), self.ends, prepare)
         power = float(done.squares[-1])
+        loss = float(done.squares.sum()) / (n * width * prefixes)
         dead = np.flatnonzero(self.silent.numpy() > self.dead_after)
+        own: dict[str, np.ndarray] = {}  # the auxiliary loss's gradients, of the dead latents
         if len(dead) and self.recipe.auxk and power > 0:
-            loss += self.recipe.auxk * self._revive(dead, encoder, -done.blame[-1], power, out)
-        self.silent += n
-        self.silent[torch.from_numpy((done.starts[:, 1:] > done.starts[:, :-1]).any(0))] = 0
+            own, auxiliary = self._revive(dead, encoder, -done.blame[-1], power)
+            loss += auxiliary
+        arrays = [out[name] for name in weights]
+        blocks = -(-latents // kernels.BLOCK)
+        squares, by_input = np.empty(blocks), np.empty((blocks, 2, width), real)
 
-        out["b_dec"][:] = done.by_bias.sum(0) * out["b_dec"].dtype.type(factor)
-        # By torch: numpy's threads would go on spinning after a product, on the cores that the kernels need.
-        by_shift = (torch.from_numpy(out["b_enc"]) @ sae.W_enc).numpy()
-        if sae.settings.input == "layernorm":
-            out["norm.bias"][:] = by_shift
-            out["norm.weight"][:] = np.einsum("ij,ij->j", value["W_enc"], out["W_enc"])
+        def differentiate(first: int, last: int) -> None:
+            self._by_latent(first, last, done, self.ends, encoder, 2 / (n * width * prefixes), arrays)
+            if own:
+                low, high = np.searchsorted(dead, (first, last))
+                for name, gradient in own.items():
+                    out[name][dead[low:high]] += gradient[low:high]
+            rest = value["W_enc"], value["W_dec"], gain, shift, self.recipe.decoder == "unit_norm", squares, by_input
+            kernels.finish(first, last, *arrays, *rest)
+
+        self._over_latents(differentiate)
+        by_gain, by_shift = by_input.sum(0)
+        out["b_dec"][:] = done.by_bias.sum(0) * real.type(2 / (n * width * prefixes))
+        if layernorm:
+            out["norm.weight"][:], out["norm.bias"][:] = by_gain, by_shift
         else:
             out["b_dec"] -= by_shift
-        arrays = (gain, shift, out["b_enc"], out["W_enc"], out["W_dec"], value["W_dec"], unit_norm)
-        total = sum(self._over(sae.settings.latents, _LATENTS, kernels.finish, *arrays))
-        small = [gradient for name, gradient in out.items() if name not in ("W_enc", "W_dec")]
+        self.silent += n
+        self.silent[torch.from_numpy((done.starts[:, 1:] > done.starts[:, :-1]).any(0))] = 0
         l0 = int((done.starts[:, -1] - done.starts[:, 0]).sum()) / n
         self._last = {"loss": loss, "error": power / (n * width), "l0": l0}
-        return total + float(sum(np.square(gradient, dtype=np.float64).sum() for gradient in small))
+        small = (np.square(gradient, dtype=np.float64).sum() for name, gradient in out.items() if name[:2] != "W_")
+        return float(squares.sum() + sum(small))
 
     def _reconstruct(
         self,
@@ -167,6 +186,7 @@ class SparseStep(Step):
         starts = self._array(f"{role}starts", (chunks, len(decoder) + 1), np.int64)
         by_bias = self._array(f"{role}by_bias", (chunks, width), real)
         blame = self._array(f"{role}blame", (len(ends), n, width), real)
+        low_blame = _plain(self._low_array(f"{role}low blame", blame.shape)) if self.bf16 else blame
         boundaries = np.array(ends)
 
         def task(first: int, last: int) -> np.ndarray:
@@ -175,15 +195,16 @@ class SparseStep(Step):
                 if prepare is not None:
                     prepare(first, last)
                 places = latents.reshape(n, k), self._bits(values).reshape(n, k)
-                kernels.largest(encoder.bits(first, last), k, first, encoder.shift, *places)
+                for row, bits in encoder.bits(first, last):
+                    kernels.largest(bits, k, row, encoder.shift, *places)
             squares = kernels.errors(
-                first, last, *pairs, decoder, offset, target, boundaries, blame, slopes, by_bias[chunk]
+                first, last, *pairs, decoder, offset, target, boundaries, blame, low_blame, slopes, by_bias[chunk]
             )
             kernels.by_latent(first, last, *pairs, slopes, starts[chunk], tokens, z, g)
             return squares
 
         squares = np.sum(self._over(n, self._rows, task), axis=0)
-        return _Pass(starts, tokens, z, g, blame, squares, by_bias)
+        return _Pass(starts, tokens, z, g, blame, low_blame, squares, by_bias)
 
     def _of_the_batch(
         self, encoder: _Encoder, wanted: int, prepare: Callable[[int, int], None]
@@ -198,18 +219,21 @@ class SparseStep(Step):
         if self._cut:
             guess = max(0, self._cut - octave // 2)
         else:
-            head = encoder.bits(0, min(n, self._rows)).ravel()
+            head = next(encoder.bits(0, n))[1].ravel()
             place = max(0, len(head) - 1 - int(1.5 * wanted / (n * latents) * len(head)))
             guess = max(0, int(np.partition(head, place)[place]))
         counts = np.zeros(n, np.int64)
         real = self._values["b_dec"].dtype
 
         def collect(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-            bits = encoder.bits(first, last)
-            room = int((bits > guess).sum())
-            found = np.empty(room, np.int32), np.empty(room, real)
-            kernels.above(bits, bits.dtype.type(guess), first, encoder.shift, counts, found[0], self._bits(found[1]))
-            return found
+            chosen, values = [], []
+            for row, bits in encoder.bits(first, last):
+                room = int((bits > guess).sum())
+                chosen.append(np.empty(room, np.int32))
+                values.append(np.empty(room, real))
+                found = counts, chosen[-1], self._bits(values[-1])
+                kernels.above(bits, bits.dtype.type(guess), row, encoder.shift, *found)
+            return np.concatenate(chosen), np.concatenate(values)
 
         while True:
             parts = self._over(n, self._rows, collect)
@@ -231,27 +255,32 @@ class SparseStep(Step):
         return np.append(0, np.cumsum(np.bincount(tokens, minlength=n))), chosen, values
 
     def _by_latent(
-        self, done: _Pass, ends: list[int], u: np.ndarray, factor: float, out: dict[str, np.ndarray]
+        self,
+        first: int,
+        last: int,
+        done: _Pass,
+        ends: list[int],
+        encoder: _Encoder,
+        factor: float,
+        out: Iterable[np.ndarray],
     ) -> None:
-        """Writes the gradients of decoder, folded encoder and encoder bias into `out`."""
-        arrays = (done.starts, done.tokens, done.z, done.g, done.blame, np.array(ends), u, u.dtype.type(factor))
-        arrays += out["W_dec"], out["W_enc"], out["b_enc"]
-        self._over(len(out["b_enc"]), _LATENTS, kernels.gradients, *arrays)
+        """Writes the gradients of these latents' encoder bias, folded encoder and decoder into `out`."""
+        arrays = done.starts, done.tokens, done.z, done.g, done.low_blame, np.array(ends), _plain(encoder.u)
+        kernels.gradients(first, last, *arrays, done.z.dtype.type(factor), *out)
 
     def _revive(
-        self, dead: np.ndarray, encoder: _Encoder, rest: np.ndarray, power: float, out: dict[str, np.ndarray]
-    ) -> float:
-        """Adds the auxiliary loss's gradients to those of the dead latents; returns that loss."""
-        index = torch.from_numpy(dead)
+        self, dead: np.ndarray, encoder: _Encoder, rest: np.ndarray, power: float
+    ) -> tuple[dict[str, np.ndarray], float]:
+        """Returns the auxiliary loss's gradients by what belongs to the dead latents, and that loss."""
+        index, ends = torch.from_numpy(dead), [len(dead)]
         own_encoder = _Encoder(encoder.u, encoder.weights[index], encoder.bias[index])
+        decoder, nothing = _plain(self._low["W_dec"][index]), np.zeros_like(self._values["b_dec"])
         k = min(max(1, self.sae.settings.width // 2), len(dead))
-        nothing = np.zeros_like(out["b_dec"])
-        done = self._reconstruct("revived ", own_encoder, self._values["W_dec"][dead], nothing, rest, [len(dead)], k=k)
-        own = {name: np.empty_like(out[name][dead]) for name in ("W_dec", "W_enc", "b_enc")}
-        self._by_latent(done, [len(dead)], encoder.u.numpy(), 2 * self.recipe.auxk / power, own)
-        for name, gradient in own.items():
-            out[name][dead] += gradient
-        return float(done.squares[0] / power)
+        done = self._reconstruct("revived ", own_encoder, decoder, nothing, rest, ends, k=k)
+        own = {name: np.empty_like(value[dead]) for name, value in self._of_latents().items()}
+        factor = 2 * self.recipe.auxk / power
+        self._over(len(dead), kernels.BLOCK, self._by_latent, done, ends, own_encoder, factor, own.values())
+        return own, self.recipe.auxk * float(done.squares[0] / power)
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Returns an array with anything in it. Its memory is used again: new pages cost a tenth of a step."""
@@ -260,9 +289,21 @@ class SparseStep(Step):
             self._kept[name] = np.empty(size, dtype)
         return self._kept[name][:size].reshape(shape)
 
+    def _low_array(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """As `_array`, for what is multiplied."""
+        if self.bf16:
+            return torch.from_numpy(self._array(name, shape, np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(self._array(name, shape, self._values["b_dec"].dtype))
+
     @staticmethod
     def _bits(values: np.ndarray) -> np.ndarray:
         return values.view(f"i{values.itemsize}")
+
+    def _over_latents(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """As `_over`, for all latents, in pieces of whole blocks."""
+        latents = self.sae.settings.latents
+        blocks = -(-latents // (kernels.BLOCK * 2 * self._threads))
+        return self._over(latents, blocks * kernels.BLOCK, function, *arguments)
 
     def _over(self, total: int, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Returns function(first, last, *arguments) for the pieces of [0, total), in order, by the threads."""
@@ -272,7 +313,7 @@ class SparseStep(Step):
 
 @dataclass(frozen=True)
 class _Encoder:
-    """u [n, d], and the folded encoder's weights [F, d] and bias [F] in the precision of the product."""
+    """u [n, d], and the folded encoder's weights [F, d] and bias [F], as they are multiplied."""
 
     u: torch.Tensor
     weights: torch.Tensor
@@ -285,15 +326,17 @@ class _Encoder:
 
     @property
     def shift(self) -> int:
-        """By how many bits u's numbers are longer than the product's."""
-        return 8 * (self.u.element_size() - self.bias.element_size())
+        """By how many bits the codes' values are longer than the product's: bfloat16 becomes float32."""
+        return 16 if self.bias.dtype == torch.bfloat16 else 0
 
-    def bits(self, first: int, last: int) -> np.ndarray:
-        """Returns the pre-activations of these rows, [last - first, F], as integers with the same bits."""
-        part = self.u[first:last].to(self.bias.dtype)
+    def bits(self, first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields pre-activations of these rows: a first row, and a block [m, F] as integers with the same bits."""
         # PyTorch gives float32 to MKL, which is half as fast on AMD's CPUs.
         product = _onednn if self.bias.dtype in _ONEDNN else F.linear
-        return product(part, self.weights, self.bias).view(_INTEGERS[self.bias.dtype]).numpy()
+        size = max(32, _PRE_ACTIVATIONS // len(self.bias))
+        for row in range(first, last, size):
+            pre = product(self.u[row : min(row + size, last)], self.weights, self.bias)
+            yield row, pre.view(_INTEGERS[self.bias.dtype]).numpy()
 
 
 @dataclass(frozen=True)
@@ -305,9 +348,15 @@ class _Pass:
     z: np.ndarray
     g: np.ndarray
     blame: np.ndarray
+    low_blame: np.ndarray
     squares: np.ndarray
     by_bias: np.ndarray  # [chunks, d]
 
 
 def _onednn(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weights, bias, "none", [], "")
+
+
+def _plain(tensor: torch.Tensor) -> np.ndarray:
+    """Returns an array of the same memory; bfloat16 becomes int16, as the kernels take it."""
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
