@@ -111,8 +111,9 @@ class Activations:
     def blocks(self, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields (ids, tokens [images, tokens, d]) in the order of the ids, `images` at a time."""
         for first in range(0, len(self), images):
-            index = np.arange(first, min(first + images, len(self)))
-            yield self.ids[index], self.read(index)
+            last = min(first + images, len(self))
+            block = self.read(np.arange(first, last)) if self.dense is None else self.dense[first:last, None]
+            yield self.ids[first:last], block
 
     def steps(self, batch: int, whole_images: bool = False) -> int:
         """Returns how many batches an epoch has; see `shuffled`."""

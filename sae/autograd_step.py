@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sae.steps import Step
+from sae.steps import Rows, Step
 
 _CPU_CHUNK, _GPU_CHUNK = 2**20, 2**23  # how many pre-activations are held at once
 _BANDWIDTH = 0.1  # of JumpReLU's slope, where E‖x̃‖² = d
@@ -64,10 +64,10 @@ class AutogradStep(Step):
         super().restore(state)
         self.report()
 
-    def __call__(self, raw: torch.Tensor, lr: float) -> None:
+    def __call__(self, raw: torch.Tensor | Rows, lr: float) -> None:
         self._lr.fill_(lr)
         self._weight.fill_(self._rate())
-        raw = raw.to(self.device, self.sae.b_dec.dtype, non_blocking=True)
+        raw = raw[:].to(self.device, self.sae.b_dec.dtype, non_blocking=True)
         if self.count == 0:
             self._calibrate(raw)
         if self.device.type == "cuda" and self.count >= 3:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from sae import kernels
-from sae.steps import Step
+from sae.steps import Rows, Step
 
 _ROWS = 512  # tokens in a chunk: their errors and inputs fit into a core's own cache
 _PRE_ACTIVATIONS = 3 * 2**18  # how many of them a thread holds at once
@@ -48,6 +48,7 @@ class SparseStep(Step):
         self._low_kind = torch.bfloat16 if self.bf16 else sae.b_dec.dtype
         # The folded encoder and the decoder, as they are multiplied.
         self._low = {name: torch.empty(value.shape, dtype=self._low_kind) for name, value in self._of_latents().items()}
+        self._folded = False
         self._rows = _ROWS
         self._last: dict[str, float] = {}
         self._cut = 0  # BatchTopK's last threshold, as bits
@@ -71,7 +72,22 @@ class SparseStep(Step):
         """Returns the parameters with a row per latent."""
         return {name: self._values[name] for name in ("W_enc", "b_enc", "W_dec")}
 
-    def __call__(self, raw: torch.Tensor, lr: float) -> None:
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        super().restore(state)
+        self._folded = False
+
+    def _fold(self, first: int, last: int) -> None:
+        """Renews what is multiplied of these latents."""
+        low = (_plain(value) for value in self._low.values())
+        kernels.fold(first, last, *self._of_latents().values(), *self._affine(), *low)
+
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns gain and shift: the encoder sees gain ∘ u + shift."""
+        if self.sae.settings.input == "layernorm":
+            return self._values["norm.weight"], self._values["norm.bias"]
+        return np.ones_like(self._values["b_dec"]), -self._values["b_dec"]
+
+    def __call__(self, raw: torch.Tensor | Rows, lr: float) -> None:
         squares = self.gradients(raw)
         scale = 1.0
         if self.recipe.clip is not None:
@@ -90,26 +106,27 @@ class SparseStep(Step):
                 size += kernels.adam(first, last, *arrays, *numbers, normalise)
             return size
 
+        def update_latents(first: int, last: int) -> float:
+            size = update(of_latents, first, last)
+            self._fold(first, last)
+            return size
+
         of_latents = self._of_latents()
         size = update(self._values.keys() - of_latents, 0, self.sae.settings.width)
-        size += sum(self._over_latents(lambda first, last: update(of_latents, first, last)))
+        size += sum(self._over_latents(update_latents))
         if not math.isfinite(size):
             self._last["loss"] = math.nan
 
     @torch.no_grad()
-    def gradients(self, raw: torch.Tensor) -> float:
+    def gradients(self, raw: torch.Tensor | Rows) -> float:
         """Computes the gradients of all parameters at rows [n, d], as they are before clipping; Σ of their squares."""
         sae, out, value = self.sae, self._gradients, self._values
         width, latents, real = sae.settings.width, sae.settings.latents, out["b_dec"].dtype
         n, prefixes, layernorm = len(raw), len(self.ends), sae.settings.input == "layernorm"
         target = torch.from_numpy(self._array("target", (n, width), real))
         u = self._low_array("u", (n, width)) if self.bf16 or layernorm else target
-        gain = sae.norm.weight if layernorm else torch.ones_like(sae.b_dec)
-        shift = (sae.norm.bias if layernorm else -sae.b_dec).detach().numpy()
-        gain = gain.detach().numpy()
         mean, scale = sae.mean.numpy(), real.type(sae.scale)
         encoder = _Encoder(u, self._low["W_enc"], self._low["b_enc"])
-        weights, low = self._of_latents(), {name: _plain(value) for name, value in self._low.items()}
 
         def prepare(first: int, last: int) -> None:
             part = raw[first:last].to(target.dtype).numpy()
@@ -117,8 +134,11 @@ class SparseStep(Step):
             if layernorm:
                 u[first:last] = F.layer_norm(target[first:last], (width,), eps=sae.norm.eps)
 
-        self._over_latents(kernels.fold, *weights.values(), gain, shift, *low.values())
-        done = self._reconstruct("", encoder, low["W_dec"], value["b_dec"], target.numpy(), self.ends, prepare)
+        if not self._folded:
+            self._over_latents(self._fold)
+            self._folded = True
+        decoder = _plain(self._low["W_dec"])
+        done = self._reconstruct("", encoder, decoder, value["b_dec"], target.numpy(), self.ends, prepare)
         power = float(done.squares[-1])
         loss = float(done.squares.sum()) / (n * width * prefixes)
         dead = np.flatnonzero(self.silent.numpy() > self.dead_after)
@@ -126,7 +146,7 @@ class SparseStep(Step):
         if len(dead) and self.recipe.auxk and power > 0:
             own, auxiliary = self._revive(dead, encoder, -done.blame[-1], power)
             loss += auxiliary
-        arrays = [out[name] for name in weights]
+        arrays, weights = [out[name] for name in self._of_latents()], (value["W_enc"], value["W_dec"], *self._affine())
         blocks = -(-latents // kernels.BLOCK)
         squares, by_input = np.empty(blocks), np.empty((blocks, 2, width), real)
 
@@ -136,8 +156,8 @@ class SparseStep(Step):
                 low, high = np.searchsorted(dead, (first, last))
                 for name, gradient in own.items():
                     out[name][dead[low:high]] += gradient[low:high]
-            rest = value["W_enc"], value["W_dec"], gain, shift, self.recipe.decoder == "unit_norm", squares, by_input
-            kernels.finish(first, last, *arrays, *rest)
+            unit_norm = self.recipe.decoder == "unit_norm"
+            kernels.finish(first, last, *arrays, *weights, unit_norm, squares, by_input)
 
         self._over_latents(differentiate)
         by_gain, by_shift = by_input.sum(0)

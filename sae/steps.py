@@ -47,6 +47,20 @@ class Recipe:
     dead_after: float = 0.01  # a latent is dead once it has been silent for this fraction of the run's tokens
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a matrix [N, d] by their numbers [n], gathered when they are sliced: by the thread that needs them."""
+
+    matrix: torch.Tensor
+    numbers: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, part: slice) -> torch.Tensor:
+        return self.matrix.index_select(0, self.numbers[part])
+
+
 class Step(ABC):
     """What both ways share. Calling it with rows [n, d] in the units of x and a learning rate does one step.
 
@@ -67,7 +81,7 @@ class Step(ABC):
         self.silent = torch.zeros(latents, dtype=torch.int64, device=sae.b_dec.device)  # tokens since it last fired
 
     @abstractmethod
-    def __call__(self, raw: torch.Tensor, lr: float) -> None: ...
+    def __call__(self, raw: torch.Tensor | Rows, lr: float) -> None: ...
 
     @abstractmethod
     def report(self) -> dict[str, float]:

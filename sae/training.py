@@ -27,7 +27,7 @@ from sae.autograd_step import AutogradStep
 from sae.checkpoint import Checkpoint
 from sae.errors import InputError
 from sae.files import whole
-from sae.steps import Recipe, Step
+from sae.steps import Recipe, Rows, Step
 
 try:
     from sae.sparse_step import SparseStep
@@ -233,8 +233,8 @@ class _Feed:
                 blocks = (torch.from_numpy(block).to(target) for _ids, block in x.blocks(max(1, 2**26 // first.nbytes)))
                 self._resident = torch.cat([block.reshape(-1, x.width) for block in blocks])
 
-    def epoch(self, rng: np.random.Generator, skip: int) -> Iterator[torch.Tensor]:
-        """Yields the batches [n, d] of an epoch, as stored, without the first `skip`; each may overwrite the last."""
+    def epoch(self, rng: np.random.Generator, skip: int) -> Iterator[torch.Tensor | Rows]:
+        """Yields the batches [n, d] of an epoch, as stored, without the first `skip`."""
         read = self._x.read if self._resident is None else self._x.places
         blocks = islice(self._x.shuffled(self._batch, rng, self._whole, read), skip, None)
         parts = (torch.from_numpy(np.ascontiguousarray(block)) for block in blocks)
@@ -242,14 +242,8 @@ class _Feed:
             parts = (part.to(self._target, non_blocking=True) for part in _ahead(part.pin_memory() for part in parts))
         elif self._resident is None:
             parts = _ahead(parts)
-        memory = None  # of a batch, used again: new pages cost a tenth of a step
         for part in parts:
-            if self._resident is None:
-                yield part
-                continue
-            if memory is None or len(memory) != len(part):
-                memory = self._resident.new_empty(len(part), self._x.width)
-            yield torch.index_select(self._resident, 0, part, out=memory)
+            yield part if self._resident is None else Rows(self._resident, part)
 
 
 def _ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
