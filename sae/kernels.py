@@ -16,7 +16,7 @@ from numba.extending import intrinsic, overload
 # Sums may be reordered, which is what lets them use vector instructions. NaN and infinity keep their meaning.
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 _GROUP = 8
-BLOCK = 128  # latents, whose gradients stay in a core's own cache
+BLOCK = 256  # latents, whose gradients stay in a core's own cache
 
 
 @intrinsic
@@ -212,8 +212,8 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, b
         low_blame: as blame, also as bfloat16's bits; becomes its copy.
         by_bias: [d], becomes Σ_t blame[0, t].
     """
-    prefixes, width = len(ends), target.shape[1]
-    squares = np.zeros(prefixes)
+    prefixes, width, zero = len(ends), target.shape[1], target.dtype.type(0)
+    squares, stops = np.zeros(prefixes), np.empty(prefixes, np.int64)
     by_bias[:] = 0
     for t in range(first, last):
         for g in range(prefixes):
@@ -225,6 +225,7 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, b
             line, stop = blame[g, t], p
             while stop < end and latents[stop] < ends[g]:
                 stop += 1
+            stops[g] = stop
             while p + 4 <= stop:  # four at once: the line is read and written a quarter as often
                 z0, z1, z2, z3 = values[p], values[p + 1], values[p + 2], values[p + 3]
                 row0, row1 = decoder[latents[p]], decoder[latents[p + 1]]
@@ -238,7 +239,7 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, b
                     line[c] += z0 * _real(row0[c])
                 p += 1
         for g in range(prefixes):
-            total = blame.dtype.type(0)
+            total = zero
             for c in range(width):
                 if g:
                     blame[g, t, c] += blame[g - 1, t, c]
@@ -251,15 +252,26 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, b
             _store(blame[g, t], low_blame[g, t])
         for c in range(width):
             by_bias[c] += blame[0, t, c]
-        g = 0
-        for p in range(offsets[t], end):
-            while latents[p] >= ends[g]:
-                g += 1
-            line, row0 = blame[g, t], decoder[latents[p]]
-            slope = blame.dtype.type(0)
-            for c in range(width):
-                slope += line[c] * _real(row0[c])
-            slopes[p] = slope
+        p = offsets[t]
+        for g in range(prefixes):
+            line, stop = blame[g, t], stops[g]
+            while p + 4 <= stop:
+                row0, row1 = decoder[latents[p]], decoder[latents[p + 1]]
+                row2, row3 = decoder[latents[p + 2]], decoder[latents[p + 3]]
+                slope0, slope1, slope2, slope3 = zero, zero, zero, zero
+                for c in range(width):
+                    slope0 += line[c] * _real(row0[c])
+                    slope1 += line[c] * _real(row1[c])
+                    slope2 += line[c] * _real(row2[c])
+                    slope3 += line[c] * _real(row3[c])
+                slopes[p], slopes[p + 1], slopes[p + 2], slopes[p + 3] = slope0, slope1, slope2, slope3
+                p += 4
+            while p < stop:
+                row0, slope0 = decoder[latents[p]], zero
+                for c in range(width):
+                    slope0 += line[c] * _real(row0[c])
+                slopes[p] = slope0
+                p += 1
     return squares
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,10 @@ class SparseStep(Step):
             f"{m}.{name}": torch.zeros_like(p) for name, p in self.trained.items() for m in ("moment", "square")
         }
         self._low_kind = torch.bfloat16 if self.bf16 else sae.b_dec.dtype
+        self._updated = {}
+        for name, value in self._values.items():
+            moments = (self._adam[f"{moment}.{name}"].numpy() for moment in ("moment", "square"))
+            self._updated[name] = [a.reshape(len(a), -1) for a in (value, *moments, self._gradients[name])]
         # The folded encoder and the decoder, as they are multiplied.
         self._low = {name: torch.empty(value.shape, dtype=self._low_kind) for name, value in self._of_latents().items()}
         self._folded = False
@@ -55,7 +60,7 @@ class SparseStep(Step):
         self._kept: dict[str, np.ndarray] = {}
         # Each thread runs its own products: torch's threads would wait for the kernels, and the kernels for them.
         self._threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(max(1, self._threads - 1), initializer=torch.set_num_threads, initargs=(1,))
         torch.set_num_threads(1)
 
     def close(self) -> None:
@@ -100,10 +105,8 @@ class SparseStep(Step):
         def update(names: Iterable[str], first: int, last: int) -> float:
             size = 0.0
             for name in names:
-                arrays = self._values[name], *(self._adam[f"{m}.{name}"].numpy() for m in ("moment", "square"))
-                arrays = [a.reshape(len(a), -1) for a in (*arrays, self._gradients[name])]
                 normalise = name == "W_dec" and self.recipe.decoder == "unit_norm"
-                size += kernels.adam(first, last, *arrays, *numbers, normalise)
+                size += kernels.adam(first, last, *self._updated[name], *numbers, normalise)
             return size
 
         def update_latents(first: int, last: int) -> float:
@@ -327,8 +330,24 @@ class SparseStep(Step):
 
     def _over(self, total: int, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Returns function(first, last, *arguments) for the pieces of [0, total), in order, by the threads."""
-        run = map if self._threads == 1 or total <= size else self._pool.map
-        return list(run(lambda first: function(first, min(first + size, total), *arguments), range(0, total, size)))
+        pieces, results = deque(range(0, total, size)), {}
+
+        def work() -> None:
+            while pieces:
+                try:
+                    first = pieces.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                results[first] = function(first, min(first + size, total), *arguments)
+
+        helpers = [self._pool.submit(work) for _ in range(min(self._threads, len(pieces)) - 1)]
+        try:
+            work()
+        finally:
+            wait(helpers)
+        for helper in helpers:
+            helper.result()
+        return [results[first] for first in range(0, total, size)]
 
 
 @dataclass(frozen=True)
