@@ -199,7 +199,7 @@ def above(bits, cut, row, shift, counts, latents, values):
 
 
 @_compiled
-def errors(first, last, offsets, latents, values, decoder, bias, target, ends, blame, low_blame, slopes, by_bias):
+def errors(first, last, offsets, latents, values, decoder, bias, target, ends, blame, slopes, by_bias):
     """Writes how far each prefix of the dictionary misses the target; returns Σ of squares, [prefixes].
 
     blame[g, t] = Σ_{h ≥ g} (Σ_{i < ends[h]} z_i decoder[i] + bias - target[t]): what the latents of the g-th block,
@@ -207,22 +207,21 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, b
 
     Args:
         decoder: [F, d], also as bfloat16's bits.
-        target: [n, d]. ends: [G], ascending, the last F. blame: [G, n, d].
+        target: [n, d]. ends: [G], ascending, the last F. blame: [G, n, d], also as bfloat16's bits.
         slopes: as values; becomes blame · decoder[i] of each code.
-        low_blame: as blame, also as bfloat16's bits; becomes its copy.
         by_bias: [d], becomes Σ_t blame[0, t].
     """
     prefixes, width, zero = len(ends), target.shape[1], target.dtype.type(0)
     squares, stops = np.zeros(prefixes), np.empty(prefixes, np.int64)
+    lines = np.empty((prefixes, width), target.dtype)
     by_bias[:] = 0
     for t in range(first, last):
-        for g in range(prefixes):
-            blame[g, t] = 0
+        lines[:] = 0
         for c in range(width):
-            blame[0, t, c] = bias[c] - target[t, c]
+            lines[0, c] = bias[c] - target[t, c]
         p, end = offsets[t], offsets[t + 1]
         for g in range(prefixes):
-            line, stop = blame[g, t], p
+            line, stop = lines[g], p
             while stop < end and latents[stop] < ends[g]:
                 stop += 1
             stops[g] = stop
@@ -242,19 +241,18 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, b
             total = zero
             for c in range(width):
                 if g:
-                    blame[g, t, c] += blame[g - 1, t, c]
-                total += blame[g, t, c] * blame[g, t, c]
+                    lines[g, c] += lines[g - 1, c]
+                total += lines[g, c] * lines[g, c]
             squares[g] += total
-        for g in range(prefixes - 2, -1, -1):
-            for c in range(width):
-                blame[g, t, c] += blame[g + 1, t, c]
-        for g in range(prefixes):
-            _store(blame[g, t], low_blame[g, t])
+        for g in range(prefixes - 1, -1, -1):
+            if g < prefixes - 1:
+                lines[g] += lines[g + 1]
+            _store(lines[g], blame[g, t])
         for c in range(width):
-            by_bias[c] += blame[0, t, c]
+            by_bias[c] += lines[0, c]
         p = offsets[t]
         for g in range(prefixes):
-            line, stop = blame[g, t], stops[g]
+            line, stop = lines[g], stops[g]
             while p + 4 <= stop:
                 row0, row1 = decoder[latents[p]], decoder[latents[p + 1]]
                 row2, row3 = decoder[latents[p + 2]], decoder[latents[p + 3]]

@@ -147,7 +147,7 @@ class SparseStep(Step):
         dead = np.flatnonzero(self.silent.numpy() > self.dead_after)
         own: dict[str, np.ndarray] = {}  # the auxiliary loss's gradients, of the dead latents
         if len(dead) and self.recipe.auxk and power > 0:
-            own, auxiliary = self._revive(dead, encoder, -done.blame[-1], power)
+            own, auxiliary = self._revive(dead, encoder, -done.blame[-1].to(target.dtype).numpy(), power)
             loss += auxiliary
         arrays, weights = [out[name] for name in self._of_latents()], (value["W_enc"], value["W_dec"], *self._affine())
         blocks = -(-latents // kernels.BLOCK)
@@ -208,8 +208,7 @@ class SparseStep(Step):
         chunks = -(-n // self._rows)
         starts = self._array(f"{role}starts", (chunks, len(decoder) + 1), np.int64)
         by_bias = self._array(f"{role}by_bias", (chunks, width), real)
-        blame = self._array(f"{role}blame", (len(ends), n, width), real)
-        low_blame = _plain(self._low_array(f"{role}low blame", blame.shape)) if self.bf16 else blame
+        blame = self._low_array(f"{role}blame", (len(ends), n, width))
         boundaries = np.array(ends)
 
         def task(first: int, last: int) -> np.ndarray:
@@ -221,13 +220,13 @@ class SparseStep(Step):
                 for row, bits in encoder.bits(first, last):
                     kernels.largest(bits, k, row, encoder.shift, *places)
             squares = kernels.errors(
-                first, last, *pairs, decoder, offset, target, boundaries, blame, low_blame, slopes, by_bias[chunk]
+                first, last, *pairs, decoder, offset, target, boundaries, _plain(blame), slopes, by_bias[chunk]
             )
             kernels.by_latent(first, last, *pairs, slopes, starts[chunk], tokens, z, g)
             return squares
 
         squares = np.sum(self._over(n, self._rows, task), axis=0)
-        return _Pass(starts, tokens, z, g, blame, low_blame, squares, by_bias)
+        return _Pass(starts, tokens, z, g, blame, squares, by_bias)
 
     def _of_the_batch(
         self, encoder: _Encoder, wanted: int, prepare: Callable[[int, int], None]
@@ -288,7 +287,7 @@ class SparseStep(Step):
         out: Iterable[np.ndarray],
     ) -> None:
         """Writes the gradients of these latents' encoder bias, folded encoder and decoder into `out`."""
-        arrays = done.starts, done.tokens, done.z, done.g, done.low_blame, np.array(ends), _plain(encoder.u)
+        arrays = done.starts, done.tokens, done.z, done.g, _plain(done.blame), np.array(ends), _plain(encoder.u)
         kernels.gradients(first, last, *arrays, done.z.dtype.type(factor), *out)
 
     def _revive(
@@ -386,8 +385,7 @@ class _Pass:
     tokens: np.ndarray
     z: np.ndarray
     g: np.ndarray
-    blame: np.ndarray
-    low_blame: np.ndarray
+    blame: torch.Tensor
     squares: np.ndarray
     by_bias: np.ndarray  # [chunks, d]
 
