@@ -172,18 +172,19 @@ def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
     """
     total, square, count = np.zeros(x.width), np.zeros(x.width), 0
     shift = None  # summing around a first guess: no cancellation where the mean is large
-    for ids, block in x.blocks(max(1, 2**17 // (x.tokens * x.width))):
-        rows = torch.from_numpy(block.reshape(-1, x.width)).double()
+    for ids, block in x.blocks(max(1, 2**18 // (x.tokens * x.width))):
+        rows = torch.from_numpy(block.reshape(-1, x.width))
+        rows = rows if rows.dtype == torch.float64 else rows.float()
         shift = rows.mean(0) if shift is None else shift
         rows = rows - shift
-        here = rows.square().sum(0)
+        here = rows.square().sum(0).double()
         if not here.isfinite().all():
             bad = ids[np.flatnonzero(~np.isfinite(block).all((1, 2)))[0]]
             raise InputError(f"image {bad}: an activation is not finite; extract this layer with dtype float32")
-        total += rows.sum(0).numpy()
+        total += rows.sum(0).double().numpy()
         square += here.numpy()
         count += len(rows)
-    shift = shift.numpy()
+    shift = shift.double().numpy()
     offset = total / count
     return shift + offset, np.maximum(square / count - offset**2, 0)
 

@@ -109,6 +109,7 @@ def largest(bits, k, row, shift, indices, values):
     """
     m, latents = bits.shape
     integer = bits.dtype.type
+    octave = 1 << (7 if bits.itemsize == 2 else 23 if bits.itemsize == 4 else 52)  # what doubles a number
     whole, groups = latents // _GROUP, (latents + _GROUP - 1) // _GROUP
     maxima = np.empty(groups, bits.dtype)
     hits = np.empty(groups + 1, np.int32)
@@ -125,10 +126,10 @@ def largest(bits, k, row, shift, indices, values):
             maxima[whole] = line[whole * _GROUP :].max()
         most = max(maxima.max(), integer(0))
 
-        # A floor that at least k maxima exceed, and few more; 0 where so many are not positive.
-        floor, ceiling = integer(0), most
+        # A floor that at least k maxima exceed, and few more; 0 where so many are not positive. Most often it is not
+        # far below the largest.
+        floor, ceiling, middle = integer(0), most, integer(max(integer(1), most - 4 * octave))
         while ceiling - floor > 1:
-            middle = integer(floor + (ceiling - floor) // 2)
             above = _exceeding(maxima, middle)
             if above >= k:
                 floor = middle
@@ -136,6 +137,7 @@ def largest(bits, k, row, shift, indices, values):
                     break
             else:
                 ceiling = middle
+            middle = integer(floor + (ceiling - floor) // 2)
         found = 0
         for g in range(groups):
             hits[found] = g
