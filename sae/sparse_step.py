@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -343,9 +343,9 @@ class SparseStep(Step):
         try:
             work()
         finally:
-            wait(helpers)
-        for helper in helpers:
-            helper.result()
+            errors = [helper.exception() for helper in helpers]  # waits for them
+        for error in filter(None, errors):
+            raise error
         return [results[first] for first in range(0, total, size)]
 
 
