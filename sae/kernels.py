@@ -12,10 +12,12 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
+from numba.np import arrayobj
 
 # Sums may be reordered, which is what lets them use vector instructions. NaN and infinity keep their meaning.
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 _GROUP = 8
+_LANES = 64  # numbers that are compared at once, and the bits of what comes out
 BLOCK = 256  # latents, whose gradients stay in a core's own cache
 
 
@@ -84,12 +86,65 @@ def standardise(raw, row, mean, scale, target, low):
         _store(target[row + r], low[row + r])
 
 
+@intrinsic
+def _above(_typing, numbers, start, cut):
+    """Returns 64 bits: numbers[start + i] > cut. LLVM has instructions for it that it does not find in a loop."""
+
+    def build(context, builder, signature, given):
+        array = arrayobj.make_array(signature.args[0])(context, builder, given[0])
+        lanes = ir.VectorType(context.get_data_type(signature.args[0].dtype), _LANES)
+        place = builder.bitcast(builder.gep(array.data, [given[1]]), lanes.as_pointer())
+        first = builder.insert_element(ir.Constant(lanes, ir.Undefined), given[2], ir.Constant(ir.IntType(32), 0))
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
+        cuts = builder.shuffle_vector(first, first, everywhere)
+        above = builder.icmp_signed(">", builder.load(place, align=1), cuts)
+        return builder.bitcast(above, ir.IntType(_LANES))
+
+    return types.uint64(numbers, types.int64, numbers.dtype), build
+
+
+@intrinsic
+def _ones(_typing, bits):
+    """Returns how many bits are 1."""
+    return types.int64(types.uint64), lambda _context, builder, _signature, given: builder.ctpop(given[0])
+
+
+@intrinsic
+def _lowest(_typing, bits):
+    """Returns the place of the lowest bit that is 1; there must be one."""
+
+    def build(_context, builder, _signature, given):
+        return builder.cttz(given[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), build
+
+
 @_compiled
-def _exceeding(bits, cut):
-    count = np.int32(0)
-    for i in range(len(bits)):
-        count += np.int32(bits[i] > cut)
+def _exceeding(numbers, cut):
+    """Returns how many exceed the cut; there must be a multiple of 64 numbers."""
+    count = 0
+    for start in range(0, len(numbers), _LANES):
+        count += _ones(_above(numbers, start, cut))
     return count
+
+
+@_compiled
+def _find(numbers, cut, places):
+    """Writes which exceed the cut, ascending; returns how many they are."""
+    found = 0
+    for start in range(0, len(numbers), _LANES):
+        bits = _above(numbers, start, cut)
+        while bits:
+            places[found] = start + _lowest(bits)
+            bits &= bits - np.uint64(1)
+            found += 1
+    return found
+
+
+@_compiled
+def _whole(count):
+    """Returns the multiple of 64 that is not less."""
+    return (count + _LANES - 1) // _LANES * _LANES
 
 
 @_compiled
@@ -111,10 +166,10 @@ def largest(bits, k, row, shift, indices, values):
     integer = bits.dtype.type
     octave = 1 << (7 if bits.itemsize == 2 else 23 if bits.itemsize == 4 else 52)  # what doubles a number
     whole, groups = latents // _GROUP, (latents + _GROUP - 1) // _GROUP
-    maxima = np.empty(groups, bits.dtype)
-    hits = np.empty(groups + 1, np.int32)
-    rank = np.empty(groups * _GROUP, bits.dtype)
-    kept = np.empty(groups * _GROUP + 1, np.int32)
+    maxima = np.zeros(_whole(groups), bits.dtype)
+    hits = np.empty(groups, np.int32)
+    rank = np.empty(_whole(groups * _GROUP), bits.dtype)
+    kept = np.empty(groups * _GROUP, np.int32)
     for r in range(m):
         line = bits[r]
         for g in range(whole):
@@ -138,10 +193,7 @@ def largest(bits, k, row, shift, indices, values):
             else:
                 ceiling = middle
             middle = integer(floor + (ceiling - floor) // 2)
-        found = 0
-        for g in range(groups):
-            hits[found] = g
-            found += maxima[g] > floor
+        found = _find(maxima, floor, hits)
         for h in range(found):
             if hits[h] < whole:
                 for i in range(_GROUP):
@@ -152,7 +204,8 @@ def largest(bits, k, row, shift, indices, values):
                     rank[h * _GROUP + i - whole * _GROUP] = line[i]
 
         # A limit that at most k candidates exceed; the others of the k, if any, are equal to it.
-        candidates = rank[: found * _GROUP]
+        candidates = rank[: _whole(found * _GROUP)]
+        candidates[found * _GROUP :] = 0
         least, limit, above = floor, floor, _exceeding(candidates, floor)
         ties = 0
         if above > k:
@@ -167,12 +220,8 @@ def largest(bits, k, row, shift, indices, values):
                     if above == k:
                         break
             ties = k - _exceeding(candidates, limit)
-        reaching = 0
-        for c in range(len(candidates)):
-            kept[reaching] = c
-            reaching += candidates[c] >= limit
         place = 0
-        for c in kept[:reaching]:
+        for c in kept[: _find(candidates, integer(limit - (ties > 0)), kept)]:
             if candidates[c] > limit or ties > 0:
                 ties -= candidates[c] == limit
                 indices[row + r, place] = hits[c // _GROUP] * _GROUP + c % _GROUP
