@@ -144,7 +144,8 @@ class SparseStep(Step):
         done = self._reconstruct("", encoder, decoder, value["b_dec"], target.numpy(), self.ends, prepare)
         power = float(done.squares[-1])
         loss = float(done.squares.sum()) / (n * width * prefixes)
-        dead = np.flatnonzero(self.silent.numpy() > self.dead_after)
+        silent = self.silent.numpy()
+        dead = np.flatnonzero(silent > self.dead_after)
         own: dict[str, np.ndarray] = {}  # the auxiliary loss's gradients, of the dead latents
         if len(dead) and self.recipe.auxk and power > 0:
             own, auxiliary = self._revive(dead, encoder, -done.blame[-1].to(target.dtype).numpy(), power)
@@ -169,8 +170,8 @@ class SparseStep(Step):
             out["norm.weight"][:], out["norm.bias"][:] = by_gain, by_shift
         else:
             out["b_dec"] -= by_shift
-        self.silent += n
-        self.silent[torch.from_numpy((done.starts[:, 1:] > done.starts[:, :-1]).any(0))] = 0
+        silent += n
+        silent[(done.starts[:, 1:] > done.starts[:, :-1]).any(0)] = 0
         l0 = int((done.starts[:, -1] - done.starts[:, 0]).sum()) / n
         self._last = {"loss": loss, "error": power / (n * width), "l0": l0}
         small = (np.square(gradient, dtype=np.float64).sum() for name, gradient in out.items() if name[:2] != "W_")
