@@ -8,6 +8,7 @@ the number of images.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,13 @@ class Activations:
             yield rest
 
 
+def tensor(array: np.ndarray) -> torch.Tensor:
+    """Returns a tensor of the array's memory, to be read only; a copy where torch cannot have it as it lies."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an array that must not be written
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
 def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean vector and the variance of each dimension over all selected tokens, float64 [d] each.
 
@@ -173,7 +181,7 @@ def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
     total, square, count = np.zeros(x.width), np.zeros(x.width), 0
     shift = None  # summing around a first guess: no cancellation where the mean is large
     for ids, block in x.blocks(max(1, 2**18 // (x.tokens * x.width))):
-        rows = torch.from_numpy(block.reshape(-1, x.width))
+        rows = tensor(block.reshape(-1, x.width))
         rows = rows if rows.dtype == torch.float64 else rows.float()
         shift = rows.mean(0) if shift is None else shift
         rows = rows - shift

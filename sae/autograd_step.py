@@ -10,7 +10,9 @@ from sae.steps import Rows, Step
 
 _CPU_CHUNK, _GPU_CHUNK = 2**20, 2**23  # how many pre-activations are held at once
 _BANDWIDTH = 0.1  # of JumpReLU's slope, where E‖x̃‖² = d
-_PENALTY_START, _PENALTY_RATE = 3e-3, 0.02  # c, and how fast log c follows L0
+_CALIBRATION = 0.75  # share of the run in which JumpReLU's thresholds are measured, before they are trained
+_DEVIATION = 10.0  # weight of (L0/k - 1)²
+_PENALTY_START, _PENALTY_RATE = 3e-3, 0.1  # relu's c, and how fast log c follows L0
 
 
 class AutogradStep(Step):
@@ -41,7 +43,8 @@ class AutogradStep(Step):
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
-        self.penalty = torch.tensor(_PENALTY_START, device=self.device)
+        start = _PENALTY_START if sae.settings.method == "relu" else 0.0
+        self.penalty = torch.tensor(start, device=self.device)
         self._last = {name: torch.zeros((), device=self.device) for name in ("loss", "error", "l0")}
         self._reviving = False
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
@@ -68,8 +71,7 @@ class AutogradStep(Step):
         self._lr.fill_(lr)
         self._weight.fill_(self._rate())
         raw = raw[:].to(self.device, self.sae.b_dec.dtype, non_blocking=True)
-        if self.count == 0:
-            self._calibrate(raw)
+        self._calibrate(raw)
         if self.device.type == "cuda" and self.count >= 3:
             self._replay(raw)
         else:
@@ -155,8 +157,11 @@ class AutogradStep(Step):
         with torch.no_grad():
             if self.recipe.decoder == "unit_norm":
                 sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
-            if sae.settings.method in ("relu", "jumprelu"):
-                self.penalty *= torch.exp(_PENALTY_RATE * (active / sae.settings.k - 1).clamp(-1, 1))
+            excess = active / sae.settings.k - 1
+            if sae.settings.method == "relu":
+                self.penalty *= torch.exp(_PENALTY_RATE * excess.clamp(-1, 1))
+            elif sae.settings.method == "jumprelu":  # the derivative by L0, for the next batch
+                self.penalty.copy_(2 * _DEVIATION * excess / sae.settings.k)
         self.silent += n
         self.silent.masked_fill_(fired, 0)
         for name, value in (("loss", loss), ("error", power / (n * d)), ("l0", active)):
@@ -198,11 +203,11 @@ class AutogradStep(Step):
 
     @torch.no_grad()
     def _calibrate(self, raw: torch.Tensor) -> None:
-        """Lets relu and jumprelu start with k latents per token."""
-        if self.sae.settings.method == "jumprelu":
-            self.sae.threshold.fill_(self._of_the_batch(self.sae.standardise(raw)))
-        elif self.sae.settings.method == "relu":
+        """Lets relu start with k latents per token, and jumprelu have as many until its thresholds are trained."""
+        if self.sae.settings.method == "relu" and self.count == 0:
             self.sae.b_enc -= self._of_the_batch(self.sae.standardise(raw))
+        elif self.sae.settings.method == "jumprelu" and self.count < _CALIBRATION * self.steps:
+            self.sae.threshold.fill_(self._of_the_batch(self.sae.standardise(raw)))
 
 
 class _Jump(torch.autograd.Function):

@@ -12,10 +12,11 @@ decoder's bias, relative to the residual's sum of squares. Where the methods (so
     batchtopk    the k·n largest latents of the n tokens of a batch; `threshold` follows the smallest of them
     matryoshka   topk; the error is the mean over prefixes of the dictionary, each of which reconstructs on its own
     relu         plus c · mean over tokens of Σ z_i ‖W_dec[i]‖
-    jumprelu     plus c · L0; by the threshold the step function has the slope of a rectangle, see `autograd_step`
+    jumprelu     plus 10 · (L0 / k - 1)²; by the threshold a step has a rectangle's slope, see `autograd_step`
 
-relu and jumprelu start with k latents active per token in the first batch, and c is adapted so that L0 stays at k: it
-grows while L0 is above and shrinks while it is below.
+relu starts with k latents active per token in the first batch, and c is adapted so that L0 stays at k: it grows while
+L0 is above and shrinks while it is below. jumprelu's thresholds are those of batchtopk for three quarters of the run:
+trained from the start, most of them end above all that their latent ever reaches.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from sae import device as devices
-from sae.activations import Activations, moments
+from sae.activations import Activations, moments, tensor
 from sae.autoencoder import Settings, SparseAutoencoder
 from sae.autograd_step import AutogradStep
 from sae.checkpoint import Checkpoint
@@ -224,9 +223,7 @@ class _Feed:
         self._x, self._batch, self._whole, self._target = x, batch, whole_images, target
         self._resident: torch.Tensor | None = None
         if target.type == "cpu" and x.dense is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of an array that must not be written: it is only read
-                self._resident = torch.from_numpy(np.ascontiguousarray(x.dense))
+            self._resident = tensor(x.dense)
         if target.type == "cuda":
             first = x.read(np.arange(1))
             if first.nbytes * len(x) < 0.6 * torch.cuda.mem_get_info(target)[0]:

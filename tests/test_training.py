@@ -59,6 +59,14 @@ def test_every_method_has_k_latents_active_on_new_tokens(by_method, new, method)
     np.testing.assert_allclose(m.encode(new[:1]), z[:1], atol=1e-5)  # a token does not see its batch
 
 
+@pytest.mark.parametrize("method", ["batchtopk", "relu", "jumprelu"])
+def test_a_short_run_with_many_latents_has_k_active_and_few_dead(data, new, method):
+    m = sae.train(data[0], 8, 512, method, epochs=2, batch=256)
+    z = m.encode(new)
+    assert (z > 0).sum(1).mean() == pytest.approx(8, rel=0.2)
+    assert ((z > 0).sum(0) == 0).mean() < 0.05
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_the_same_when_saved_and_loaded(by_method, data, method, tmp_path):
     m = by_method[method]
