@@ -35,7 +35,8 @@ class SparseStep(Step):
         dW_dec[i] = Σ_t z_ti e_t,    dW_enc[i] = gain ∘ Σ_t g_ti u_t + shift · Σ_t g_ti,    db_enc[i] = Σ_t g_ti
 
     over the tokens t on which i is active. A token costs 2·d·F for the encoder's product and 8·k·d for the rest, where
-    dense differentiation costs 10·d·F. With `bf16` that product takes and gives bfloat16; all else stays float32.
+    dense differentiation costs 10·d·F. With `bf16`, u, encoder, decoder, pre-activations and e are rounded to bfloat16
+    where they are multiplied: half the memory to gather from.
     """
 
     def __init__(self, *arguments: Any):

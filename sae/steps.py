@@ -69,7 +69,7 @@ class Step(ABC):
         sae: trained in place.
         dead_after: tokens.
         steps: how many there will be.
-        bf16: products in bf16; weights stay as they are.
+        bf16: what is multiplied is rounded to bfloat16; weights, sums and Adam's state stay as they are.
     """
 
     def __init__(self, sae: SparseAutoencoder, recipe: Recipe, dead_after: float, steps: int, bf16: bool):

@@ -78,8 +78,8 @@ def train(
         method: topk, batchtopk, matryoshka, relu or jumprelu.
         batch: tokens (images where `recipe.whole_images`) per step.
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: of the encoder's product on a CPU, of all products on a GPU: fp32, bf16 (weights and sums stay
-            fp32), or auto: bf16 where the hardware multiplies it faster.
+        precision: of what is multiplied: fp32, bf16 (weights, sums and Adam's state stay fp32), or auto: bf16 where the
+            hardware multiplies it faster.
         layer, tokens: where x comes from; kept in the SAE.
         centre: the train set's mean [d] and scale; None: computed from x.
         log: a CSV with a row per logged step: step, epoch, tokens, loss, fvu, l0, dead, lr.
