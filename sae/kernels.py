@@ -12,12 +12,9 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
-from numba.np import arrayobj
 
 # Sums may be reordered, which is what lets them use vector instructions. NaN and infinity keep their meaning.
-_compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
-_GROUP = 8
-_LANES = 64  # numbers that are compared at once, and the bits of what comes out
+compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 BLOCK = 256  # latents, whose gradients stay in a core's own cache
 
 
@@ -62,7 +59,7 @@ def _compile_store(numbers, out):
     return round_off if out.dtype == types.int16 else copy
 
 
-@_compiled
+@compiled
 def fold(first, last, encoder, bias, decoder, gain, shift, low_encoder, low_bias, low_decoder):
     """Writes encoder ∘ gain, bias + encoder · shift, and the decoder: as they are, or as bfloat16's bits."""
     numbers, folded = np.empty(encoder.shape[1], encoder.dtype), np.empty(last - first, encoder.dtype)
@@ -77,7 +74,7 @@ def fold(first, last, encoder, bias, decoder, gain, shift, low_encoder, low_bias
     _store(folded, low_bias[first:last])
 
 
-@_compiled
+@compiled
 def standardise(raw, row, mean, scale, target, low):
     """Writes (raw - mean) · scale to rows row, row + 1, … of target, and to low, which may hold bfloat16's bits."""
     for r in range(len(raw)):
@@ -86,170 +83,7 @@ def standardise(raw, row, mean, scale, target, low):
         _store(target[row + r], low[row + r])
 
 
-@intrinsic
-def _above(_typing, numbers, start, cut):
-    """Returns 64 bits: numbers[start + i] > cut. LLVM has instructions for it that it does not find in a loop."""
-
-    def build(context, builder, signature, given):
-        array = arrayobj.make_array(signature.args[0])(context, builder, given[0])
-        lanes = ir.VectorType(context.get_data_type(signature.args[0].dtype), _LANES)
-        place = builder.bitcast(builder.gep(array.data, [given[1]]), lanes.as_pointer())
-        first = builder.insert_element(ir.Constant(lanes, ir.Undefined), given[2], ir.Constant(ir.IntType(32), 0))
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
-        cuts = builder.shuffle_vector(first, first, everywhere)
-        above = builder.icmp_signed(">", builder.load(place, align=1), cuts)
-        return builder.bitcast(above, ir.IntType(_LANES))
-
-    return types.uint64(numbers, types.int64, numbers.dtype), build
-
-
-@intrinsic
-def _ones(_typing, bits):
-    """Returns how many bits are 1."""
-    return types.int64(types.uint64), lambda _context, builder, _signature, given: builder.ctpop(given[0])
-
-
-@intrinsic
-def _lowest(_typing, bits):
-    """Returns the place of the lowest bit that is 1; there must be one."""
-
-    def build(_context, builder, _signature, given):
-        return builder.cttz(given[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.uint64), build
-
-
-@_compiled
-def _exceeding(numbers, cut):
-    """Returns how many exceed the cut; there must be a multiple of 64 numbers."""
-    count = 0
-    for start in range(0, len(numbers), _LANES):
-        count += _ones(_above(numbers, start, cut))
-    return count
-
-
-@_compiled
-def _find(numbers, cut, places):
-    """Writes which exceed the cut, ascending; returns how many they are."""
-    found = 0
-    for start in range(0, len(numbers), _LANES):
-        bits = _above(numbers, start, cut)
-        while bits:
-            places[found] = start + _lowest(bits)
-            bits &= bits - np.uint64(1)
-            found += 1
-    return found
-
-
-@_compiled
-def _whole(count):
-    """Returns the multiple of 64 that is not less."""
-    return (count + _LANES - 1) // _LANES * _LANES
-
-
-@_compiled
-def largest(bits, k, row, shift, indices, values):
-    """Writes the k largest of each row of pre-activations, where positive, to rows row, row + 1, … of indices, values.
-
-    Exact; of equal latents the lower one wins. Latents ascend; places left over, where fewer than k are positive, get
-    the last latent and value 0. Numbers are compared by their bits, which for positive floats are ordered as the floats
-    are. The k largest lie in the k groups of 8 with the largest maxima. Both selections halve the range of the bits.
-
-    Args:
-        bits: memory of the pre-activations [m, F], of bfloat16, float32 or float64, as integers of the same size.
-        k: at most F.
-        shift: by how many bits `values` is longer than `bits`: 16 for bfloat16, otherwise 0.
-        indices: int32 [n, k].
-        values: memory of floats [n, k], as integers.
-    """
-    m, latents = bits.shape
-    integer = bits.dtype.type
-    octave = 1 << (7 if bits.itemsize == 2 else 23 if bits.itemsize == 4 else 52)  # what doubles a number
-    whole, groups = latents // _GROUP, (latents + _GROUP - 1) // _GROUP
-    maxima = np.zeros(_whole(groups), bits.dtype)
-    hits = np.empty(groups, np.int32)
-    rank = np.empty(_whole(groups * _GROUP), bits.dtype)
-    kept = np.empty(groups * _GROUP, np.int32)
-    for r in range(m):
-        line = bits[r]
-        for g in range(whole):
-            best = line[g * _GROUP]
-            for i in range(1, _GROUP):
-                best = max(best, line[g * _GROUP + i])
-            maxima[g] = best
-        if whole < groups:
-            maxima[whole] = line[whole * _GROUP :].max()
-        most = max(maxima.max(), integer(0))
-
-        # A floor that at least k maxima exceed, and few more; 0 where so many are not positive. Most often it is not
-        # far below the largest.
-        floor, ceiling, middle = integer(0), most, integer(max(integer(1), most - 4 * octave))
-        while ceiling - floor > 1:
-            above = _exceeding(maxima, middle)
-            if above >= k:
-                floor = middle
-                if above < k + _GROUP:
-                    break
-            else:
-                ceiling = middle
-            middle = integer(floor + (ceiling - floor) // 2)
-        found = _find(maxima, floor, hits)
-        for h in range(found):
-            if hits[h] < whole:
-                for i in range(_GROUP):
-                    rank[h * _GROUP + i] = line[hits[h] * _GROUP + i]
-            else:
-                rank[h * _GROUP : (h + 1) * _GROUP] = 0
-                for i in range(whole * _GROUP, latents):
-                    rank[h * _GROUP + i - whole * _GROUP] = line[i]
-
-        # A limit that at most k candidates exceed; the others of the k, if any, are equal to it.
-        candidates = rank[: _whole(found * _GROUP)]
-        candidates[found * _GROUP :] = 0
-        least, limit, above = floor, floor, _exceeding(candidates, floor)
-        ties = 0
-        if above > k:
-            limit = most
-            while limit - least > 1:
-                middle = integer(least + (limit - least) // 2)
-                above = _exceeding(candidates, middle)
-                if above > k:
-                    least = middle
-                else:
-                    limit = middle
-                    if above == k:
-                        break
-            ties = k - _exceeding(candidates, limit)
-        place = 0
-        for c in kept[: _find(candidates, integer(limit - (ties > 0)), kept)]:
-            if candidates[c] > limit or ties > 0:
-                ties -= candidates[c] == limit
-                indices[row + r, place] = hits[c // _GROUP] * _GROUP + c % _GROUP
-                values[row + r, place] = values.dtype.type(candidates[c]) << shift
-                place += 1
-        for rest in range(place, k):
-            indices[row + r, rest], values[row + r, rest] = latents - 1, 0
-
-
-@_compiled
-def above(bits, cut, row, shift, counts, latents, values):
-    """Writes the latents of pre-activations [m, F] above `cut`, row after row, with their values.
-
-    Args:
-        bits, shift, values: see `largest`. cut: the bits of a number that is not negative.
-        counts: counts[row + r] becomes the number of those of row r.
-    """
-    place = 0
-    for r in range(bits.shape[0]):
-        start = place
-        for i in range(bits.shape[1]):
-            if bits[r, i] > cut:
-                latents[place], values[place] = i, values.dtype.type(bits[r, i]) << shift
-                place += 1
-        counts[row + r] = place - start
-
-
-@_compiled
+@compiled
 def errors(first, last, offsets, latents, values, decoder, bias, target, ends, blame, slopes, by_bias):
     """Writes how far each prefix of the dictionary misses the target; returns Σ of squares, [prefixes].
 
@@ -324,7 +158,7 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, ends, b
     return squares
 
 
-@_compiled
+@compiled
 def by_latent(first, last, offsets, latents, values, slopes, starts, tokens, z, g):
     """Sorts the codes above 0 of a chunk of tokens by latent: those of latent i stand at starts[i] to starts[i + 1].
 
@@ -346,7 +180,7 @@ def by_latent(first, last, offsets, latents, values, slopes, starts, tokens, z, 
                 place[latents[p]] = at + 1
 
 
-@_compiled
+@compiled
 def gradients(first, last, starts, tokens, z, g, blame, ends, u, factor, by_encoder, by_bias, by_decoder):
     """Writes the gradients of latents first to last.
 
@@ -388,7 +222,7 @@ def gradients(first, last, starts, tokens, z, g, blame, ends, u, factor, by_enco
                     p += 1
 
 
-@_compiled
+@compiled
 def finish(first, last, by_encoder, by_bias, by_decoder, encoder, decoder, gain, shift, unit_norm, squares, by_input):
     """Turns the gradient by the folded encoder into that by W_enc.
 
@@ -419,7 +253,7 @@ def finish(first, last, by_encoder, by_bias, by_decoder, encoder, decoder, gain,
         squares[block] += total
 
 
-@_compiled
+@compiled
 def adam(first, last, weights, moment, square, gradient, scale, rate, keep, keep2, fix_moment, fix_square, normalise):
     """Adam (Kingma & Ba 2015; ε 1e-8) on rows of weights; returns their Σ of squares, to see divergence.
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sae import kernels
+from sae import kernels, selection
 from sae.steps import Rows, Step
 
 _ROWS = 512  # tokens in a chunk: their errors and inputs fit into a core's own cache
@@ -220,7 +220,7 @@ class SparseStep(Step):
                     prepare(first, last)
                 places = latents.reshape(n, k), self._bits(values).reshape(n, k)
                 for row, bits in encoder.bits(first, last):
-                    kernels.largest(bits, k, row, encoder.shift, *places)
+                    selection.largest(bits, k, row, encoder.shift, *places)
             squares = kernels.errors(
                 first, last, *pairs, decoder, offset, target, boundaries, _plain(blame), slopes, by_bias[chunk]
             )
@@ -256,7 +256,7 @@ class SparseStep(Step):
                 chosen.append(np.empty(room, np.int32))
                 values.append(np.empty(room, real))
                 found = counts, chosen[-1], self._bits(values[-1])
-                kernels.above(bits, bits.dtype.type(guess), row, encoder.shift, *found)
+                selection.above(bits, bits.dtype.type(guess), row, encoder.shift, *found)
             return np.concatenate(chosen), np.concatenate(values)
 
         while True:

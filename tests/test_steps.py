@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 
 import sae
-from sae import autograd_step, kernels, training
+from sae import autograd_step, kernels, selection, training
 from sae.autoencoder import METHODS, Settings, SparseAutoencoder
 from sae.autograd_step import AutogradStep
 from sae.sparse_step import SparseStep
@@ -145,7 +145,7 @@ def test_the_k_largest_are_exact(kind):
             pre[:] = 1e-30
         indices, values = np.full((rows + 1, k), -7, np.int32), torch.full((rows + 1, k), -7, dtype=wide)
         shift = 16 if kind == torch.bfloat16 else 0
-        kernels.largest(pre.view(integer[kind]).numpy(), k, 1, shift, indices, values.view(integer[wide]).numpy())
+        selection.largest(pre.view(integer[kind]).numpy(), k, 1, shift, indices, values.view(integer[wide]).numpy())
         assert (values[0] == -7).all()
         for line, chosen, found in zip(pre.to(wide).numpy(), indices[1:], values[1:].numpy(), strict=True):
             order = np.sort(np.argsort(-line, kind="stable")[:k])
@@ -192,6 +192,14 @@ def test_threads_change_no_byte():
     torch.set_num_threads(before)
     for name, value in ends[0].items():
         assert all(torch.equal(value, other[name]) for other in ends[1:]), name
+
+
+def test_bfloat16_is_rounded_as_torch_rounds_it():
+    raw = torch.randn(300, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-20, 20, 64)
+    raw[0, :5] = torch.tensor([0.0, torch.inf, -torch.inf, 1 + 2**-8, 1 + 3 * 2**-8])  # the last two lie half-way
+    target, low = np.empty((301, 64), np.float32), np.zeros((301, 64), np.int16)
+    kernels.standardise(raw.numpy(), 1, np.zeros(64, np.float32), np.float32(1), target, low)
+    assert torch.equal(torch.from_numpy(low[1:]).view(torch.bfloat16), raw.bfloat16())
 
 
 @pytest.mark.parametrize("method", K_SPARSE)
