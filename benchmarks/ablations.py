@@ -44,6 +44,25 @@ def from_data(x: np.ndarray) -> Callable[..., sae.SparseAutoencoder]:
     return start
 
 
+def scaled(x: np.ndarray) -> Callable[..., sae.SparseAutoencoder]:
+    """Returns a start whose encoder is scaled so that the first tokens are reconstructed at their size.
+
+    Many latents that point the same way reconstruct a token several times too large when k of them are active.
+    """
+    plain = training._start
+
+    def start(settings: object, recipe: Recipe, centre: np.ndarray, scale: float, seed: int) -> sae.SparseAutoencoder:
+        model = plain(settings, recipe, centre, scale, seed)
+        with torch.no_grad():
+            target = model.standardise(torch.from_numpy(x[:2048]).float())
+            values, latents = model.pre_activations(target).topk(model.settings.k)
+            x_hat = (values.relu()[:, :, None] * model.W_dec[latents]).sum(1)
+            model.W_enc *= (target * x_hat).sum() / x_hat.square().sum()
+        return model
+
+    return start
+
+
 def variants(lr: float) -> dict[str, dict[str, object]]:
     """Returns what is changed: arguments of `sae.train`, fields of the recipe under `recipe`, or the start.
 
@@ -58,7 +77,8 @@ def variants(lr: float) -> dict[str, dict[str, object]]:
         "AuxK four times as strong": {"recipe": {"auxk": 1 / 8}},
         "dead after 5 % of the run": {"recipe": {"dead_after": 0.05}},
         "dead after 0.2 % of the run": {"recipe": {"dead_after": 0.002}},
-        "start from data": {"start": "data"},
+        "start from data": {"start": from_data},
+        "start at the tokens' size": {"start": scaled},
         "decoder's norms free": {"recipe": {"decoder": "start"}},
         "Adam's usual β, .9 and .999": {"recipe": {"betas": (0.9, 0.999)}},
         "no warm-up": {"recipe": {"warmup": 0.0}},
@@ -100,7 +120,9 @@ def main() -> None:
             continue
         rows = []
         for seed in asked.seeds:
-            training._start = from_data(x) if change.get("start") == "data" else plain
+            training._start = plain
+            if "start" in change:
+                training._start = change["start"](x)
             model = sae.train(
                 x,
                 asked.k,
