@@ -84,8 +84,8 @@ def largest(bits, k, row, shift, indices, values):
     """Writes the k largest of each row of pre-activations, where positive, to rows row, row + 1, … of indices, values.
 
     Exact; of equal latents the lower one wins. Latents ascend; places left over, where fewer than k are positive, get
-    the last latent and value 0. Numbers are compared by their bits, which for positive floats are ordered as the floats
-    are. The k largest lie in the k groups of 8 with the largest maxima. Both selections halve the range of the bits.
+    the last latent and value 0. The k largest lie in the k groups of 8 with the largest maxima: so first the groups are
+    found, then the latents in them, both times by halving the range in which the cut can lie.
 
     Args:
         bits: memory of the pre-activations [m, F], of bfloat16, float32 or float64, as integers of the same size.
