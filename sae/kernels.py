@@ -13,7 +13,9 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-# Sums may be reordered, which is what lets them use vector instructions. NaN and infinity keep their meaning.
+# Sums may be reordered, which is what lets them use vector instructions. NaN and infinity keep their meaning. No kernel
+# that sums floats may call another: whether that one comes from the cache or was just compiled changes how the sums are
+# reordered, and a run that goes on after an interruption would end in other bytes than it would have.
 compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 BLOCK = 256  # latents, whose gradients stay in a core's own cache
 

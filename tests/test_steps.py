@@ -1,5 +1,6 @@
 """One step of training: the sparse kernels and torch's differentiation against a plain dense formula, in float64."""
 
+import os
 import subprocess
 import sys
 
@@ -200,6 +201,23 @@ def test_bfloat16_is_rounded_as_torch_rounds_it():
     target, low = np.empty((301, 64), np.float32), np.zeros((301, 64), np.int16)
     kernels.standardise(raw.numpy(), 1, np.zeros(64, np.float32), np.float32(1), target, low)
     assert torch.equal(torch.from_numpy(low[1:]).view(torch.bfloat16), raw.bfloat16())
+
+
+def test_the_run_that_compiles_the_kernels_gives_the_bytes_of_later_ones(tmp_path):
+    script = """
+import hashlib, torch, sae
+x = torch.randn(2000, 48, generator=torch.Generator().manual_seed(0))
+for precision in ("fp32", "bf16"):
+    m = sae.train(x, 5, 300, batch=200, precision=precision)
+    print(hashlib.sha256(m.W_enc.numpy().tobytes() + m.W_dec.numpy().tobytes()).hexdigest())
+"""
+    ends = []
+    for _ in range(2):
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        ends.append(done.stdout)
+    assert ends[0] == ends[1] and len(ends[0]) == 130
 
 
 @pytest.mark.parametrize("method", K_SPARSE)
