@@ -47,13 +47,13 @@ class SparseStep(Step):
         self._adam = {
             f"{m}.{name}": torch.zeros_like(p) for name, p in self.trained.items() for m in ("moment", "square")
         }
-        self._low_kind = torch.bfloat16 if self.bf16 else sae.b_dec.dtype
         self._updated = {}
         for name, value in self._values.items():
             moments = (self._adam[f"{moment}.{name}"].numpy() for moment in ("moment", "square"))
             self._updated[name] = [a.reshape(len(a), -1) for a in (value, *moments, self._gradients[name])]
         # The folded encoder and the decoder, as they are multiplied.
-        self._low = {name: torch.empty(value.shape, dtype=self._low_kind) for name, value in self._of_latents().items()}
+        low = torch.bfloat16 if self.bf16 else sae.b_dec.dtype
+        self._low = {name: torch.empty(value.shape, dtype=low) for name, value in self._of_latents().items()}
         self._folded = False
         self._rows = _ROWS
         self._last: dict[str, float] = {}
@@ -152,11 +152,13 @@ class SparseStep(Step):
             own, auxiliary = self._revive(dead, encoder, -done.blame[-1].to(target.dtype).numpy(), power)
             loss += auxiliary
         arrays, weights = [out[name] for name in self._of_latents()], (value["W_enc"], value["W_dec"], *self._affine())
+        factor = real.type(2 / (n * width * prefixes))
+        codes = *done.by_latent(), np.array(self.ends), _plain(u), factor
         blocks = -(-latents // kernels.BLOCK)
         squares, by_input = np.empty(blocks), np.empty((blocks, 2, width), real)
 
         def differentiate(first: int, last: int) -> None:
-            self._by_latent(first, last, done, self.ends, encoder, 2 / (n * width * prefixes), arrays)
+            kernels.gradients(first, last, *codes, *arrays)
             if own:
                 low, high = np.searchsorted(dead, (first, last))
                 for name, gradient in own.items():
@@ -166,7 +168,7 @@ class SparseStep(Step):
 
         self._over_latents(differentiate)
         by_gain, by_shift = by_input.sum(0)
-        out["b_dec"][:] = done.by_bias.sum(0) * real.type(2 / (n * width * prefixes))
+        out["b_dec"][:] = done.by_bias.sum(0) * factor
         if layernorm:
             out["norm.weight"][:], out["norm.bias"][:] = by_gain, by_shift
         else:
@@ -278,20 +280,6 @@ class SparseStep(Step):
             self.sae.threshold += (float(least) - self.sae.threshold) * self._rate()
         return np.append(0, np.cumsum(np.bincount(tokens, minlength=n))), chosen, values
 
-    def _by_latent(
-        self,
-        first: int,
-        last: int,
-        done: _Pass,
-        ends: list[int],
-        encoder: _Encoder,
-        factor: float,
-        out: Iterable[np.ndarray],
-    ) -> None:
-        """Writes the gradients of these latents' encoder bias, folded encoder and decoder into `out`."""
-        arrays = done.starts, done.tokens, done.z, done.g, _plain(done.blame), np.array(ends), _plain(encoder.u)
-        kernels.gradients(first, last, *arrays, done.z.dtype.type(factor), *out)
-
     def _revive(
         self, dead: np.ndarray, encoder: _Encoder, rest: np.ndarray, power: float
     ) -> tuple[dict[str, np.ndarray], float]:
@@ -302,8 +290,8 @@ class SparseStep(Step):
         k = min(max(1, self.sae.settings.width // 2), len(dead))
         done = self._reconstruct("revived ", own_encoder, decoder, nothing, rest, ends, k=k)
         own = {name: np.empty_like(value[dead]) for name, value in self._of_latents().items()}
-        factor = 2 * self.recipe.auxk / power
-        self._over(len(dead), kernels.BLOCK, self._by_latent, done, ends, own_encoder, factor, own.values())
+        arrays = *done.by_latent(), np.array(ends), _plain(encoder.u), rest.dtype.type(2 * self.recipe.auxk / power)
+        self._over(len(dead), kernels.BLOCK, kernels.gradients, *arrays, *own.values())
         return own, self.recipe.auxk * float(done.squares[0] / power)
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -390,6 +378,10 @@ class _Pass:
     blame: torch.Tensor
     squares: np.ndarray
     by_bias: np.ndarray  # [chunks, d]
+
+    def by_latent(self) -> tuple[np.ndarray, ...]:
+        """Returns what `kernels.gradients` takes of this."""
+        return self.starts, self.tokens, self.z, self.g, _plain(self.blame)
 
 
 def _onednn(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
