@@ -43,7 +43,7 @@ class SparseStep(Step):
         super().__init__(*arguments)
         sae = self.sae
         self._values = {name: p.detach().numpy() for name, p in self.trained.items()}
-        self._gradients = {name: np.zeros_like(value) for name, value in self._values.items()}
+        self._gradients = {name: torch.zeros_like(p).numpy() for name, p in self.trained.items()}
         self._adam = {
             f"{m}.{name}": torch.zeros_like(p) for name, p in self.trained.items() for m in ("moment", "square")
         }
@@ -124,123 +124,107 @@ class SparseStep(Step):
     @torch.no_grad()
     def gradients(self, raw: torch.Tensor | Rows) -> float:
         """Computes the gradients of all parameters at rows [n, d], as they are before clipping; Σ of their squares."""
-        sae, out, value = self.sae, self._gradients, self._values
-        width, latents, real = sae.settings.width, sae.settings.latents, out["b_dec"].dtype
-        n, prefixes, layernorm = len(raw), len(self.ends), sae.settings.input == "layernorm"
-        target = torch.from_numpy(self._array("target", (n, width), real))
-        u = self._low_array("u", (n, width)) if self.bf16 or layernorm else target
-        mean, scale = sae.mean.numpy(), real.type(sae.scale)
-        encoder = _Encoder(u, self._low["W_enc"], self._low["b_enc"])
-
-        def prepare(first: int, last: int) -> None:
-            part = raw[first:last].to(target.dtype).numpy()
-            kernels.standardise(part, first, mean, scale, target.numpy(), _plain(target if layernorm else u))
-            if layernorm:
-                u[first:last] = F.layer_norm(target[first:last], (width,), eps=sae.norm.eps)
-
+        width, latents, real = self.sae.settings.width, self.sae.settings.latents, self._values["b_dec"].dtype
+        n, silent, out = len(raw), self.silent.numpy(), self._gradients
         if not self._folded:
             self._over_latents(self._fold)
             self._folded = True
-        decoder = _plain(self._low["W_dec"])
-        done = self._reconstruct("", encoder, decoder, value["b_dec"], target.numpy(), self.ends, prepare)
-        power = float(done.squares[-1])
-        loss = float(done.squares.sum()) / (n * width * prefixes)
-        silent = self.silent.numpy()
-        dead = np.flatnonzero(silent > self.dead_after)
-        own: dict[str, np.ndarray] = {}  # the auxiliary loss's gradients, of the dead latents
-        if len(dead) and self.recipe.auxk and power > 0:
-            own, auxiliary = self._revive(dead, encoder, -done.blame[-1].to(target.dtype).numpy(), power)
-            loss += auxiliary
-        arrays, weights = [out[name] for name in self._of_latents()], (value["W_enc"], value["W_dec"], *self._affine())
-        factor = real.type(2 / (n * width * prefixes))
-        codes = *done.by_latent(), np.array(self.ends), _plain(u), factor
+        dead = np.flatnonzero(silent > self.dead_after) if self.recipe.auxk else np.empty(0, np.int64)
+        whole, revived = self._encode(raw, dead)
+
+        power, size = float(whole.squares[:, -1].sum()), n * width * len(self.ends)
+        loss, factor = float(whole.squares.sum()) / size, 2 / size
+        arrays, codes = [out[name] for name in self._of_latents()], whole.by_latent(factor)
+        weights = self._values["W_enc"], self._values["W_dec"], *self._affine(), self.recipe.decoder == "unit_norm"
         blocks = -(-latents // kernels.BLOCK)
         squares, by_input = np.empty(blocks), np.empty((blocks, 2, width), real)
+        if revived is not None and power > 0:
+            loss += self.recipe.auxk * float(revived.squares.sum()) / power
+            own_codes = revived.by_latent(2 * self.recipe.auxk / power)
+            own = [np.empty_like(array[dead]) for array in arrays]
 
         def differentiate(first: int, last: int) -> None:
             kernels.gradients(first, last, *codes, *arrays)
-            if own:
+            if revived is not None and power > 0:
                 low, high = np.searchsorted(dead, (first, last))
-                for name, gradient in own.items():
-                    out[name][dead[low:high]] += gradient[low:high]
-            unit_norm = self.recipe.decoder == "unit_norm"
-            kernels.finish(first, last, *arrays, *weights, unit_norm, squares, by_input)
+                kernels.gradients(low, high, *own_codes, *own)
+                for array, more in zip(arrays, own, strict=True):
+                    array[dead[low:high]] += more[low:high]
+            kernels.finish(first, last, *arrays, *weights, squares, by_input)
 
         self._over_latents(differentiate)
         by_gain, by_shift = by_input.sum(0)
-        out["b_dec"][:] = done.by_bias.sum(0) * factor
-        if layernorm:
+        out["b_dec"][:] = whole.by_bias.sum(0) * real.type(factor)
+        if "norm.weight" in out:
             out["norm.weight"][:], out["norm.bias"][:] = by_gain, by_shift
         else:
             out["b_dec"] -= by_shift
         silent += n
-        silent[(done.starts[:, 1:] > done.starts[:, :-1]).any(0)] = 0
-        l0 = int((done.starts[:, -1] - done.starts[:, 0]).sum()) / n
+        silent[(whole.starts[:, 1:] > whole.starts[:, :-1]).any(0)] = 0
+        l0 = int((whole.starts[:, -1] - whole.starts[:, 0]).sum()) / n
         self._last = {"loss": loss, "error": power / (n * width), "l0": l0}
         small = (np.square(gradient, dtype=np.float64).sum() for name, gradient in out.items() if name[:2] != "W_")
         return float(squares.sum() + sum(small))
 
-    def _reconstruct(
-        self,
-        role: str,
-        encoder: _Encoder,
-        decoder: np.ndarray,
-        offset: np.ndarray,
-        target: np.ndarray,
-        ends: list[int],
-        prepare: Callable[[int, int], None] | None = None,
-        k: int | None = None,
-    ) -> _Pass:
-        """Encodes all rows and decodes them again, chunk by chunk.
+    def _encode(self, raw: torch.Tensor | Rows, dead: np.ndarray) -> tuple[_Pass, _Pass | None]:
+        """Encodes and decodes rows [n, d]; then, where there are dead latents, what the reconstruction misses by these.
 
-        Args:
-            role: keeps the arrays of two passes apart that are in use at once.
-            prepare: called with a chunk's first and last row before these are read.
-            k: latents per token; None: what the method says.
+        Chunk by chunk, so that nothing that is gathered has left the cache before it is needed again.
         """
-        n, width, real = len(target), target.shape[1], target.dtype
-        if k is None and self.sae.settings.method == "batchtopk":
-            offsets, latents, values = self._of_the_batch(encoder, self.sae.settings.k * n, prepare)
+        sae, n = self.sae, len(raw)
+        width, k, real = sae.settings.width, sae.settings.k, self._values["b_dec"].dtype
+        layernorm, batchtopk = sae.settings.input == "layernorm", sae.settings.method == "batchtopk"
+        target = self._array("target", (n, width), real)
+        u = self._low_array("u", (n, width)) if self.bf16 or layernorm else torch.from_numpy(target)
+        mean, scale, bias = sae.mean.numpy(), real.type(sae.scale), self._values["b_dec"]
+        encoder, decoder, ends = _Encoder(u, self._low["W_enc"], self._low["b_enc"]), self._low["W_dec"], self.ends
+
+        def prepare(first: int, last: int) -> None:
+            part = raw[first:last].to(sae.b_dec.dtype).numpy()
+            kernels.standardise(part, first, mean, scale, target, target if layernorm else _plain(u))
+            if layernorm:
+                u[first:last] = F.layer_norm(torch.from_numpy(target[first:last]), (width,), eps=sae.norm.eps)
+
+        if batchtopk:
+            self._over(n, self._rows, prepare)
+            whole = _Pass(self, "", encoder, decoder, ends, *self._of_the_batch(encoder, k * n))
         else:
-            k = k or self.sae.settings.k
-            offsets = np.arange(n + 1) * k
-            latents = self._array(f"{role}latents", (n * k,), np.int32)
-            values = self._array(f"{role}values", (n * k,), real)
-        pairs, size = (offsets, latents, values), values.shape
-        slopes, z, g = (self._array(f"{role}{name}", size, real) for name in ("slopes", "z", "g"))
-        tokens = self._array(f"{role}tokens", size, np.int32)
-        chunks = -(-n // self._rows)
-        starts = self._array(f"{role}starts", (chunks, len(decoder) + 1), np.int64)
-        by_bias = self._array(f"{role}by_bias", (chunks, width), real)
-        blame = self._low_array(f"{role}blame", (len(ends), n, width))
-        boundaries = np.array(ends)
+            whole = _Pass(self, "", encoder, decoder, ends, *self._room("", n, k))
+        revived = None
+        if len(dead):
+            index = torch.from_numpy(dead)
+            few, rest = min(max(1, width // 2), len(dead)), self._array("rest", (n, width), real)
+            encoder = _Encoder(u, encoder.weights[index], encoder.bias[index])
+            revived = _Pass(self, "revived ", encoder, decoder[index], [len(dead)], *self._room("revived ", n, few))
 
-        def task(first: int, last: int) -> np.ndarray:
-            chunk = first // self._rows
-            if k is not None:
-                if prepare is not None:
-                    prepare(first, last)
-                places = latents.reshape(n, k), self._bits(values).reshape(n, k)
-                for row, bits in encoder.bits(first, last):
-                    selection.largest(bits, k, row, encoder.shift, *places)
-            squares = kernels.errors(
-                first, last, *pairs, decoder, offset, target, boundaries, _plain(blame), slopes, by_bias[chunk]
-            )
-            kernels.by_latent(first, last, *pairs, slopes, starts[chunk], tokens, z, g)
-            return squares
+        def encode(first: int, last: int) -> None:
+            if not batchtopk:
+                prepare(first, last)
+                whole.choose(first, last, k)
+            whole.decode(first, last, target, bias)
+            if revived is not None:
+                torch.from_numpy(rest)[first:last] = -whole.blame[-1, first:last]
+                revived.choose(first, last, few)
+                revived.decode(first, last, rest, np.zeros_like(bias))
 
-        squares = np.sum(self._over(n, self._rows, task), axis=0)
-        return _Pass(starts, tokens, z, g, blame, squares, by_bias)
+        self._over(n, self._rows, encode)
+        return whole, revived
 
-    def _of_the_batch(
-        self, encoder: _Encoder, wanted: int, prepare: Callable[[int, int], None]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _room(self, role: str, n: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns offsets, latents and values of k codes for each of n tokens, yet to be chosen."""
+        real = self._values["b_dec"].dtype
+        return (
+            np.arange(n + 1) * k,
+            self._array(f"{role}latents", (n * k,), np.int32),
+            self._array(f"{role}values", (n * k,), real),
+        )
+
+    def _of_the_batch(self, encoder: _Encoder, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the codes of BatchTopK: the `wanted` largest positive pre-activations of the batch.
 
         What exceeds a guess is collected, so that the others need no memory; a guess that was too high is halved.
         """
         n, latents = len(encoder.u), len(encoder.bias)
-        self._over(n, self._rows, prepare)
         octave = 1 << encoder.mantissa  # what halving takes from the bits of a float
         if self._cut:
             guess = max(0, self._cut - octave // 2)
@@ -257,7 +241,7 @@ class SparseStep(Step):
                 room = int((bits > guess).sum())
                 chosen.append(np.empty(room, np.int32))
                 values.append(np.empty(room, real))
-                found = counts, chosen[-1], self._bits(values[-1])
+                found = counts, chosen[-1], _bits(values[-1])
                 selection.above(bits, bits.dtype.type(guess), row, encoder.shift, *found)
             return np.concatenate(chosen), np.concatenate(values)
 
@@ -276,29 +260,15 @@ class SparseStep(Step):
             tokens, chosen, values = tokens[keep], chosen[keep], values[keep]
         if len(values):
             least = values.min()
-            self._cut = int(self._bits(np.array([least]))[0]) >> encoder.shift
+            self._cut = int(_bits(np.array([least]))[0]) >> encoder.shift
             self.sae.threshold += (float(least) - self.sae.threshold) * self._rate()
         return np.append(0, np.cumsum(np.bincount(tokens, minlength=n))), chosen, values
-
-    def _revive(
-        self, dead: np.ndarray, encoder: _Encoder, rest: np.ndarray, power: float
-    ) -> tuple[dict[str, np.ndarray], float]:
-        """Returns the auxiliary loss's gradients by what belongs to the dead latents, and that loss."""
-        index, ends = torch.from_numpy(dead), [len(dead)]
-        own_encoder = _Encoder(encoder.u, encoder.weights[index], encoder.bias[index])
-        decoder, nothing = _plain(self._low["W_dec"][index]), np.zeros_like(self._values["b_dec"])
-        k = min(max(1, self.sae.settings.width // 2), len(dead))
-        done = self._reconstruct("revived ", own_encoder, decoder, nothing, rest, ends, k=k)
-        own = {name: np.empty_like(value[dead]) for name, value in self._of_latents().items()}
-        arrays = *done.by_latent(), np.array(ends), _plain(encoder.u), rest.dtype.type(2 * self.recipe.auxk / power)
-        self._over(len(dead), kernels.BLOCK, kernels.gradients, *arrays, *own.values())
-        return own, self.recipe.auxk * float(done.squares[0] / power)
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Returns an array with anything in it. Its memory is used again: new pages cost a tenth of a step."""
         size = math.prod(shape)
         if name not in self._kept or len(self._kept[name]) < size:
-            self._kept[name] = np.empty(size, dtype)
+            self._kept[name] = _aligned(size, dtype)
         return self._kept[name][:size].reshape(shape)
 
     def _low_array(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -306,10 +276,6 @@ class SparseStep(Step):
         if self.bf16:
             return torch.from_numpy(self._array(name, shape, np.int16)).view(torch.bfloat16)
         return torch.from_numpy(self._array(name, shape, self._values["b_dec"].dtype))
-
-    @staticmethod
-    def _bits(values: np.ndarray) -> np.ndarray:
-        return values.view(f"i{values.itemsize}")
 
     def _over_latents(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """As `_over`, for all latents, in pieces of whole blocks."""
@@ -367,21 +333,67 @@ class _Encoder:
             yield row, pre.view(_INTEGERS[self.bias.dtype]).numpy()
 
 
-@dataclass(frozen=True)
 class _Pass:
-    """The codes of a batch, sorted by chunk and latent, and what they miss; see `kernels.by_latent` and `errors`."""
+    """The codes of a batch, chosen, decoded and sorted by chunk and latent; see `kernels` for its arrays.
 
-    starts: np.ndarray
-    tokens: np.ndarray
-    z: np.ndarray
-    g: np.ndarray
-    blame: torch.Tensor
-    squares: np.ndarray
-    by_bias: np.ndarray  # [chunks, d]
+    Args:
+        role: keeps the arrays of two passes apart that are in use at once.
+        decoder: [F, d], as it is multiplied.
+        ends: of the prefixes that reconstruct on their own.
+        offsets, latents, values: the codes, chosen already or to be.
+    """
 
-    def by_latent(self) -> tuple[np.ndarray, ...]:
-        """Returns what `kernels.gradients` takes of this."""
-        return self.starts, self.tokens, self.z, self.g, _plain(self.blame)
+    def __init__(
+        self,
+        step: SparseStep,
+        role: str,
+        encoder: _Encoder,
+        decoder: torch.Tensor,
+        ends: list[int],
+        offsets: np.ndarray,
+        latents: np.ndarray,
+        values: np.ndarray,
+    ):
+        n, width = encoder.u.shape
+        self._encoder, self._decoder, self._ends = encoder, _plain(decoder), np.array(ends)
+        self._codes, self._rows = (offsets, latents, values), step._rows
+        chunks, real, size = -(-n // self._rows), values.dtype, values.shape
+        self._slopes, self._z, self._g = (step._array(f"{role}{name}", size, real) for name in ("slopes", "z", "g"))
+        self._tokens = step._array(f"{role}tokens", size, np.int32)
+        self.starts = step._array(f"{role}starts", (chunks, len(decoder) + 1), np.int64)
+        self.blame = step._low_array(f"{role}blame", (len(ends), n, width))
+        self.by_bias = step._array(f"{role}by_bias", (chunks, width), real)
+        self.squares = np.empty((chunks, len(ends)))
+
+    def choose(self, first: int, last: int, k: int) -> None:
+        """Chooses the k largest latents of a chunk's tokens."""
+        _offsets, latents, values = self._codes
+        places = latents.reshape(-1, k), _bits(values).reshape(-1, k)
+        for row, bits in self._encoder.bits(first, last):
+            selection.largest(bits, k, row, self._encoder.shift, *places)
+
+    def decode(self, first: int, last: int, target: np.ndarray, bias: np.ndarray) -> None:
+        """Decodes a chunk, compares it with the target [n, d], sorts its codes."""
+        chunk, blame = first // self._rows, _plain(self.blame)
+        squares, by_bias = self.squares[chunk], self.by_bias[chunk]
+        compared = target, self._ends, blame, self._slopes, squares, by_bias
+        kernels.errors(first, last, *self._codes, self._decoder, bias, *compared)
+        kernels.by_latent(first, last, *self._codes, self._slopes, self.starts[chunk], self._tokens, self._z, self._g)
+
+    def by_latent(self, factor: float) -> tuple[Any, ...]:
+        """Returns what `kernels.gradients` takes of this and a factor of the loss."""
+        codes, u = (self.starts, self._tokens, self._z, self._g), self._encoder.u
+        return *codes, _plain(self.blame), self._ends, _plain(u), self._z.dtype.type(factor)
+
+
+def _aligned(size: int, dtype: Any) -> np.ndarray:
+    """Returns an array [size] with anything in it that starts where a line of the cache does; numpy's own do not."""
+    return torch.empty(size * np.dtype(dtype).itemsize, dtype=torch.uint8).numpy().view(dtype)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """Returns the memory of floats as integers of the same size."""
+    return values.view(f"i{values.itemsize}")
 
 
 def _onednn(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
