@@ -86,27 +86,28 @@ def standardise(raw, row, mean, scale, target, low):
 
 
 @compiled
-def errors(first, last, offsets, latents, values, decoder, bias, target, ends, blame, slopes, squares, by_bias):
-    """Writes how far each prefix of the dictionary misses the target.
+def errors(first, last, offsets, latents, values, decoder, bias, target, sign, ends, blame, slopes, squares, by_bias):
+    """Writes how far each prefix of the dictionary misses sign · target.
 
-    blame[g, t] = Σ_{h ≥ g} (Σ_{i < ends[h]} z_i decoder[i] + bias - target[t]): what the latents of the g-th block,
+    blame[g, t] = Σ_{h ≥ g} (Σ_{i < ends[h]} z_i decoder[i] + bias - sign · target[t]): what the latents of the g-th block,
     which lie in all prefixes from the g-th on, are to blame for. One prefix, ends = [F], is an ordinary SAE.
 
     Args:
         decoder: [F, d], also as bfloat16's bits.
-        target: [n, d]. ends: [G], ascending, the last F. blame: [G, n, d], also as bfloat16's bits.
+        target: [n, d], also as bfloat16's bits. sign: 1 or -1.
+        ends: [G], ascending, the last F. blame: [G, n, d], also as bfloat16's bits.
         slopes: as values; becomes blame · decoder[i] of each code.
         squares: [prefixes], becomes the Σ of squares of what each misses.
         by_bias: [d], becomes Σ_t blame[0, t].
     """
-    prefixes, width, zero = len(ends), target.shape[1], target.dtype.type(0)
+    prefixes, width, zero = len(ends), target.shape[1], bias.dtype.type(0)
     stops = np.empty(prefixes, np.int64)
-    lines = np.empty((prefixes, width), target.dtype)
+    lines = np.empty((prefixes, width), bias.dtype)
     squares[:], by_bias[:] = 0, 0
     for t in range(first, last):
         lines[:] = 0
         for c in range(width):
-            lines[0, c] = bias[c] - target[t, c]
+            lines[0, c] = bias[c] - sign * _real(target[t, c])
         p, end = offsets[t], offsets[t + 1]
         while end > p and values[end - 1] == 0:  # places left over
             end -= 1

@@ -190,10 +190,10 @@ class SparseStep(Step):
             whole = _Pass(self, "", encoder, decoder, ends, *self._of_the_batch(encoder, k * n))
         else:
             whole = _Pass(self, "", encoder, decoder, ends, *self._room("", n, k))
-        revived = None
+        revived, nothing = None, np.zeros_like(bias)
         if len(dead):
             index = torch.from_numpy(dead)
-            few, rest = min(max(1, width // 2), len(dead)), self._array("rest", (n, width), real)
+            few = min(max(1, width // 2), len(dead))
             encoder = _Encoder(u, encoder.weights[index], encoder.bias[index])
             revived = _Pass(self, "revived ", encoder, decoder[index], [len(dead)], *self._room("revived ", n, few))
 
@@ -201,11 +201,10 @@ class SparseStep(Step):
             if not batchtopk:
                 prepare(first, last)
                 whole.choose(first, last, k)
-            whole.decode(first, last, target, bias)
+            whole.decode(first, last, bias, target)
             if revived is not None:
-                torch.from_numpy(rest)[first:last] = -whole.blame[-1, first:last]
                 revived.choose(first, last, few)
-                revived.decode(first, last, rest, np.zeros_like(bias))
+                revived.decode(first, last, nothing, whole.blame[-1], -1)
 
         self._over(n, self._rows, encode)
         return whole, revived
@@ -361,7 +360,7 @@ class _Pass:
         self._slopes, self._z, self._g = (step._array(f"{role}{name}", size, real) for name in ("slopes", "z", "g"))
         self._tokens = step._array(f"{role}tokens", size, np.int32)
         self.starts = step._array(f"{role}starts", (chunks, len(decoder) + 1), np.int64)
-        self.blame = step._low_array(f"{role}blame", (len(ends), n, width))
+        self.blame = _plain(step._low_array(f"{role}blame", (len(ends), n, width)))
         self.by_bias = step._array(f"{role}by_bias", (chunks, width), real)
         self.squares = np.empty((chunks, len(ends)))
 
@@ -372,18 +371,17 @@ class _Pass:
         for row, bits in self._encoder.bits(first, last):
             selection.largest(bits, k, row, self._encoder.shift, *places)
 
-    def decode(self, first: int, last: int, target: np.ndarray, bias: np.ndarray) -> None:
-        """Decodes a chunk, compares it with the target [n, d], sorts its codes."""
-        chunk, blame = first // self._rows, _plain(self.blame)
-        squares, by_bias = self.squares[chunk], self.by_bias[chunk]
-        compared = target, self._ends, blame, self._slopes, squares, by_bias
-        kernels.errors(first, last, *self._codes, self._decoder, bias, *compared)
+    def decode(self, first: int, last: int, bias: np.ndarray, target: np.ndarray, sign: int = 1) -> None:
+        """Decodes a chunk, compares it with sign · target [n, d], sorts its codes."""
+        chunk, sign = first // self._rows, bias.dtype.type(sign)
+        found = self.blame, self._slopes, self.squares[chunk], self.by_bias[chunk]
+        kernels.errors(first, last, *self._codes, self._decoder, bias, target, sign, self._ends, *found)
         kernels.by_latent(first, last, *self._codes, self._slopes, self.starts[chunk], self._tokens, self._z, self._g)
 
     def by_latent(self, factor: float) -> tuple[Any, ...]:
         """Returns what `kernels.gradients` takes of this and a factor of the loss."""
         codes, u = (self.starts, self._tokens, self._z, self._g), self._encoder.u
-        return *codes, _plain(self.blame), self._ends, _plain(u), self._z.dtype.type(factor)
+        return *codes, self.blame, self._ends, _plain(u), self._z.dtype.type(factor)
 
 
 def _aligned(size: int, dtype: Any) -> np.ndarray:
