@@ -17,6 +17,8 @@ from sae.files import read_json, whole, write_json
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 METHODS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
+BASELINES = ("neurons", "pca", "kmeans", "random", "sampled", "frozen")  # see `baselines`
+_PER_TOKEN = ("topk", "matryoshka", *BASELINES)  # k latents on each token
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.latents:
             raise InputError(f"k {self.k}: must lie between 1 and the number of latents, {self.latents}")
-        if self.method not in METHODS:
-            raise InputError(f"method {self.method}: no such method; there are {', '.join(METHODS)}")
+        if self.method not in METHODS + BASELINES:
+            raise InputError(f"method {self.method}: no such method; there are {', '.join(METHODS + BASELINES)}")
         if self.input not in ("standardised", "layernorm"):
             raise InputError(f"input {self.input}: neither standardised nor layernorm")
 
@@ -54,7 +56,8 @@ class SparseAutoencoder(nn.Module):
 
     σ is the method's; training gives all of them the same k, so that they can be compared:
 
-        topk, matryoshka      ReLU of the k largest latents of each token (over latents, `dim=-1`), 0 elsewhere
+        topk, matryoshka      ReLU of the k largest latents of each token (over latents, `dim=-1`), 0 elsewhere;
+                              so with the dictionaries that are no SAEs, see `baselines`
         batchtopk, jumprelu   the latents above their `threshold` [F] > 0, unchanged; 0 elsewhere
         relu                  ReLU
 
@@ -99,7 +102,7 @@ class SparseAutoencoder(nn.Module):
             k: the number of largest latents to keep, another than the SAE was trained for. None: the method's own
                 choice; m is k, or what the token with the most active latents needs.
         """
-        if k is None and self.settings.method in ("topk", "matryoshka"):
+        if k is None and self.settings.method in _PER_TOKEN:
             k = self.settings.k
         elif k is None:
             pre = pre.relu() if self.settings.method == "relu" else pre * (pre > self.threshold)

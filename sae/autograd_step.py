@@ -157,6 +157,8 @@ class AutogradStep(Step):
         with torch.no_grad():
             if self.recipe.decoder == "unit_norm":
                 sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+            elif self.recipe.decoder == "frozen":
+                sae.W_dec.grad.zero_()
             excess = active / sae.settings.k - 1
             if sae.settings.method == "relu":
                 self.penalty *= torch.exp(_PENALTY_RATE * excess.clamp(-1, 1))

@@ -150,6 +150,8 @@ class SparseStep(Step):
                 kernels.gradients(low, high, *own_codes, *own)
                 for array, more in zip(arrays, own, strict=True):
                     array[dead[low:high]] += more[low:high]
+            if self.recipe.decoder == "frozen":
+                out["W_dec"][first:last] = 0
             kernels.finish(first, last, *arrays, *weights, squares, by_input)
 
         self._over_latents(differentiate)

@@ -11,6 +11,7 @@ decoder's bias, relative to the residual's sum of squares. Where the methods (so
     topk         the k largest latents of each token
     batchtopk    the k·n largest latents of the n tokens of a batch; `threshold` follows the smallest of them
     matryoshka   topk; the error is the mean over prefixes of the dictionary, each of which reconstructs on its own
+    frozen       topk; the decoder's random rows stay as they are
     relu         plus c · mean over tokens of Σ z_i ‖W_dec[i]‖
     jumprelu     plus 10 · (L0 / k - 1)²; by the threshold a step has a rectangle's slope, see `autograd_step`
 
@@ -36,7 +37,7 @@ class Recipe:
     """How an SAE is trained; the defaults are the field's. Fractions are of the run's tokens or steps."""
 
     input: str = "standardised"  # or layernorm: see SparseAutoencoder
-    decoder: str = "unit_norm"  # rows kept at norm 1; start: normalised at the start only
+    decoder: str = "unit_norm"  # rows kept at norm 1; start: normalised at the start only; frozen: never trained
     whole_images: bool = False  # a batch counts images and keeps their tokens together
     lr: float | None = None  # of Adam; None: see `training.default_lr`
     betas: tuple[float, float] = (0.7, 0.99)  # Adam's: how much of its means of gradients and squares a step keeps

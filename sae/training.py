@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from sae import device as devices
 from sae.activations import Activations, moments, tensor
-from sae.autoencoder import Settings, SparseAutoencoder
+from sae.autoencoder import METHODS, Settings, SparseAutoencoder
 from sae.autograd_step import AutogradStep
 from sae.checkpoint import Checkpoint
 from sae.errors import InputError
@@ -75,7 +75,7 @@ def train(
         x: activations [n, d], or a store of them.
         k: latents active per token; on average for batchtopk, relu and jumprelu.
         latents: F, the dictionary's size.
-        method: topk, batchtopk, matryoshka, relu or jumprelu.
+        method: topk, batchtopk, matryoshka, relu, jumprelu, or the baseline frozen.
         batch: tokens (images where `recipe.whole_images`) per step.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: of what is multiplied: fp32, bf16 (weights, sums and Adam's state stay fp32), or auto: bf16 where the
@@ -94,11 +94,13 @@ def train(
             being finite, or the checkpoint belongs to other arguments.
     """
     recipe = recipe or Recipe()
+    if method == "frozen":
+        recipe = dataclasses.replace(recipe, decoder="frozen")
     x = x if isinstance(x, Activations) else Activations.of(x)
     target = devices.resolve(device)
     settings = Settings(x.width, latents, k, method, recipe.input, layer, tokens)
     name = f"layer {layer} k {k}" if layer is not None else f"k {k}"
-    _check(x, epochs, batch, precision, recipe)
+    _check(x, method, epochs, batch, precision, recipe)
     bf16 = precision == "bf16" or (precision == "auto" and devices.fast_bf16(target))
     try:
         mean, variance = moments(x)
@@ -173,7 +175,9 @@ def train(
     return sae.eval().requires_grad_(False)
 
 
-def _check(x: Activations, epochs: int, batch: int, precision: str, recipe: Recipe) -> None:
+def _check(x: Activations, method: str, epochs: int, batch: int, precision: str, recipe: Recipe) -> None:
+    if method not in (*METHODS, "frozen"):
+        raise InputError(f"method {method}: not trained; there are {', '.join(METHODS)} and frozen")
     if epochs < 1 or batch < 1:
         raise InputError(f"epochs {epochs}, batch {batch}: both must be at least 1")
     if precision not in ("auto", "fp32", "bf16"):
@@ -201,7 +205,7 @@ def _start(settings: Settings, recipe: Recipe, mean: np.ndarray, scale: float, s
 
 def _fastest(sae: SparseAutoencoder) -> type[Step]:
     """Returns the fastest kind of step for this SAE where it is."""
-    sparse = SparseStep is not None and sae.settings.method in ("topk", "batchtopk", "matryoshka")
+    sparse = SparseStep is not None and sae.settings.method in ("topk", "batchtopk", "matryoshka", "frozen")
     return SparseStep if sparse and sae.b_dec.device.type == "cpu" else AutogradStep
 
 
