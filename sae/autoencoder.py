@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sae import device as devices
 from sae.errors import InputError
 from sae.files import read_json, whole, write_json
+
+try:
+    from sae import selection
+except ImportError:  # no numba for this machine or Python: the same latents, slower
+    selection = None
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 METHODS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
@@ -93,7 +99,8 @@ class SparseAutoencoder(nn.Module):
     def pre_activations(self, target: torch.Tensor) -> torch.Tensor:
         """Standardised activations [n, d] -> the latents before TopK and ReLU, [n, F]."""
         centred = self.norm(target) if self.settings.input == "layernorm" else target - self.b_dec
-        return F.linear(centred, self.W_enc, self.b_enc)
+        product = F.linear if torch.is_grad_enabled() else devices.linear
+        return product(centred, self.W_enc, self.b_enc)
 
     def select(self, pre: torch.Tensor, k: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Pre-activations [n, F] -> (values [n, m] ≥ 0, indices [n, m]) of the active latents of each token.
@@ -101,14 +108,22 @@ class SparseAutoencoder(nn.Module):
         Args:
             k: the number of largest latents to keep, another than the SAE was trained for. None: the method's own
                 choice; m is k, or what the token with the most active latents needs.
+
+        Where fewer than m are active, what is left over is any latent with the value 0.
         """
         if k is None and self.settings.method in _PER_TOKEN:
             k = self.settings.k
         elif k is None:
             pre = pre.relu() if self.settings.method == "relu" else pre * (pre > self.threshold)
             k = max(1, int((pre > 0).sum(-1).max()))
-        values, indices = pre.topk(k, dim=-1, sorted=False)
-        return values.relu(), indices
+        if selection is None or pre.device.type != "cpu" or pre.requires_grad:
+            values, indices = pre.topk(k, dim=-1, sorted=False)
+            return values.relu(), indices
+        values, indices = torch.empty(len(pre), k, dtype=pre.dtype), torch.empty(len(pre), k, dtype=torch.int32)
+        integer = {4: torch.int32, 8: torch.int64}[pre.element_size()]
+        bits, places = pre.contiguous().view(integer).numpy(), values.view(integer).numpy()
+        selection.largest(bits, k, 0, 0, indices.numpy(), places)  # a tenth of topk's time
+        return values, indices.long()
 
     def combine(self, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """Sparse latents [n, m] -> Σ z_i W_dec[i], [n, d]; no bias, standardised units."""
@@ -132,7 +147,7 @@ class SparseAutoencoder(nn.Module):
         if k is not None and not 1 <= k <= self.settings.latents:
             raise InputError(f"k {k}: must lie between 1 and the number of latents, {self.settings.latents}")
         values, indices = self.encode_sparse(self._tensor(x, self.settings.width), k)
-        z = values.new_zeros(len(values), self.settings.latents).scatter_(1, indices, values)
+        z = values.new_zeros(len(values), self.settings.latents).scatter_reduce_(1, indices, values, "amax")
         return self._like(z, x)
 
     @torch.no_grad()

@@ -89,8 +89,8 @@ def standardise(raw, row, mean, scale, target, low):
 def errors(first, last, offsets, latents, values, decoder, bias, target, sign, ends, blame, slopes, squares, by_bias):
     """Writes how far each prefix of the dictionary misses sign · target.
 
-    blame[g, t] = Σ_{h ≥ g} (Σ_{i < ends[h]} z_i decoder[i] + bias - sign · target[t]): what the latents of the g-th block,
-    which lie in all prefixes from the g-th on, are to blame for. One prefix, ends = [F], is an ordinary SAE.
+    blame[g, t] = Σ_{h ≥ g} (Σ_{i < ends[h]} z_i decoder[i] + bias - sign · target[t]): what the latents of the g-th
+    block, which lie in all prefixes from the g-th on, are to blame for. One prefix, ends = [F], is an ordinary SAE.
 
     Args:
         decoder: [F, d], also as bfloat16's bits.

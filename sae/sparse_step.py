@@ -13,16 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sae import device as devices
 from sae import kernels, selection
 from sae.steps import Rows, Step
 
 _ROWS = 512  # tokens in a chunk: their errors and inputs fit into a core's own cache
 _PRE_ACTIVATIONS = 3 * 2**18  # how many of them a thread holds at once
-_ONEDNN: set[torch.dtype] = set()  # what oneDNN multiplies here
-if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    _ONEDNN.add(torch.float32)
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        _ONEDNN.add(torch.bfloat16)
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -326,11 +322,9 @@ class _Encoder:
 
     def bits(self, first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yields pre-activations of these rows: a first row, and a block [m, F] as integers with the same bits."""
-        # PyTorch gives float32 to MKL, which is half as fast on AMD's CPUs.
-        product = _onednn if self.bias.dtype in _ONEDNN else F.linear
         size = max(32, _PRE_ACTIVATIONS // len(self.bias))
         for row in range(first, last, size):
-            pre = product(self.u[row : min(row + size, last)], self.weights, self.bias)
+            pre = devices.linear(self.u[row : min(row + size, last)], self.weights, self.bias)
             yield row, pre.view(_INTEGERS[self.bias.dtype]).numpy()
 
 
@@ -394,10 +388,6 @@ def _aligned(size: int, dtype: Any) -> np.ndarray:
 def _bits(values: np.ndarray) -> np.ndarray:
     """Returns the memory of floats as integers of the same size."""
     return values.view(f"i{values.itemsize}")
-
-
-def _onednn(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weights, bias, "none", [], "")
 
 
 def _plain(tensor: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,293 @@
+"""Is a latent found again, by another seed, at another k, in the next layer? Matches, beside what chance gives.
+
+Two latents of the same layer can be compared by what they write (the cosine of their decoder rows), any two by when
+they fire (the correlation of their activations on the same tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.optimize import linear_sum_assignment
+
+from sae.errors import InputError
+
+FATES = ("same", "split", "changed", "merged", "lost", "dead")
+_BLOCK = 2**24  # how many correlations are computed at a time, so that 24,576 x 24,576 of them need no tens of GB
+
+
+def correlation(a: sparse.csr_array, b: sparse.csr_array) -> np.ndarray:
+    """Pearson correlation of the activations of two SAEs' latents on the same tokens, zeros included.
+
+    r_fg = (E[a_f b_g] - E[a_f] E[b_g]) / (std(a_f) std(b_g)), float32 [F, G], for codes a [n, F] and b [n, G] whose
+    rows are the same n tokens: of another seed, another k or another layer. 0 for a latent that never fires, or is the
+    same on every token.
+
+    Raises:
+        InputError: a and b have different numbers of rows.
+    """
+    n = a.shape[0]
+    if b.shape[0] != n:
+        raise InputError(f"codes of {n} and of {b.shape[0]} tokens: a correlation needs the same tokens in both")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    (mean_a, std_a), (mean_b, std_b) = _moments(a), _moments(b)
+    by_latent = a.T.tocsr()
+    r = np.empty((a.shape[1], b.shape[1]), np.float32)
+    step = max(1, _BLOCK // b.shape[1])
+    for first in range(0, len(r), step):
+        rows = slice(first, first + step)
+        covariance = (by_latent[rows] @ b).toarray() / n - np.outer(mean_a[rows], mean_b)
+        r[rows] = covariance / np.outer(std_a[rows], std_b)
+    return r.clip(-1, 1, out=r)
+
+
+def _moments(z: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column, the latter infinite for a constant one: its correlations are 0."""
+    mean, square = z.sum(0) / z.shape[0], z.power(2).sum(0) / z.shape[0]
+    variance = square - mean**2
+    varies = variance > 1e-12 * square  # below is the rounding of a constant column
+    return mean, np.sqrt(variance, out=np.full(len(mean), np.inf), where=varies)
+
+
+def assign(similarity: np.ndarray) -> pd.DataFrame:
+    """The one-to-one matching with the largest total similarity (the Hungarian method), for similarity [F, G].
+
+    Returns a row per latent of the first: latent, other, similarity. Where F > G, the F - G latents without a partner
+    have other -1 and similarity NaN.
+    """
+    latent, partner = linear_sum_assignment(similarity, maximize=True)
+    other, value = np.full(len(similarity), -1), np.full(len(similarity), np.nan)
+    other[latent], value[latent] = partner, similarity[latent, partner]
+    return pd.DataFrame({"latent": np.arange(len(similarity)), "other": other, "similarity": value})
+
+
+def stability(decoders: dict[int, np.ndarray], codes: dict[int, sparse.csr_array]) -> pd.DataFrame:
+    """How well each latent is found again by SAEs that differ from its own in the seed alone.
+
+    Each two seeds are matched one to one, once on the cosine of their decoder rows and once on the correlation of their
+    activations; a latent's stability is its similarity with its partner, averaged over the other seeds. 1: every seed
+    has it; what chance gives is in `null_stability`. All latents take part in the matching, as in the papers.
+
+    Sources: Hungarian matching across seeds, Paulo & Belrose 2025 (arXiv 2501.16615); stability as the mean similarity
+    after it, Fel et al. 2025 (arXiv 2502.12892).
+
+    Args:
+        decoders: by seed, W_dec [F, d].
+        codes: by seed, activations [n, F] on the same n tokens.
+
+    Returns:
+        a row per seed and latent: seed, latent, fires (on any of the tokens), stability_cosine, stability_correlation
+        (NaN where it does not fire), partner_seed (the first of the other seeds) and partner (its latent, by cosine).
+
+    Raises:
+        InputError: there is one seed only, or the dictionaries differ in size.
+    """
+    seeds = sorted(decoders)
+    if len(seeds) < 2:
+        raise InputError("stability: needs SAEs of two seeds or more")
+    if len({decoders[seed].shape for seed in seeds}) > 1:
+        raise InputError("stability: the seeds' dictionaries differ in size")
+    similarity = {name: {seed: [] for seed in seeds} for name in ("cosine", "correlation")}
+    partner = {}
+    for one, two in combinations(seeds, 2):
+        pairs = {
+            "correlation": assign(correlation(codes[one], codes[two])),
+            "cosine": assign(_unit(decoders[one]) @ _unit(decoders[two]).T),
+        }
+        for name, found in pairs.items():
+            back = np.argsort(found["other"])  # the same pairs, in the order of the second seed's latents
+            similarity[name][one].append(found["similarity"].to_numpy())
+            similarity[name][two].append(found["similarity"].to_numpy()[back])
+        partner.setdefault(one, (two, found["other"].to_numpy()))
+        partner.setdefault(two, (one, back))
+    tables = []
+    for seed in seeds:
+        fires = codes[seed].sum(0) > 0
+        table = {"seed": seed, "latent": np.arange(len(fires)), "fires": fires}
+        table["stability_cosine"] = np.mean(similarity["cosine"][seed], 0)
+        table["stability_correlation"] = np.where(fires, np.mean(similarity["correlation"][seed], 0), np.nan)
+        table["partner_seed"], table["partner"] = partner[seed]
+        tables.append(pd.DataFrame(table))
+    return pd.concat(tables, ignore_index=True)
+
+
+def null_stability(latents: int, tokens: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The stability_cosine, [F] each, that two dictionaries of F = `latents` rows reach without having learnt anything.
+
+    `random directions`: Gaussian rows. `random tokens`: tokens minus the mean token, 2F of them drawn without
+    replacement; what two dictionaries that merely copied some of the data would share. Left out where there are fewer
+    than 2F tokens. One pair is matched, so the values spread more than means over several seeds do.
+
+    Args:
+        tokens: activations [n, d] of the layer.
+    """
+
+    def matched(rows: np.ndarray) -> np.ndarray:
+        one, two = np.split(_unit(rows), 2)
+        return assign(one @ two.T)["similarity"].to_numpy()
+
+    nulls = {"random directions": matched(rng.standard_normal((2 * latents, tokens.shape[1])))}
+    if len(tokens) >= 2 * latents:
+        drawn = np.sort(rng.choice(len(tokens), 2 * latents, replace=False))
+        nulls["random tokens"] = matched(rng.permutation(tokens[drawn] - tokens.mean(0, dtype=np.float64)))
+    return nulls
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Rows scaled to norm 1, float32; a zero row stays one."""
+    rows = np.asarray(rows, np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+
+
+def fates(r: np.ndarray, fired: np.ndarray, threshold: float = 0.5, partial: float = 0.3) -> pd.DataFrame:
+    """What becomes of each latent of one SAE in a second SAE of the same layer, say at another k.
+
+    A latent's best match is the latent of the other SAE with which its activations correlate most. Its children are the
+    latents of the second whose own best match it is, with r >= partial. The first of these that holds:
+
+        dead      it never fires
+        lost      no latent of the second has r >= partial
+        same      it and its best match are each other's, with r >= threshold; and it has no other child, or
+                  r >= √(1 - partial²)
+        split     two or more children
+        changed   it and its best match are each other's, with r < threshold
+        merged    its best match has another latent of the first as its own best match
+
+    Why an r, 0.954 by default, above which further children do not count: of a latent that two uncorrelated latents
+    share, r² adds up to at most 1, so that beside such a match nothing with r >= partial can be a part of it. Splitting
+    is Bricken et al.'s term (2023, Towards Monosemanticity); merging is not the feature absorption of Chanin et al.
+    2024 (arXiv 2409.14507), where a latent stays silent on tokens that a narrower one takes over.
+
+    Args:
+        r: `correlation` of the two SAEs, [F, G].
+        fired: bool [F], whether the first's latent fires on any token.
+
+    Returns:
+        a row per latent of the first: latent, fate (one of FATES), best (index in the second) and r_best (-1 and NaN
+        for the dead), children (how many), child_latents (which, by falling r).
+    """
+    latents, others = np.arange(r.shape[0]), np.arange(r.shape[1])
+    best, parent = r.argmax(1), r.argmax(0)
+    r_best, r_parent = r[latents, best], r[parent, others]
+    order = np.argsort(-r_parent, kind="stable")
+    order = order[r_parent[order] >= partial]
+    order = order[np.argsort(parent[order], kind="stable")]  # by parent, each one's children by falling r
+    children = np.bincount(parent[order], minlength=len(latents))
+    mutual = parent[best] == latents
+    same = mutual & (r_best >= threshold) & ((children < 2) | (r_best >= np.sqrt(1 - partial**2)))
+    fate = np.select(
+        [~fired, r_best < partial, same, children >= 2, mutual],
+        ["dead", "lost", "same", "split", "changed"],
+        "merged",
+    )
+    return pd.DataFrame(
+        {
+            "latent": latents,
+            "fate": fate,
+            "best": np.where(fired, best, -1),
+            "r_best": np.where(fired, r_best, np.nan),
+            "children": children,
+            "child_latents": [part.tolist() for part in np.split(order, np.cumsum(children)[:-1])],
+        }
+    )
+
+
+def shuffled_rows(z: sparse.csr_array, tokens_per_image: int, rng: np.random.Generator) -> sparse.csr_array:
+    """Codes z [n, F] with the images' rows dealt out anew: each image gets the tokens of another one, in their order.
+
+    How often and how strongly latents fire, and where in the image, stays: what still matches does so by chance or by
+    position.
+
+    Raises:
+        InputError: n is no multiple of tokens_per_image, or there is one image only.
+    """
+    images, rest = divmod(z.shape[0], tokens_per_image)
+    if rest or images < 2:
+        raise InputError(f"{z.shape[0]} tokens: not two or more images of {tokens_per_image} tokens each")
+    circle = rng.permutation(images)
+    source = np.empty(images, np.int64)
+    source[circle] = np.roll(circle, 1)  # along one circle no image keeps its own
+    return z[(source[:, None] * tokens_per_image + np.arange(tokens_per_image)).ravel()]
+
+
+def chains(correlations: Sequence[np.ndarray], fired: Sequence[np.ndarray], threshold: float = 0.5) -> pd.DataFrame:
+    """Follows latents through L layers, each with its own SAE, by the correlation of their activations.
+
+    previous, next: the best match in the layer before and after; a latent `appears` where it fires and r_previous is
+    below the threshold, `persists` where it fires and r_next reaches it, `ends` where it fires and r_next does not. A
+    chain is a run of layers whose latents are each other's best matches with r >= threshold, so that no two chains
+    share a latent; a latent without such a neighbour is a chain of length 1.
+
+    Matches of evolving features between layers: Balagansky et al. 2024 (arXiv 2410.07656), there by decoder rows.
+
+    Args:
+        correlations: `correlation` of each two consecutive layers, [F_l, F_{l+1}], L - 1 of them.
+        fired: by layer, whether each latent fires on any of the tokens, bool [F_l].
+
+    Returns:
+        a row per position in the list and latent: position, latent, fires, previous, r_previous, next, r_next (missing
+        for the silent, and where there is no layer before or after), appears (missing at the first layer), persists,
+        ends (missing at the last), start (position at which its chain begins; missing for the silent), length (layers
+        its chain spans; 0 for the silent).
+
+    Raises:
+        InputError: the matrices do not fit the layers.
+    """
+    if [r.shape for r in correlations] != [(len(a), len(b)) for a, b in pairwise(fired)]:
+        raise InputError("chains: needs one matrix [F_l, F_l+1] for each two consecutive layers")
+    start = [np.full(len(alive), position) for position, alive in enumerate(fired)]
+    end = [part.copy() for part in start]
+    links = [_mutual(r, threshold) for r in correlations]
+    for position, (here, there) in enumerate(links):
+        start[position + 1][there] = start[position][here]
+    for position, (here, there) in reversed(list(enumerate(links))):
+        end[position][here] = end[position + 1][there]
+
+    tables = []
+    for position, alive in enumerate(fired):
+        before = correlations[position - 1].T if position > 0 else None
+        after = correlations[position] if position < len(correlations) else None
+        table = pd.DataFrame({"position": position, "latent": np.arange(len(alive)), "fires": alive})
+        table["previous"], table["r_previous"], before = _best(before, alive, threshold)
+        table["next"], table["r_next"], after = _best(after, alive, threshold)
+        # Missing for every latent where there is no layer to look at: `False & missing` would be False.
+        table["appears"] = (~before & alive).mask(before.isna())
+        table["persists"], table["ends"] = after, (~after & alive).mask(after.isna())
+        table["start"] = pd.array(start[position], "Int64")
+        table.loc[~alive, "start"] = pd.NA
+        table["length"] = np.where(alive, end[position] - start[position] + 1, 0)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _mutual(r: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs that are each other's best match with r >= threshold: their rows and their columns."""
+    best = r.argmax(1)
+    rows = np.flatnonzero((r.argmax(0)[best] == np.arange(len(r))) & (r.max(1) >= threshold))
+    return rows, best[rows]
+
+
+def _best(r: np.ndarray | None, alive: np.ndarray, threshold: float) -> tuple[pd.Series, np.ndarray, pd.Series]:
+    """Best match, its r, and whether a live latent's reaches the threshold; all missing without a matrix."""
+    if r is None:
+        missing = pd.Series(pd.NA, range(len(alive)))
+        return missing.astype("Int64"), np.full(len(alive), np.nan), missing.astype("boolean")
+    found, highest = pd.Series(r.argmax(1)), r.max(1)
+    return (
+        found.astype("Int64").where(alive),
+        np.where(alive, highest, np.nan),
+        pd.Series(alive & (highest >= threshold)).astype("boolean"),
+    )
+
+
+def layer_summary(chains: pd.DataFrame) -> pd.DataFrame:
+    """Counts of latents by layer, from `chains`: position, latents, alive, appear, persist, end; missing as there."""
+    layers = chains.groupby("position")
+    counts = {"latents": layers.size(), "alive": layers["fires"].sum()}
+    for name, column in {"appear": "appears", "persist": "persists", "end": "ends"}.items():
+        counts[name] = layers[column].sum(min_count=1).astype("Int64")
+    return pd.DataFrame(counts).reset_index()

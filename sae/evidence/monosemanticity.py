@@ -1,0 +1,157 @@
+"""Does a latent fire on images that look alike? The monosemanticity score, in time linear in the images.
+
+The score is of Pach et al. 2025 (arXiv 2504.02821), its linear form of Nasiri-Sarvi et al. 2026 (arXiv 2602.12403).
+The embedding that says which images are alike must not be the layer under study, or a latent is judged by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy import sparse
+from torch import nn
+from tqdm import tqdm
+
+from sae import vit
+from sae.errors import InputError
+from sae.images import shard
+
+_THUMBNAIL = 8  # the side of the thumbnails that stand in for an embedding, pixels
+
+
+def monosemanticity(a: sparse.csr_array, e: np.ndarray) -> np.ndarray:
+    """Mean cosine of two different images' embeddings, weighted by how strongly the latent fires on both: [F], float64.
+
+    Σ_{i≠j} a_i a_j <e_i, e_j> / Σ_{i≠j} a_i a_j  =  (‖Σ a_i e_i‖² - Σ a_i²‖e_i‖²) / ((Σ a_i)² - Σ a_i²)
+
+    1: it fires on images that look the same; about 0: on images as different as any two. The e_i are centred at the
+    mean over all images and then made unit vectors. The papers do not centre; but a ViT's embeddings share a large mean
+    direction, by which any two images are alike (cosines of 0.5 and more), and a latent that fires at random would
+    score as much. Centred, chance is about 0 for every embedding (`chance` says how much exactly), and scores are lower
+    than published ones. The papers scale a to [0, 1] for each latent; a factor changes nothing here, and their lower
+    end is 0 too unless a latent fires on every image.
+
+    Args:
+        a: image-level activations [n, F], none below 0, such as `Codes.images`.
+        e: embeddings of the same images [n, D], in any units.
+
+    Returns:
+        NaN for a latent that fires on fewer than two images.
+    """
+    e = _directions(e)
+    powers = _powers(a)
+    # ‖e_i‖² is 1, or 0 for an image exactly at the mean.
+    own = a.astype(np.float64).power(2).T @ (e * e).sum(1)
+    together = np.square(a.T.astype(np.float64) @ e).sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(_pairs(a), (together - own) / (powers[0] ** 2 - powers[1]), np.nan)
+
+
+def shuffled(a: sparse.csr_array, e: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The score where the images change places at random and every latent keeps its activations: [F], float64.
+
+    One draw for all latents, to lay beside their scores; `chance` gives the mean and the spread of all draws.
+    """
+    return monosemanticity(a, e[rng.permutation(len(e))])
+
+
+def chance(a: sparse.csr_array, e: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean (of any latent) and standard deviation ([F], float64) of the score over all orders of the images.
+
+    Exact and without draws: z = (score - mean) / deviation. The more images a latent fires on, the smaller the
+    deviation. The mean is that of the cosine over all pairs of different images. The variance is that of Mantel's
+    statistic Σ_{i≠j} A_ij B_ij under permutation (Mantel 1967, Cancer Research 27), with A_ij = a_i a_j and
+    B_ij = <e_i, e_j>: all sums it needs are sums over images, as A has rank one and B rank D. It is wide and skewed for
+    a latent that fires on few images: there z is no normal deviate. NaN as in `monosemanticity`, and below 4 images.
+    """
+    e = _directions(e)
+    n = len(e)
+    s1, s2, s3, s4 = _powers(a)
+    lengths = (e * e).sum(1)
+    rows = e @ e.sum(0) - lengths
+    # Sums over i≠j of the entries, of their squares, and over i of the squared row sums: of B, then of A.
+    b_sum, b_squares, b_rows = rows.sum(), np.square(e.T @ e).sum() - np.square(lengths).sum(), np.square(rows).sum()
+    a_sum, a_squares, a_rows = s1**2 - s2, s2**2 - s4, s1**2 * s2 - 2 * s1 * s3 + s4
+    mean = b_sum / (n * (n - 1))
+    if n < 4:
+        return mean, np.full(a.shape[1], np.nan)
+    # Pairs of entries that share both places, one place, or none; those with none are what is left of the square.
+    one_a, one_b = a_rows - a_squares, b_rows - b_squares
+    none_a, none_b = a_sum**2 - 2 * a_squares - 4 * one_a, b_sum**2 - 2 * b_squares - 4 * one_b
+    square = 2 * a_squares * b_squares / (n * (n - 1))
+    square = square + 4 * one_a * one_b / (n * (n - 1) * (n - 2))
+    square = square + none_a * none_b / (n * (n - 1) * (n - 2) * (n - 3))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variance = square / a_sum**2 - mean**2
+        return mean, np.where(_pairs(a), np.sqrt(np.maximum(variance, 0)), np.nan)
+
+
+def embedding_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Thumbnails of 8 x 8 means in three colours, float32 [n, 192] between 0 and 1: where no better embedding is given.
+
+    They tell what is where in which colour, not what it is.
+
+    Args:
+        pixels: uint8 [n, height, width, 3].
+    """
+    blocks = (torch.from_numpy(np.array(pixels[i : i + 64])) for i in range(0, len(pixels), 64))
+    small = [F.adaptive_avg_pool2d(block.permute(0, 3, 1, 2).float() / 255, _THUMBNAIL) for block in blocks]
+    return torch.cat(small).flatten(1).numpy()
+
+
+@torch.inference_mode()
+def embed(
+    model: nn.Module, shards: Sequence[str | Path], manifest: pd.DataFrame, ids: Sequence[int], batch: int = 64
+) -> np.ndarray:
+    """Returns what the model's head reads, the class token or the pooled patches of its end, float32 [len(ids), D].
+
+    Args:
+        model: from `vit.load`. Where it takes another size than the pixels have, they are resized; its own normalisation
+            is applied, but pixels that another model's preprocessing has cropped stay cropped.
+        shards: all pixel shards in order, .npy, uint8 [images, height, width, 3].
+        manifest: what the shards were made from.
+
+    Raises:
+        InputError: an image is in no shard.
+    """
+    prepare, side = vit.normalise(model), vit.geometry(model).side
+    found, parts = [], []
+    with tqdm(total=len(ids), desc="embedding", unit="image") as progress:
+        for index, path in enumerate(shards):
+            pixels, here = np.load(path, mmap_mode="r"), shard(manifest, index, len(shards))["id"].to_numpy()
+            places = np.flatnonzero(np.isin(here, ids))
+            for first in range(0, len(places), batch):
+                chosen = places[first : first + batch]
+                x = prepare(pixels[chosen])
+                if x.shape[2:] != side:  # normalised first: the two commute, and bytes would be rounded again
+                    x = F.interpolate(x, size=side, mode="bilinear", antialias=True)
+                parts.append(model.forward_head(model.forward_features(x), pre_logits=True).float().cpu().numpy())
+                found += here[chosen].tolist()
+                progress.update(len(chosen))
+    order = pd.Index(found).get_indexer(list(ids))
+    if (order < 0).any():
+        raise InputError(f"image {np.asarray(ids)[order < 0][0]}: it is in no pixel shard")
+    return np.concatenate(parts)[order]
+
+
+def _directions(e: np.ndarray) -> np.ndarray:
+    """Embeddings [n, D] -> unit vectors from their mean, float64; an image at the mean itself stays 0."""
+    centred = np.asarray(e, np.float64)
+    centred = centred - centred.mean(0)
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    return centred / np.where(lengths > 1e-12 * lengths.max(initial=0), lengths, np.inf)
+
+
+def _powers(a: sparse.csr_array) -> list[np.ndarray]:
+    """Returns Σ a, Σ a², Σ a³ and Σ a⁴ over the images, float64 [F] each."""
+    return [np.bincount(a.indices, a.data.astype(np.float64) ** power, a.shape[1]) for power in (1, 2, 3, 4)]
+
+
+def _pairs(a: sparse.csr_array) -> np.ndarray:
+    """Returns which latents fire on at least two images, bool [F]."""
+    return np.bincount(a.indices, minlength=a.shape[1]) > 1
