@@ -24,7 +24,7 @@ _BUFFER_BYTES = 2**28  # how much of an epoch is shuffled together, as float16
 # Norms are counted in fine bins, 0.6 % wide, so that quantiles need no list of all tokens; figures get coarse ones.
 _NORM_EDGES = 10 ** np.linspace(-1, 4, 2001)
 _NORM_BINS_PER_BAR = 40
-_OUTLIER = 4  # a token is an outlier when its norm is above this many times the patches' median norm
+OUTLIER = 4  # a token is an outlier when its norm is above this many times the patches' median norm
 
 
 class Activations:
@@ -236,7 +236,7 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
         }
         for role, count in counts.items()
     }
-    above = _NORM_EDGES[:-1] > _OUTLIER * by_role["patch"]["median"]
+    above = _NORM_EDGES[:-1] > OUTLIER * by_role["patch"]["median"]
     outliers = float(counts["patch"][above].sum() / counts["patch"].sum())
     facts = {
         "tokens": tokens,
@@ -275,7 +275,7 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
         )
     if facts["outlier_patches"] > 0.005:
         warnings.append(
-            f"{facts['outlier_patches']:.1%} of the patch tokens have a norm above {_OUTLIER} times the median: "
+            f"{facts['outlier_patches']:.1%} of the patch tokens have a norm above {OUTLIER} times the median: "
             "artefact tokens, on which some latents will specialise."
         )
     return warnings

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
+from scipy import sparse
 from tqdm import tqdm
 
 from sae.errors import InputError
@@ -22,13 +23,15 @@ from sae.files import sha256, whole
 
 _FORMATS = "jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pnm"
 EXTENSIONS = frozenset(f".{name}" for name in _FORMATS.split())
-COLUMNS = ["id", "path", "label", "split", "sha256", "width", "height", "mode", "status", "reason"]
+COLUMNS = ["id", "path", "label", "split", "sha256", "width", "height", "mode", "status", "reason", "group"]
 TRAIN, HELD_OUT = "train", "held_out"
 _SPLIT_NAMES = {"train": TRAIN, "training": TRAIN} | dict.fromkeys(
     ("held_out", "held-out", "val", "valid", "validation", "test"), HELD_OUT
 )
 _MOST_PIXELS = 178_956_970  # above this Pillow itself suspects a decompression bomb
 _CHUNK = 256  # images in memory at once
+_THUMBNAIL = (9, 8)  # columns and rows of what tells near duplicates
+_NEAR_BITS, _NEAR_COLOURS = 3, 12  # bits of 64, and levels of 256, by which they may differ
 
 
 def build_manifest(
@@ -51,7 +54,8 @@ def build_manifest(
     Returns:
         one row per image file in the order of the paths, the columns of COLUMNS, then the attributes. `status` is
         ok, broken, duplicate, huge or unlisted; only ok images are used. `reason` says why a status is not ok, or what
-        was done to an ok image that is not a plain upright RGB one.
+        was done to an ok image that is not a plain upright RGB one. `group`: the id of the first used image that looks
+        the same, see `near_duplicates`; mostly its own.
 
     Raises:
         InputError: the folder is missing, empty or has no readable image; the CSV does not fit it; a split is empty.
@@ -95,10 +99,43 @@ def build_manifest(
                 f"images {folder}: no image of {int(ok.sum())} falls into the split {split}; "
                 f"add images, change held_out (now {held_out}), or set the split in a labels CSV"
             )
+    table["group"] = table["id"]
+    table.loc[ok, "group"] = table.loc[ok, "id"].to_numpy()[near_duplicates(np.stack(table.loc[ok, "thumbnail"]))]
     text = ["label", "split", "sha256", "mode", "status", "reason"]
     table[text] = table[text].astype("string")
-    attributes = [c for c in table.columns if c not in COLUMNS]
+    attributes = [c for c in table.columns if c not in (*COLUMNS, "thumbnail")]
     return table[COLUMNS + attributes]
+
+
+def near_duplicates(thumbnails: np.ndarray) -> np.ndarray:
+    """Returns for each image the place of the first one that looks the same, itself where none does.
+
+    Two images look the same where their thumbnails of 9 x 8 pixels differ by at most 12 of 256 levels (root mean
+    square), and in at most 3 of the 64 bits that say which of two neighbours is brighter (dHash, Krawetz 2013); so
+    does what is linked by a chain of such.
+
+    Args:
+        thumbnails: uint8 [n, 8, 9, 3].
+    """
+    grey = thumbnails.astype(np.float32).mean(3)
+    looks = np.packbits((grey[:, :, 1:] > grey[:, :, :-1]).reshape(-1, 64), axis=1).view(np.uint64).ravel()
+    colours = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    pairs = []
+    for band in range(4):  # of two numbers that differ in 3 bits, one quarter is the same
+        key = (looks >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        order = np.argsort(key, kind="stable")
+        for same in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
+            for place, image in enumerate(same[:-1]):
+                others = same[place + 1 :]
+                near = others[np.bitwise_count(looks[others] ^ looks[image]) <= _NEAR_BITS]
+                apart = np.sqrt(np.square(colours[near] - colours[image]).mean(1))
+                near = near[apart <= _NEAR_COLOURS]
+                pairs.append(np.stack([np.full(len(near), image), near], 1))
+    links = np.concatenate(pairs) if pairs else np.empty((0, 2), int)
+    graph = sparse.coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), (len(looks),) * 2)
+    _count, label = sparse.csgraph.connected_components(graph, directed=False)
+    _labels, first = np.unique(label, return_index=True)
+    return first[label]
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -255,7 +292,7 @@ def _image_files(folder: Path) -> Iterator[str]:
 
 def _inspect(path: Path) -> dict:
     """Returns the manifest's facts about one file; never raises for a file that is bad."""
-    row = {"sha256": "", "width": 0, "height": 0, "mode": "", "status": "ok", "reason": ""}
+    row = {"sha256": "", "width": 0, "height": 0, "mode": "", "status": "ok", "reason": "", "thumbnail": None}
     try:
         content = path.read_bytes()
         row["sha256"] = hashlib.sha256(content).hexdigest()
@@ -270,7 +307,7 @@ def _inspect(path: Path) -> dict:
                     row |= {"width": image.height, "height": image.width}
                 image.draft("RGB", (64, 64))  # JPEG: every block is still read, few pixels are computed
                 image.load()
-                _as_rgb(image)
+                row["thumbnail"] = np.asarray(_as_rgb(image).resize(_THUMBNAIL, Image.Resampling.BOX))
         row["reason"] = "; ".join(reasons)
     except Image.DecompressionBombError:
         limit = _MOST_PIXELS // 1_000_000
@@ -333,7 +370,7 @@ def _listed_labels(table: pd.DataFrame, folder: Path, labels: Path) -> pd.DataFr
         raise InputError(f"labels {labels}: cannot be read as CSV: {' '.join(str(error).split())}") from error
     if "path" not in listed:
         raise InputError(f"labels {labels}: no column `path`; it has {', '.join(listed.columns)}")
-    clash = sorted(set(listed.columns) & (set(COLUMNS) - {"path", "label", "split"}))
+    clash = sorted(set(listed.columns) & ({*COLUMNS, "thumbnail"} - {"path", "label", "split"}))
     if clash:
         raise InputError(f"labels {labels}: the column {clash[0]} is one of the manifest's own; rename it")
     roots = (folder.resolve().as_posix() + "/", folder.as_posix() + "/")

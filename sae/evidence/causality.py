@@ -9,12 +9,14 @@ et al. 2024, arXiv 2403.19647), so that what is measured is the latent and not t
     steer     Δx(t) = +z_i(t) W_dec[i] / scale on an image where i is silent: the activations that it has on one of
               its own images, at the same tokens, so that it is neither stronger nor in more places than in the ViT
 
-Effects are differences of log-probabilities in nats, the softmax taken over each group of outputs of the head
-(`vit.class_names`): a logit means something only beside the others of its softmax, and within a group both give the
-same order of classes. All effects are signed alike: above 0, the latent speaks for the class,
+The effect on a class is how far its log-probability moves, in nats, against the mean over the classes of its group:
+the change of its centred log-ratio (Aitchison 1982, "The statistical analysis of compositional data"). A group is one
+softmax of the head (`vit.class_names`). Plain log-probabilities give the same order of classes within a group, but
+hardly move for a class of which the model is sure, and all move together for the others; a logit alone means nothing
+in a softmax. All effects are signed alike, above 0 where the latent speaks for the class:
 
-    ablate, control    log p(class | clean) - log p(class | changed)
-    steer              log p(class | changed) - log p(class | clean)
+    ablate, control    clr(class | clean) - clr(class | changed)
+    steer              clr(class | changed) - clr(class | clean)
 
 The control matters: on images of a class almost any damage lowers that class, and a latent's strongest images are
 mostly of the class that it correlates with.
@@ -40,7 +42,7 @@ from sae.errors import InputError
 from sae.evidence.codes import Codes
 
 KINDS = ("ablate", "control", "steer")
-_ROUNDING = 1e-5  # nats, or cosine distance: the outputs of two float32 forward passes differ by less
+_ROUNDING = 2e-6  # of the largest output: two float32 forward passes in other batches differ by up to half of it
 _EFFECTS = ["latent", "kind", "attribute", "class", "effect", "se", "images"]
 
 
@@ -125,8 +127,8 @@ def measure(
         sign_agrees     whether its effect is above 0
         agreement_control, sign_agrees_control, agreement_steered    the same of the other two kinds
 
-        An image no output of which moves by more than rounding (1e-5) counts as 0. What is not known is NaN, None or
-        <NA>: rank, agreement and sign where `classes` or the head do not know a class or no output moves (patches
+        An image none of whose outputs moves by more than rounding counts as 0. What is not known is NaN, None or <NA>:
+        rank, agreement and sign where `classes` or the head do not know a class, or where no output moves (patches
         after the last block of a model that reads its class token, say).
 
     Raises:
@@ -220,19 +222,17 @@ def _outputs(
 def _sizes(
     clean: torch.Tensor, changed: torch.Tensor, names: dict[str, list[str]]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Returns how far the outputs moved [n], and log p(clean) - log p(changed) of each group, [n, classes]."""
+    """Returns how far the outputs moved [n], and by group the effect of what was taken out, [n, classes]."""
+    still = (clean - changed).abs().amax(1) <= _ROUNDING * clean.abs().amax(1)
+    changed = torch.where(still[:, None], clean, changed)
     if not names:
-        distance = 1 - F.cosine_similarity(clean, changed).numpy()
-        return np.where(distance > _ROUNDING, distance, 0), {}
+        return (1 - F.cosine_similarity(clean, changed)).clamp(min=0).numpy(), {}
     widths = [len(values) for values in names.values()]
     pairs = list(zip(clean.split(widths, 1), changed.split(widths, 1), strict=True))
-    kl = sum(metrics.kl(p, q) for p, q in pairs).clamp(min=0).numpy()
-    effects = {g: (p.log_softmax(1) - q.log_softmax(1)).numpy() for g, (p, q) in zip(names, pairs, strict=True)}
-    still = np.max([abs(part).max(1) for part in effects.values()], axis=0) <= _ROUNDING
-    kl[still] = 0
-    for part in effects.values():
-        part[still] = 0
-    return kl, effects
+    kl = torch.stack([metrics.kl(p, q) for p, q in pairs]).sum(0).clamp(min=0)
+    # Of the log-probabilities' difference, the softmaxes' normalisation is the same for all classes: centring drops it.
+    effects = {g: ((p - q) - (p - q).mean(1, keepdim=True)).numpy() for g, (p, q) in zip(names, pairs, strict=True)}
+    return kl.numpy(), effects
 
 
 def _correlated(classes: pd.DataFrame | None, names: dict[str, list[str]]) -> dict[int, tuple[str, int]]:

@@ -78,11 +78,9 @@ def pairs(
 
 def ranked(table: pd.DataFrame, most: int) -> pd.DataFrame:
     """Returns the `most` classes of each latent and attribute with the highest mcc on train images, with their rank."""
-    order = table.sort_values(
-        ["latent", "attribute", "mcc", "class"], ascending=[True, True, False, True], kind="stable"
-    )
-    rank = order.groupby(["latent", "attribute"]).cumcount() + 1
-    order.insert(2, "rank", rank)
+    attribute = pd.factorize(table["attribute"])[0]  # numbers: sorting as many texts takes seconds
+    order = table.iloc[np.lexsort((-table["mcc"], attribute, table["latent"]))].reset_index(drop=True)
+    order.insert(2, "rank", order.groupby(["latent", "attribute"], sort=False).cumcount() + 1)
     order = order[order["rank"] <= most].reset_index(drop=True)
     names = {c: describe(str(c)) for c in order["class"].unique()}
     order.insert(4, "name", order["class"].map(names))

@@ -29,12 +29,14 @@ def monosemanticity(a: sparse.csr_array, e: np.ndarray) -> np.ndarray:
 
     Σ_{i≠j} a_i a_j <e_i, e_j> / Σ_{i≠j} a_i a_j  =  (‖Σ a_i e_i‖² - Σ a_i²‖e_i‖²) / ((Σ a_i)² - Σ a_i²)
 
-    1: it fires on images that look the same; about 0: on images as different as any two. The e_i are centred at the
-    mean over all images and then made unit vectors. The papers do not centre; but a ViT's embeddings share a large mean
-    direction, by which any two images are alike (cosines of 0.5 and more), and a latent that fires at random would
-    score as much. Centred, chance is about 0 for every embedding (`chance` says how much exactly), and scores are lower
-    than published ones. The papers scale a to [0, 1] for each latent; a factor changes nothing here, and their lower
-    end is 0 too unless a latent fires on every image.
+    1: it fires on images that look the same; about 0: on images as different as any two. A latent that fires on many
+    kinds of images scores low however sure it is that its images are alike: `chance` tells low scores from chance.
+
+    The e_i are centred at the mean over all images and then made unit vectors. The papers do not centre; but embeddings
+    often share a large mean direction, by which any two images are alike, and a latent that fires at random would score
+    as much. Centred, chance is about 0 whatever the embedding, and scores are lower than published ones. The papers
+    scale a to [0, 1] for each latent; a factor changes nothing here, and their lower end is 0 too unless a latent fires
+    on every image.
 
     Args:
         a: image-level activations [n, F], none below 0, such as `Codes.images`.
@@ -111,8 +113,8 @@ def embed(
     """Returns what the model's head reads, the class token or the pooled patches of its end, float32 [len(ids), D].
 
     Args:
-        model: from `vit.load`. Where it takes another size than the pixels have, they are resized; its own normalisation
-            is applied, but pixels that another model's preprocessing has cropped stay cropped.
+        model: from `vit.load`. Its own normalisation is applied, and pixels of another size than it takes are resized;
+            what another model's preprocessing has cropped stays cropped.
         shards: all pixel shards in order, .npy, uint8 [images, height, width, 3].
         manifest: what the shards were made from.
 

@@ -62,7 +62,8 @@ def probe(
 
     Args:
         latents: image-level activations [n, F], above 0 where stored, such as `Codes.images`.
-        dense: image-level raw activations [n, d], such as their mean over an image's tokens.
+        dense: image-level raw activations [n, d], such as mean and maximum over an image's tokens side by side: a mean
+            alone hides what covers few patches, and latents count by their strongest token.
         labels: attribute -> the class of each image [n], None or NaN where it is not known.
         train: bool [n], which images probes are fitted on; all others are held out.
         sizes: how many latents a probe reads.

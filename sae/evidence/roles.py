@@ -7,68 +7,73 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
+from sae.activations import OUTLIER
 from sae.evidence.codes import Codes
+from sae.geometry import Geometry
 
-OUTLIER = 4  # times the median patch norm (Darcet et al. 2024, arXiv 2309.16588)
-_DRIVEN = 0.5  # of the firing, above what chance gives
+_DRIVEN = 0.5  # of the firing
 
 
-def roles(codes: Codes, norms: np.ndarray, prefix: list[str], grid: tuple[int, int]) -> pd.DataFrame:
-    """Returns a row per latent: what share of its firing tokens is of which kind.
+class Roles:
+    """Counts on which tokens latents fire, block by block.
 
     Args:
-        codes: of all tokens that the SAE was trained on, patches last.
-        norms: ‖x‖ of each of these tokens, [n, tokens].
-        prefix: roles of the tokens in front of the patches, of those that the SAE was trained on.
-        grid: rows and columns of patches.
-
-    Returns:
-        latent; on_class, on_patch, on_register, on_border (the outermost patches), on_high_norm (patches above 4 times
-        the median patch norm): shares of the tokens on which it fires, NaN where it never does. by_row, by_column,
-        by_place: total variation distance ½ Σ |p - q| between where on the grid it fires and where patches are
-        (uniform), less what so few firings give by chance (the mean of ½ Σ √(2 q (1 - q) / (π n)), its value for large
-        n): 0 anywhere, near 1 one row, column or patch alone. role: `prefix`, `artefact`, `border` or `position`
-        where more than half of its firing is explained so and chance gives far less, else empty.
+        latents: F.
+        roles: of the tokens that the SAE was trained on: class, distillation, register or patch.
+        grid: the model's geometry; patches come last.
+        median_norm: of the layer's patch tokens; a norm above 4 times of it is high.
     """
-    z, tokens = codes.z, codes.tokens
-    latents, patches = codes.latents, grid[0] * grid[1] if tokens > len(prefix) else 0
-    token = np.repeat(np.arange(z.shape[0]), np.diff(z.indptr)) % tokens
-    counts = np.bincount(z.indices.astype(np.int64) * tokens + token, minlength=latents * tokens)
-    counts = counts.reshape(latents, tokens).astype(float)
-    total = counts.sum(1)
-    kinds = np.array([*prefix, *["patch"] * patches])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = {kind: counts[:, kinds == kind].sum(1) / total for kind in ("class", "patch", "register")}
-        on_patches = counts[:, kinds == "patch"]
-        fired = on_patches.sum(1)
-        places = on_patches.reshape(latents, *grid) if patches else np.zeros((latents, 1, 1))
-        border = np.zeros(places.shape[1:], bool)
+
+    def __init__(self, latents: int, roles: list[str], grid: Geometry, median_norm: float):
+        self._roles, self._grid, self._limit = np.array(roles), grid.grid, OUTLIER * median_norm
+        self._counts, self._high = np.zeros((latents, len(roles))), np.zeros(latents)
+        self._tokens, self._high_tokens = 0, 0
+
+    def add(self, codes: Codes) -> None:
+        row, latent, _value = codes.entries()
+        token = row % codes.tokens
+        high = codes.norms > self._limit
+        counts = np.bincount(latent.astype(np.int64) * codes.tokens + token, minlength=self._counts.size)
+        self._counts += counts.reshape(self._counts.shape)
+        self._high += np.bincount(latent, high[row], len(self._high))
+        self._tokens, self._high_tokens = self._tokens + len(high), self._high_tokens + int(high.sum())
+
+    def table(self) -> pd.DataFrame:
+        """Returns a row per latent: what share of its firing is of which kind.
+
+        on_class, on_register (also distillation), on_patch, on_border (outermost patches, of the patches),
+        on_high_norm: shares of the tokens on which it fires, missing where it never does. by_row, by_column, by_place:
+        total variation distance ½ Σ |p - q| between where on the grid it fires and where patches are (q, uniform),
+        less what n firings give by chance (½ Σ √(2 q (1 - q) / (π n)), the mean for large n): 0 anywhere, near 1 on
+        one row, column or patch alone. role: `prefix` (most firing is not on patches, though there are such),
+        `artefact` (on high norms), `border` or `position`, where more than half of the firing is explained so and
+        tokens in general are far from it; else empty. A border of few patches is no role where most patches lie on it.
+        """
+        counts, total = self._counts, self._counts.sum(1)
+        patches = self._roles == "patch"
+        grid = self._grid if patches.any() else (1, 1)
+        places = counts[:, patches].reshape(-1, *grid) if patches.any() else np.zeros((len(counts), 1, 1))
+        border = np.zeros(grid, bool)
         border[[0, -1]] = border[:, [0, -1]] = True
-        high = np.zeros_like(norms, bool)
-        if patches:
-            high[:, kinds == "patch"] = norms[:, kinds == "patch"] > OUTLIER * np.median(norms[:, kinds == "patch"])
-        raised = np.bincount(z.indices, high.ravel()[np.repeat(np.arange(z.shape[0]), np.diff(z.indptr))], latents)
-        table = pd.DataFrame(
-            {
-                "latent": np.arange(latents),
-                **{f"on_{kind}": share for kind, share in shares.items()},
-                "on_border": places[:, border].sum(1) / fired,
-                "on_high_norm": raised / total,
-                "by_row": _selectivity(places.sum(2)),
-                "by_column": _selectivity(places.sum(1)),
-                "by_place": _selectivity(places.reshape(latents, -1)),
-            }
-        )
-    chance = border.mean()  # of the patches
-    where = [
-        (len(prefix) > 0) & (patches > 0) & (table["on_patch"] < 1 - _DRIVEN),
-        (table["on_high_norm"] > _DRIVEN) & (high.mean() < _DRIVEN / 2),
-        (table["on_border"] > max(_DRIVEN, (1 + chance) / 2)) & (chance < 1),
-        table[["by_row", "by_column", "by_place"]].max(axis=1) > _DRIVEN,
-    ]
-    table["role"] = np.select(where, ["prefix", "artefact", "border", "position"], "")
-    return table
+        prefix = {"on_class": self._roles == "class", "on_register": ~patches & (self._roles != "class")}
+        with np.errstate(invalid="ignore", divide="ignore"):
+            table = pd.DataFrame(
+                {name: counts[:, chosen].sum(1) / total for name, chosen in (prefix | {"on_patch": patches}).items()}
+                | {"on_border": places[:, border].sum(1) / places.sum((1, 2)), "on_high_norm": self._high / total}
+                | {"by_row": _selectivity(places.sum(2)), "by_column": _selectivity(places.sum(1))}
+                | {"by_place": _selectivity(places.reshape(len(counts), -1))}
+            )
+        usual_border, usual_high = border.mean(), self._high_tokens / max(self._tokens, 1)
+        conditions = {
+            "prefix": (table["on_patch"] < 1 - _DRIVEN) & patches.any(),
+            "artefact": table["on_high_norm"] > max(_DRIVEN, 2 * usual_high),
+            "border": table["on_border"] > max(_DRIVEN, (1 + usual_border) / 2),
+            "position": table[["by_row", "by_column", "by_place"]].max(axis=1) > _DRIVEN,
+        }
+        table["role"] = np.select(list(conditions.values()), list(conditions), "")
+        return table
 
 
 def _selectivity(counts: np.ndarray) -> np.ndarray:
@@ -80,47 +85,35 @@ def _selectivity(counts: np.ndarray) -> np.ndarray:
 
 
 def localisation(
-    codes: Codes, cover: np.ndarray, recovered: pd.DataFrame, has: dict[tuple[str, str], np.ndarray]
+    codes: Codes, cover: np.ndarray, recovered: pd.DataFrame, shown: dict[tuple[str, str], np.ndarray]
 ) -> pd.DataFrame:
     """Scores whether the latent that finds a class best fires on the patches of the object, not just in its images.
 
     Args:
-        codes: of held-out images, patches alone.
-        cover: share of each patch that the object covers, [n, patches].
+        codes: of held-out images, the SAE's patches alone.
+        cover: the share of each patch that the object covers, [n, patches].
         recovered: attribute, class and latent, from `classes.recovery`.
-        has: (attribute, class) -> which of the images show it [n]; only what the object has, not the background.
+        shown: (attribute, class) -> whether each image's object is of the class, [n].
 
     Returns:
-        attribute, class, latent; patch_auroc: of the activation as a detector of patches that lie at least half on the
-        object in images of the class, among all patches of all images; patch_precision, patch_recall: of firing at
-        all; pointing: share of the class's images on which it fires where the strongest patch touches the object
-        (Zhang et al. 2016, arXiv 1608.00507, the pointing game); pointing_chance: the share of the patches of these
-        images that touch it.
+        a row for each of `shown` that was recovered: attribute, class, latent; patch_auroc: of the activation as a
+        detector of patches that lie at least half on the object in images of the class, among all patches of all
+        images; patch_precision, patch_recall: of firing at all; pointing: the share of the class's images on which it
+        fires where the strongest patch touches the object (pointing game, Zhang et al. 2016, arXiv 1608.00507);
+        pointing_chance: the share of the patches of these images that touch it.
     """
-    from sklearn.metrics import roc_auc_score
-
     touched, inside = cover > 0.1, cover >= 0.5
-    rows = []
-    for fact in recovered.itertuples():
-        key = fact.attribute, getattr(fact, "_2", None) or fact[recovered.columns.get_loc("class") + 1]
-        if key not in has:
+    rows: list[list] = []
+    for attribute, name, latent in recovered[["attribute", "class", "latent"]].itertuples(index=False):
+        if (attribute, name) not in shown:
             continue
-        z = codes.z[:, [fact.latent]].toarray().reshape(cover.shape)
-        truth = inside & has[key][:, None]
-        fires = z > 0
-        shown = has[key] & fires.any(1)
+        of_class = shown[attribute, name]
+        z = codes.z[:, [latent]].toarray().reshape(cover.shape)
+        truth, fires = inside & of_class[:, None], z > 0
+        seen = of_class & fires.any(1)
         hit = touched[np.arange(len(z)), z.argmax(1)]
-        rows.append(
-            {
-                "attribute": key[0],
-                "class": key[1],
-                "latent": fact.latent,
-                "patch_auroc": roc_auc_score(truth.ravel(), z.ravel()) if 0 < truth.sum() < truth.size else np.nan,
-                "patch_precision": truth[fires].mean() if fires.any() else np.nan,
-                "patch_recall": fires[truth].mean() if truth.any() else np.nan,
-                "pointing": hit[shown].mean() if shown.any() else np.nan,
-                "pointing_chance": touched[shown].mean() if shown.any() else np.nan,
-            }
-        )
+        auroc = roc_auc_score(truth.ravel(), z.ravel()) if 0 < truth.sum() < truth.size else np.nan
+        means = [truth[fires], fires[truth], hit[seen], touched[seen]]
+        rows.append([attribute, name, latent, auroc, *(m.mean() if m.size else np.nan for m in means)])
     columns = "attribute class latent patch_auroc patch_precision patch_recall pointing pointing_chance"
     return pd.DataFrame(rows, columns=columns.split())

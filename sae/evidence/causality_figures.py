@@ -1,0 +1,118 @@
+"""The figure of `causality`: how far latents move the ViT's output, and whether they move the class they correlate with."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sae.figures import _ACCENT, _INK, _QUIET, _short
+from sae.images import describe
+
+
+def causality_figure(latents: pd.DataFrame, effects: pd.DataFrame, title: str, most: int = 8) -> Figure:
+    """Draws size against control, the agreement with the correlated class, and the latents that move most.
+
+    Args:
+        latents, effects: the tables of `causality.measure`.
+        most: latents in the right panel, those with the largest effect size.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1, 1, 1.2])
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    if latents.empty:
+        for ax in (left, middle, right):
+            _nothing(ax, "no latent was looked at")
+        return figure
+    _sizes(left, latents)
+    _agreement(middle, latents)
+    _strongest(right, latents, effects, most)
+    return figure
+
+
+def _nothing(ax: plt.Axes, words: str) -> None:
+    ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=_INK)
+    ax.set_axis_off()
+
+
+def _sizes(ax: plt.Axes, latents: pd.DataFrame) -> None:
+    shown = latents[(latents["size"] > 0) & (latents["size_control"] > 0)]
+    if shown.empty:
+        _nothing(ax, "no latent moves the output")
+        return
+    low, high = shown[["size", "size_control"]].min().min() / 2, shown[["size", "size_control"]].max().max() * 2
+    ax.plot([low, high], [low, high], color=_INK, linestyle=":", linewidth=1)
+    sure = shown["p"] < 0.05
+    ax.scatter(
+        shown.loc[~sure, "size_control"], shown.loc[~sure, "size"], s=18, facecolors="none", edgecolors=_ACCENT,
+        label="p ≥ 0.05",
+    )  # fmt: skip
+    ax.scatter(
+        shown.loc[sure, "size_control"], shown.loc[sure, "size"], s=18, color=_ACCENT, label="p < 0.05 (uncorrected)"
+    )
+    unit = "KL, nats" if shown["measure"].iloc[0] == "kl" else shown["measure"].iloc[0]
+    ax.set(
+        title=f"{(shown['size'] > shown['size_control']).mean():.0%} of {len(shown)} latents move more than the control",
+        xlabel=f"a random latent's direction, same norm ({unit})",
+        ylabel=f"the latent ablated ({unit})",
+        xscale="log",
+        yscale="log",
+        xlim=(low, high),
+        ylim=(low, high),
+    )
+    if len(shown) < len(latents):
+        words = f"{len(latents) - len(shown)} not shown: nothing moves"
+        ax.text(0.98, 0.02, words, transform=ax.transAxes, ha="right", color=_INK, fontsize=8)
+    ax.legend(fontsize=8, loc="upper left")
+
+
+def _agreement(ax: plt.Axes, latents: pd.DataFrame) -> None:
+    known = latents.dropna(subset="agreement")
+    if known.empty:
+        _nothing(ax, "no latent correlates with a class\nthat the head knows and that moves")
+        return
+    bins, (own, control) = np.linspace(0, 1, 11), known[["agreement", "agreement_control"]].median()
+    ax.hist(known["agreement"], bins=bins, color=_ACCENT, label=f"the latent ablated: median {own:.2f}")
+    label = f"control: median {control:.2f}"
+    ax.hist(known["agreement_control"].dropna(), bins=bins, histtype="step", color=_INK, label=label)
+    ax.axvline(0.5, color=_INK, linestyle=":", linewidth=1)
+    for value, colour in ((own, _ACCENT), (control, _INK)):
+        ax.plot(value, 1.0, "v", color=colour, transform=ax.get_xaxis_transform(), clip_on=False)
+    ax.set(
+        title=f"Is the class that moves the one that correlates? (n = {len(known)})",
+        xlabel="place of the correlated class (1: it falls most; chance 0.5)",
+        ylabel="latents",
+        xlim=(0, 1),
+        ylim=(0, 1.3 * ax.get_ylim()[1]),
+    )
+    ax.legend(fontsize=8, loc="upper left")
+
+
+def _strongest(ax: plt.Axes, latents: pd.DataFrame, effects: pd.DataFrame, most: int) -> None:
+    shown = latents.dropna(subset="causal_class").nlargest(most, "size")
+    if shown.empty:
+        _nothing(ax, "no class is known to move")
+        return
+    keys = ["latent", "attribute", "class"]
+    chosen = shown.rename(columns={"causal_attribute": "attribute", "causal_class": "class"})
+    ablated = effects.loc[effects["kind"] == "ablate", [*keys, "se"]]
+    chosen = chosen.merge(ablated, on=keys, how="left")[::-1]
+    places = np.arange(len(chosen))
+    bars = {"fmt": "o", "ms": 4, "color": _ACCENT, "label": "ablated, ± s.e."}
+    ax.errorbar(chosen["causal_effect"], places, xerr=chosen["se"].fillna(0), **bars)
+    ax.plot(chosen["control_effect"], places, "|", color=_QUIET, ms=10, mew=2, label="the control's largest")
+    names = []
+    for row in chosen.to_dict("records"):
+        words = f"{row['latent']}: {_short(describe(row['class']))}"
+        if isinstance(row["correlated_class"], str):
+            same = (row["correlated_attribute"], row["correlated_class"]) == (row["attribute"], row["class"])
+            words += "\n(correlates too)" if same else f"\n(correlates: {_short(describe(row['correlated_class']))})"
+        names.append(words)
+    ax.set_yticks(places, names, fontsize=7.5)
+    ax.axvline(0, color=_INK, linewidth=0.8)
+    ax.grid(axis="y", visible=False)
+    ax.set(
+        title=f"The {len(chosen)} latents with the largest effect",
+        xlabel="effect on the class that falls most (nats, against its group)",
+    )
+    ax.legend(fontsize=8, loc="best")

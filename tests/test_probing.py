@@ -1,0 +1,194 @@
+"""Sparse probes: planted classes are found, chance is at chance, nothing held out is learned from."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+
+from sae.errors import InputError
+from sae.evidence import probing
+from sae.evidence.probing import measure, probe
+from sae.evidence.probing_figures import probing_figure
+
+N, LATENTS, D, CLASS_OF_3 = 240, 40, 6, 3
+NAMES = np.array(["ant", "bee", "cow", "dog"], object)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Latents at random, but for number 3 + c, which fires on class c alone; raw dimensions of which one tells `ant`."""
+    rng = np.random.default_rng(0)
+    number = rng.integers(0, 4, N)
+    z = rng.random((N, LATENTS)) * (rng.random((N, LATENTS)) < 0.3)
+    for c in range(4):
+        z[:, CLASS_OF_3 + c] = (number == c) * rng.uniform(1, 2, N)
+    dense = rng.standard_normal((N, D))
+    dense[:, 0] += 8 * (number == 0)
+    train = np.arange(N) < 160
+    return sparse.csr_array(z.astype(np.float32)), dense, {"animal": NAMES[number]}, train
+
+
+def rows(probes, name):
+    return probes.table[probes.table["probe"] == name].set_index("class")
+
+
+def test_one_planted_latent_tells_its_class(planted):
+    found = rows(probe(*planted), "1")
+    assert found["auroc"].tolist() == [1] * 4
+    assert found["balanced_accuracy"].tolist() == [1] * 4
+    assert found["f1"].tolist() == [1] * 4
+    assert found["latents"].to_dict() == {name: [CLASS_OF_3 + c] for c, name in enumerate(NAMES)}
+
+
+def test_larger_probes_keep_the_best_latents(planted):
+    probes = probe(*planted, sizes=(1, 3))
+    for name in NAMES:
+        one, three = rows(probes, "1").at[name, "latents"], rows(probes, "3").at[name, "latents"]
+        assert len(set(three)) == 3 and three[:1] == one
+
+
+def test_the_dense_probe_reads_the_raw_activations(planted):
+    latents, dense, labels, train = planted
+    assert rows(probe(*planted), "dense").at["ant", "auroc"] == 1
+    noise = np.random.default_rng(1).standard_normal(dense.shape)
+    assert rows(probe(latents, noise, labels, train), "dense")["auroc"].mean() == pytest.approx(0.5, abs=0.12)
+
+
+def test_the_dense_probe_chooses_a_regularisation_that_generalises(planted, monkeypatch):
+    latents, _, labels, train = planted
+    rng = np.random.default_rng(2)
+    wide = rng.standard_normal((N, 100))  # many weak hints: without regularisation the noise is fitted
+    wide += 0.25 * rng.standard_normal((4, 100))[pd.factorize(labels["animal"], sort=True)[0]]
+    chosen = rows(probe(latents, wide, labels, train), "dense")["auroc"].mean()
+    monkeypatch.setattr(probing, "_STRENGTHS", (1e4,))
+    assert chosen > rows(probe(latents, wide, labels, train), "dense")["auroc"].mean() + 0.02
+
+
+def test_shuffled_labels_give_chance(planted):
+    tables = [probe(*planted, seed=seed).table for seed in range(8)]
+    shuffled = pd.concat(t[t["probe"] == "shuffled"] for t in tables)
+    assert shuffled["auroc"].mean() == pytest.approx(0.5, abs=0.05)
+    assert shuffled["balanced_accuracy"].mean() == pytest.approx(0.5, abs=0.05)
+    assert shuffled["latents"].map(len).eq(5).all()
+
+
+def test_noise_gives_chance_in_every_probe():
+    rng = np.random.default_rng(3)
+    z = sparse.random_array((600, 200), density=0.3, rng=rng, format="csr")
+    labels = {"a": rng.integers(0, 4, 600), "b": rng.integers(0, 3, 600)}
+    table = probe(z, rng.standard_normal((600, D)), labels, np.arange(600) < 300).table
+    assert table.groupby("probe")["auroc"].mean().to_numpy() == pytest.approx(0.5, abs=0.06)
+
+
+def test_nothing_held_out_is_learned_from(planted):
+    latents, dense, labels, train = planted
+    changed = latents.toarray()
+    changed[~train] = np.random.default_rng(4).random((int((~train).sum()), LATENTS))
+    changed[train.size - 1] = latents.toarray()[train.size - 1]  # one held-out image stays as it was
+    raw = np.where(train[:, None], dense, 0)
+    raw[-1] = dense[-1]
+    other = {"animal": np.where(train, labels["animal"], np.roll(labels["animal"], 7))}
+    before, after = probe(*planted), probe(sparse.csr_array(changed), raw, other, train)
+    assert before.table["latents"].tolist() == after.table["latents"].tolist()
+    np.testing.assert_allclose(before.scores[-1], after.scores[-1])  # so the fit is the same too
+
+
+def test_order_and_scale_of_the_latents_change_nothing_else(planted):
+    latents, dense, labels, train = planted
+    order = np.random.default_rng(5).permutation(LATENTS)
+    scaled = latents[:, order] @ sparse.diags_array(np.float32(2) ** np.arange(LATENTS))
+    before, after = probe(*planted), probe(scaled.tocsr(), dense, labels, train)
+    np.testing.assert_allclose(before.scores, after.scores, atol=1e-3)
+    assert [[int(order[i]) for i in few] for few in after.table["latents"]] == before.table["latents"].tolist()
+
+
+def test_order_of_the_images_within_a_split_changes_no_latent_probe(planted):
+    latents, dense, labels, train = planted
+    order = np.random.default_rng(6).permutation(N)
+    after = probe(latents[order], dense[order], {"animal": labels["animal"][order]}, train[order])
+    for name in ("1", "5"):
+        pd.testing.assert_frame_equal(rows(probe(*planted), name), rows(after, name))
+
+
+def test_unknown_images_take_no_part(planted):
+    latents, dense, labels, train = planted
+    unknown = np.arange(N) % 5 == 0
+    partly = np.where(unknown, None, labels["animal"])
+    both = probe(latents, dense, {"animal": partly, "other": labels["animal"]}, train)
+    alone = probe(latents[~unknown], dense[~unknown], {"animal": partly[~unknown]}, train[~unknown])
+    animal = both.table["attribute"] == "animal"
+    for column in ("auroc", "f1", "support_train", "support_held_out", "latents"):
+        plain = both.table["probe"].isin(["1", "2", "5"])
+        of_known = alone.table.loc[alone.table["probe"].isin(["1", "2", "5"]), column]
+        assert both.table.loc[animal & plain, column].tolist() == of_known.tolist()
+    assert np.isnan(both.scores[:, animal]).all(1).tolist() == unknown[~train].tolist()
+    assert not np.isnan(both.scores[:, ~animal]).any()
+
+
+def test_rare_and_lone_classes_are_left_out(planted):
+    latents, dense, labels, train = planted
+    animals = labels["animal"].copy()
+    animals[:6], animals[6:9], animals[-4:] = "eel", "fox", "fox"  # eels are in train alone, foxes too rare there
+    table = probe(latents, dense, {"animal": animals, "one": np.full(N, "x", object)}, train).table
+    assert set(table["class"]) == set(NAMES) and set(table["attribute"]) == {"animal"}
+    for name in NAMES:
+        row = table[table["class"] == name].iloc[0]
+        assert row["support_train"] == (animals[train] == name).sum()
+        assert row["support_held_out"] == (animals[~train] == name).sum()
+
+
+def test_only_the_most_common_classes_are_probed(planted):
+    latents, dense, labels, train = planted
+    common = pd.Series(labels["animal"]).value_counts().index[:2]
+    assert set(probe(*planted, most_classes=2).table["class"]) == set(common)
+
+
+def test_no_class_gives_an_empty_table_of_the_same_columns(planted):
+    latents, dense, _, train = planted
+    probes = probe(latents, dense, {"id": np.arange(N)}, train)
+    assert probes.table.empty and list(probes.table) == list(probe(*planted).table)
+    assert probes.scores.shape == probes.truth.shape == ((~train).sum(), 0)
+    with pytest.raises(InputError, match="minimum_support 3"):
+        probe(*planted, minimum_support=3)
+
+
+def test_the_table_is_what_its_scores_give(planted):
+    probes = probe(*planted)
+    columns = ["auroc", "balanced_accuracy", "f1"]
+    pd.testing.assert_frame_equal(probes.table[columns], measure(probes.scores, probes.truth))
+    assert probes.truth.shape == probes.scores.shape == ((~planted[3]).sum(), len(probes.table))
+
+
+def test_measures_are_scikit_learns():
+    rng = np.random.default_rng(7)
+    scores, truth = rng.integers(-3, 4, (60, 5)).astype(float), rng.random((60, 5)) < 0.3  # with ties
+    scores[rng.random((60, 5)) < 0.2] = np.nan
+    found = measure(scores, truth)
+    for i in range(5):
+        known = ~np.isnan(scores[:, i])
+        s, y = scores[known, i], truth[known, i]
+        wanted = [roc_auc_score(y, s), balanced_accuracy_score(y, s > 0), f1_score(y, s > 0)]
+        assert found.loc[i].tolist() == pytest.approx(wanted)
+    assert measure(scores, np.zeros_like(truth)).isna().all(axis=None)
+
+
+def test_the_auroc_of_every_latent_is_scikit_learns():
+    rng = np.random.default_rng(8)
+    z = rng.integers(0, 4, (50, 12)) * (rng.random((50, 12)) < 0.6)  # many silent, many equal
+    z[:, 0], z[:, 1] = 0, 2
+    y = rng.random((50, 3)) < 0.4
+    found = probing.latent_auroc(probing.latent_ranks(sparse.csc_array(z)), y)
+    wanted = [[roc_auc_score(y[:, c], z[:, i]) for i in range(12)] for c in range(3)]
+    np.testing.assert_allclose(found, wanted)
+    assert (found[:, :2] == 0.5).all()
+
+
+def test_the_figure_names_what_it_compares(planted):
+    probes = probe(*planted)
+    axes = probing_figure({"SAE": probes.table, "neurons": probes.table}, "layer 4").axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["SAE", "neurons"]
+    dots = [len(part.get_offsets()) for part in axes.collections]
+    assert dots == [4] * 9  # five probes of the first, of the second all but the dense one
+    assert "AUROC 1.00" in axes.get_title(loc="left")
+    assert "No class" in probing_figure({"SAE": probes.table.iloc[:0]}, "layer 4").axes[0].texts[0].get_text()
