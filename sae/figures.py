@@ -216,83 +216,108 @@ def density(latents: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def choose_latents(latents: pd.DataFrame, count: int, seed: int = 0) -> dict[str, list[int]]:
+def choose_latents(latents: pd.DataFrame, count: int, flagged: bool = False, seed: int = 0) -> dict[str, list[int]]:
     """Returns which latents a sheet shows: half picked for their class, half drawn blindly from those alive.
 
-    Picked: the highest top_z, each class once, so that one loud class does not fill the sheet. Where no latent has a
-    class, all are drawn.
+    Picked: the highest top_mcc of the confirmed, each class once, so that one loud class does not fill the sheet. Where
+    no latent has a class, all are drawn.
+
+    Args:
+        latents: latents.parquet.
+        flagged: also latents with a role, that is, which follow a position or artefact tokens.
     """
     alive = latents[latents["status"] == "alive"]
-    named = alive.dropna(subset="top_z").sort_values(["top_z", "latent"], ascending=[False, True])
+    if not flagged:
+        alive = alive[alive["role"] == ""]
+    named = alive[alive["confirmed"]].sort_values(["top_mcc", "latent"], ascending=[False, True])
     picked = named.drop_duplicates(["top_attribute", "top_class"])["latent"].head(count // 2).tolist()
     rest = alive.loc[~alive["latent"].isin(picked), "latent"].to_numpy()
     drawn = np.random.default_rng(seed).choice(rest, min(count - len(picked), len(rest)), replace=False)
     return {"Picked: the clearest class each": picked, "Drawn blindly from all that fire": sorted(drawn.tolist())}
 
 
+def shown(images: pd.DataFrame, chosen: list[int], most: int) -> pd.DataFrame:
+    """Returns the rows of images.parquet that a sheet shows: `most` top images, one of each quartile, two silent."""
+    limit = images["panel"].map({"top": most, "silent": 2}).fillna(1)
+    return images[images["latent"].isin(chosen) & (images["rank"] <= limit)]
+
+
 def sheet(
     groups: dict[str, list[int]],
     latents: pd.DataFrame,
-    top: pd.DataFrame,
+    images: pd.DataFrame,
     manifest: pd.DataFrame,
     pictures: dict[int, np.ndarray],
     heat: dict[tuple[int, int], np.ndarray],
     title: str,
-    columns: int = 8,
 ) -> Figure:
-    """Top-image sheet: a row per latent, its strongest images with a heat map of its activation over the patches.
+    """A row per latent: its strongest images, some of lower quartiles, some on which it is silent; lit where it fires.
 
     Args:
         groups: headings and the latents under them, from `choose_latents`.
-        latents, top: latents.parquet and images.parquet.
+        latents: latents.parquet.
+        images: from `shown`.
         pictures: image id -> uint8 [height, width, 3] as the model saw it.
         heat: (latent, image id) -> activation on each patch [rows, columns]; absent where no patches were encoded.
     """
     rows = [(heading, latent) for heading, chosen in groups.items() for latent in chosen]
-    figure = plt.figure(
-        figsize=(2.6 + 1.25 * columns, 0.7 + 1.52 * max(1, len(rows)) + 0.35 * len(groups)), layout="none"
-    )
+    most = int(images.loc[images["panel"] == "top", "rank"].max()) if len(images) else 1
+    # Left edges in inches, of the picture's columns: three blocks with a gap between.
+    left = {("top", rank): 2.5 + 1.25 * (rank - 1) for rank in range(1, most + 1)}
+    left |= {(name, 1): 2.75 + 1.25 * (most + place) for place, name in enumerate(("q75", "q50", "q25"))}
+    left |= {("silent", rank): 3.0 + 1.25 * (most + 2 + rank) for rank in (1, 2)}
+    headings = {"top": "strongest images", "q75": "at 75 %", "q50": "50 %", "q25": "25 % of its images"}
+    headings |= {"silent": "silent on these"}
+    height = 0.8 + 1.52 * max(1, len(rows)) + 0.55 * len(groups)
+    figure = plt.figure(figsize=(3.0 + 1.25 * (most + 5), height), layout="none")
     if not rows:
         figure.text(0.5, 0.5, "No latent fires: there is nothing to show.", ha="center")
         return figure
-    height = figure.get_figheight()
-    inch = 1 / height
+    width, inch = figure.get_figwidth(), 1 / height
     figure.text(0.01, 1 - 0.25 * inch, title, fontweight="bold", va="center", fontsize=11)
-    figure.text(
-        0.01,
-        1 - 0.47 * inch,
-        "Brightness: where the latent fires. Box: its strongest patch. Below: activation and label; * held-out image.",
-        va="center",
-        color=_INK,
-    )
-    facts = latents.set_index("latent")
-    labels = manifest.set_index("id")
-    width = figure.get_figwidth()
+    legend = "Lit: where the latent fires. Box: its strongest patch. Below: activation and label; * held-out image."
+    figure.text(0.01, 1 - 0.47 * inch, legend, va="center", color=_INK)
+    facts, labels = latents.set_index("latent"), manifest.set_index("id")
     y, heading_before = 1 - 0.62 * inch, None
     for heading, latent in rows:
         if heading != heading_before:
-            y -= 0.33 * inch
-            figure.text(0.01, y + 0.08 * inch, heading, fontweight="bold", color=_ACCENT, va="center")
+            y -= 0.5 * inch
+            figure.text(0.01, y + 0.25 * inch, heading, fontweight="bold", color=_ACCENT, va="center")
+            for panel, words in headings.items():
+                figure.text(left[panel, 1] / width, y + 0.04 * inch, words, va="center", color=_INK, fontsize=8)
             heading_before = heading
         y -= 1.52 * inch
-        fact = facts.loc[latent]
-        words = f"latent {latent}\nfires on {fact['frequency']:.2%} of tokens,\n{fact['image_frequency']:.0%} of images"
-        if isinstance(fact["top_name"], str):
-            kind = "" if fact["top_attribute"] == "label" else f"{fact['top_attribute']}: "
-            words += f"\n{fill(kind + fact['top_name'], 26)}\n({fact['top_z']:.0f} s.e. above all)"
-        figure.text(0.01, y + 0.85 * inch, words, va="center", fontsize=8.5)
-        for place, image in enumerate(top[top["latent"] == latent].sort_values("rank").head(columns).itertuples()):
-            axes = figure.add_axes(((2.4 + 1.25 * place) / width, y + 0.27 * inch, 1.18 / width, 1.18 * inch))
-            _picture(
-                axes, pictures[image.image_id], heat.get((latent, image.image_id)), image.token_row, image.token_col
-            )
+        figure.text(0.01, y + 0.85 * inch, _facts(latent, facts.loc[latent]), va="center", fontsize=8.5)
+        for image in images[images["latent"] == latent].itertuples():
+            place = left[image.panel, image.rank] / width
+            axes = figure.add_axes((place, y + 0.27 * inch, 1.18 / width, 1.18 * inch))
+            map_ = heat.get((latent, image.image_id))
+            _picture(axes, pictures[image.image_id], map_, image.token_row, image.token_col)
             label = labels.at[image.image_id, "label"]
             star = "*" if image.split == HELD_OUT else ""
-            text = f"{image.activation:.1f}{star} " + (
-                _short(describe(label).split("/")[-1]) if isinstance(label, str) else ""
-            )
+            text = f"{image.activation:.1f}{star} "
+            text += _short(describe(label).split("/")[-1]) if isinstance(label, str) else ""
             axes.set_title(text, y=-0.17, fontsize=7.5, fontweight="normal", loc="left", color=_INK)
     return figure
+
+
+def _facts(latent: int, fact: pd.Series) -> str:
+    """Returns what a sheet says of a latent: how often it fires, its class or that it has none, its flags."""
+    lines = [
+        f"latent {latent}",
+        f"fires on {fact['frequency']:.2%} of tokens,",
+        f"{fact['image_frequency']:.0%} of images",
+    ]
+    if fact["confirmed"]:
+        kind = "" if fact["top_attribute"] == "label" else f"{fact['top_attribute']}: "
+        lines.append(fill(kind + fact["top_name"], 26))
+        scores = f"{fact['top_precision_held_out']:.0%}, recall {fact['top_recall_held_out']:.0%}"
+        lines.append(f"(held out: precision {scores})")
+    else:
+        lines.append("no class")
+    if fact["role"]:
+        lines.append(f"flagged: {fact['role']}")
+    return "\n".join(lines)
 
 
 def _short(text: str, most: int = 18) -> str:
@@ -321,7 +346,7 @@ def _picture(axes: plt.Axes, picture: np.ndarray, heat: np.ndarray | None, row: 
 def class_bars(
     groups: dict[str, list[int]], latents: pd.DataFrame, classes: pd.DataFrame, title: str, most: int = 5
 ) -> Figure:
-    """Class bars: for each latent of a sheet, the classes with the highest mean activation, on both splits.
+    """Class bars: for each latent of a sheet that has a class, the best classes of its attribute, on both splits.
 
     Args:
         groups: headings and the latents under them, from `choose_latents`.
@@ -348,15 +373,16 @@ def class_bars(
         ax.barh(places + 0.2, part["score"], 0.38, color=_ACCENT, label="train")
         ax.barh(places - 0.2, part["score_held_out"].fillna(0), 0.38, color=_QUIET, label="held out")
         names = [
-            f"{_short(n, 20)} ({a}+{b})"
-            for n, a, b in zip(part["name"], part["support"], part["support_held_out"], strict=True)
+            f"{_short(n, 20)}{' ✓' if ok else ''} ({a}+{b})"
+            for n, a, b, ok in part[["name", "support", "support_held_out", "confirmed"]].itertuples(index=False)
         ]
         ax.set_yticks(places, names, fontsize=7.5)
         ax.grid(axis="y", visible=False)
         ax.set_title(f"latent {latent}" + ("" if attribute == "label" else f" by {attribute}"))
     axes[0, 0].legend(fontsize=7.5, loc="lower right")
     figure.supxlabel(
-        "mean over the class's images of the latent's strongest activation (train + held-out images of the class)",
+        "mean over the class's images of the latent's strongest activation (train + held-out images of the class); "
+        "✓ confirmed on held-out images",
         fontsize=9,
     )
     figure.suptitle(title, x=0.01, ha="left")

@@ -14,9 +14,9 @@ from sae.evidence.monosemanticity import chance, embed, embedding_pixels, monose
 from sae.evidence.probing_figures import monosemanticity_figure
 
 
-def drawn(n, latents, dimensions, seed=0):
+def drawn(n, latents, dimensions, seed=0, density=0.5):
     rng = np.random.default_rng(seed)
-    a = sparse.random_array((n, latents), density=0.5, rng=rng, format="csr", dtype=np.float32)
+    a = sparse.random_array((n, latents), density=density, rng=rng, format="csr", dtype=np.float32)
     return a, rng.standard_normal((n, dimensions)) + 3
 
 
@@ -87,7 +87,7 @@ def test_images_that_are_all_the_same_tell_nothing():
 
 
 def test_chance_is_exact():
-    a, e = drawn(6, 5, 3, seed=4)
+    a, e = drawn(6, 5, 3, seed=4, density=0.8)
     every = np.array([monosemanticity(a, e[list(order)]) for order in permutations(range(6))])
     mean, deviation = chance(a, e)
     np.testing.assert_allclose(every.mean(0), np.full(5, mean), atol=1e-12)

@@ -5,7 +5,7 @@ a change Δx on the tokens of one image; everything else stays as the ViT comput
 et al. 2024, arXiv 2403.19647), so that what is measured is the latent and not the quality of the reconstruction:
 
     ablate    Δx(t) = -z_i(t) W_dec[i] / scale on an image where latent i fires: its contribution is taken out
-    control   the same tokens of the same image and the same ‖Δx(t)‖, but along -W_dec[j] of a random other latent j
+    control   the same tokens of the same images and the same ‖Δx(t)‖, but along -W_dec[j] of a random other latent j
     steer     Δx(t) = +z_i(t) W_dec[i] / scale on an image where i is silent: the activations that it has on one of
               its own images, at the same tokens, so that it is neither stronger nor in more places than in the ViT
 
@@ -19,7 +19,8 @@ in a softmax. All effects are signed alike, above 0 where the latent speaks for 
     steer              clr(class | changed) - clr(class | clean)
 
 The control matters: on images of a class almost any damage lowers that class, and a latent's strongest images are
-mostly of the class that it correlates with.
+mostly of the class that it correlates with. Were latents no better than directions of their kind, everything said of
+the ablation would be distributed as what is said of the control. One control says little about one latent; many do.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def measure(
         classes: the class that correlates with a latent: latent, attribute, class. Of several rows of a latent the
             first that the head knows counts, by the rule of `faithfulness.targets`.
         images: those on which a latent fires strongest; as many random silent ones for steering.
-        seed: draws the silent images and the control's directions, for each change and latent anew: a latent's rows
-            do not depend on which others are looked at.
+        seed: draws the silent images and the control's direction, for each latent anew: its rows do not depend on
+            which others are looked at.
         top: classes kept in `effects`, by |effect|.
         batch: images in one forward pass.
 
@@ -117,8 +118,8 @@ def measure(
         size, size_control, size_steered    mean over the images of that measure; size_control is NaN where there is
                         no other latent, size_steered where the latent fires on all images
         ratio           size / size_control; NaN where the control moves nothing
-        p               two-sided Wilcoxon signed-rank test of the images' sizes, ablation against control; with 8
-                        images it cannot be below 0.008. NaN where no image differs
+        p               two-sided Wilcoxon signed-rank test of the images' sizes, ablation against this one control;
+                        with 8 images it cannot be below 0.008. NaN where no image differs
         causal_attribute, causal_class, causal_effect    the class with the largest mean effect under ablation, over
                         all groups; a maximum, so it is above 0 for any change: control_effect is the control's
         correlated_attribute, correlated_class, correlated_effect    the class given in `classes`, and its mean effect
@@ -184,15 +185,14 @@ def _changes(codes: Codes, latents: list[int], norms: np.ndarray, images: int, s
         silent = np.setdiff1d(np.arange(len(codes.ids)), fired)
         silent = rng.choice(silent, min(len(shown), len(silent)), replace=False)
         others = alive[alive != latent]
+        other = rng.choice(others) if len(others) else None  # one for all images, as the latent itself is one
         part = slice(*z.indptr[column : column + 2])
         image, token = np.divmod(z.indices[part], codes.tokens)
         for number, place in enumerate(shown):
             here = image == place
             tokens, values = token[here], z.data[part][here]
             yield _Change(latent, "ablate", place, tokens, -values, latent)
-            if len(others):
-                # Another direction for every image: their mean is that of a random latent, not of one by luck.
-                other = rng.choice(others)
+            if other is not None:
                 yield _Change(latent, "control", place, tokens, -values * (norms[latent] / norms[other]), other)
             if number < len(silent):
                 yield _Change(latent, "steer", silent[number], tokens, values, latent)

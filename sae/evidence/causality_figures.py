@@ -1,4 +1,4 @@
-"""The figure of `causality`: how far latents move the ViT's output, and whether they move the class they correlate with."""
+"""The figure of `causality`: how far latents move the output, and whether the class they correlate with moves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sae.figures import _ACCENT, _INK, _QUIET, _short
 from sae.images import describe
@@ -52,7 +53,7 @@ def _sizes(ax: plt.Axes, latents: pd.DataFrame) -> None:
     )
     unit = "KL, nats" if shown["measure"].iloc[0] == "kl" else shown["measure"].iloc[0]
     ax.set(
-        title=f"{(shown['size'] > shown['size_control']).mean():.0%} of {len(shown)} latents move more than the control",
+        title=f"{(shown['size'] > shown['size_control']).mean():.0%} of {len(shown)} latents exceed the control",
         xlabel=f"a random latent's direction, same norm ({unit})",
         ylabel=f"the latent ablated ({unit})",
         xscale="log",
@@ -75,16 +76,18 @@ def _agreement(ax: plt.Axes, latents: pd.DataFrame) -> None:
     ax.hist(known["agreement"], bins=bins, color=_ACCENT, label=f"the latent ablated: median {own:.2f}")
     label = f"control: median {control:.2f}"
     ax.hist(known["agreement_control"].dropna(), bins=bins, histtype="step", color=_INK, label=label)
-    ax.axvline(0.5, color=_INK, linestyle=":", linewidth=1)
-    for value, colour in ((own, _ACCENT), (control, _INK)):
-        ax.plot(value, 1.0, "v", color=colour, transform=ax.get_xaxis_transform(), clip_on=False)
+    ax.axvline(0.5, ymax=0.77, color=_INK, linestyle=":", linewidth=1)
+    top = ax.get_xaxis_transform()
+    ax.plot(own, 1.0, "v", color=_ACCENT, transform=top, clip_on=False)
+    ax.plot(control, 1.0, "v", ms=10, mfc="none", color=_INK, transform=top, clip_on=False)
     ax.set(
-        title=f"Is the class that moves the one that correlates? (n = {len(known)})",
+        title=f"Does the correlated class move? n = {len(known)}",
         xlabel="place of the correlated class (1: it falls most; chance 0.5)",
         ylabel="latents",
         xlim=(0, 1),
         ylim=(0, 1.3 * ax.get_ylim()[1]),
     )
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize=8, loc="upper left")
 
 
@@ -99,14 +102,14 @@ def _strongest(ax: plt.Axes, latents: pd.DataFrame, effects: pd.DataFrame, most:
     chosen = chosen.merge(ablated, on=keys, how="left")[::-1]
     places = np.arange(len(chosen))
     bars = {"fmt": "o", "ms": 4, "color": _ACCENT, "label": "ablated, ± s.e."}
-    ax.errorbar(chosen["causal_effect"], places, xerr=chosen["se"].fillna(0), **bars)
+    ax.errorbar(chosen["causal_effect"], places, xerr=chosen["se"], **bars)
     ax.plot(chosen["control_effect"], places, "|", color=_QUIET, ms=10, mew=2, label="the control's largest")
     names = []
     for row in chosen.to_dict("records"):
-        words = f"{row['latent']}: {_short(describe(row['class']))}"
+        moves, correlates = (row["attribute"], row["class"]), (row["correlated_attribute"], row["correlated_class"])
+        words = f"{row['latent']}: {_name(*moves)}"
         if isinstance(row["correlated_class"], str):
-            same = (row["correlated_attribute"], row["correlated_class"]) == (row["attribute"], row["class"])
-            words += "\n(correlates too)" if same else f"\n(correlates: {_short(describe(row['correlated_class']))})"
+            words += "\n(correlates too)" if moves == correlates else f"\n(correlates: {_name(*correlates)})"
         names.append(words)
     ax.set_yticks(places, names, fontsize=7.5)
     ax.axvline(0, color=_INK, linewidth=0.8)
@@ -116,3 +119,7 @@ def _strongest(ax: plt.Axes, latents: pd.DataFrame, effects: pd.DataFrame, most:
         xlabel="effect on the class that falls most (nats, against its group)",
     )
     ax.legend(fontsize=8, loc="best")
+
+
+def _name(attribute: str, value: str) -> str:
+    return _short(describe(value)) if attribute in ("label", "output") else f"{attribute} {value}"

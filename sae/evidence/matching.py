@@ -70,7 +70,7 @@ def stability(decoders: dict[int, np.ndarray], codes: dict[int, sparse.csr_array
 
     Each two seeds are matched one to one, once on the cosine of their decoder rows and once on the correlation of their
     activations; a latent's stability is its similarity with its partner, averaged over the other seeds. 1: every seed
-    has it; what chance gives is in `null_stability`. All latents take part in the matching, as in the papers.
+    has it; what chance gives is in `null_stability`. Latents that never fire take part in the matching too.
 
     Sources: Hungarian matching across seeds, Paulo & Belrose 2025 (arXiv 2501.16615); stability as the mean similarity
     after it, Fel et al. 2025 (arXiv 2502.12892).
@@ -222,7 +222,7 @@ def chains(correlations: Sequence[np.ndarray], fired: Sequence[np.ndarray], thre
     chain is a run of layers whose latents are each other's best matches with r >= threshold, so that no two chains
     share a latent; a latent without such a neighbour is a chain of length 1.
 
-    Matches of evolving features between layers: Balagansky et al. 2024 (arXiv 2410.07656), there by decoder rows.
+    Matching features of consecutive layers: Balagansky et al. 2024 (arXiv 2410.07656), there by the SAEs' parameters.
 
     Args:
         correlations: `correlation` of each two consecutive layers, [F_l, F_{l+1}], L - 1 of them.
@@ -272,7 +272,7 @@ def _mutual(r: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _best(r: np.ndarray | None, alive: np.ndarray, threshold: float) -> tuple[pd.Series, np.ndarray, pd.Series]:
-    """Best match, its r, and whether a live latent's reaches the threshold; all missing without a matrix."""
+    """Best match, its r (missing for the silent), and whether r reaches the threshold; all missing without a matrix."""
     if r is None:
         missing = pd.Series(pd.NA, range(len(alive)))
         return missing.astype("Int64"), np.full(len(alive), np.nan), missing.astype("boolean")
@@ -280,7 +280,7 @@ def _best(r: np.ndarray | None, alive: np.ndarray, threshold: float) -> tuple[pd
     return (
         found.astype("Int64").where(alive),
         np.where(alive, highest, np.nan),
-        pd.Series(alive & (highest >= threshold)).astype("boolean"),
+        pd.Series(highest >= threshold).astype("boolean"),
     )
 
 

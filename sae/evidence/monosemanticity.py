@@ -143,10 +143,11 @@ def embed(
 
 def _directions(e: np.ndarray) -> np.ndarray:
     """Embeddings [n, D] -> unit vectors from their mean, float64; an image at the mean itself stays 0."""
-    centred = np.asarray(e, np.float64)
-    centred = centred - centred.mean(0)
+    e = np.asarray(e, np.float64)
+    centred = e - e.mean(0)
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
-    return centred / np.where(lengths > 1e-12 * lengths.max(initial=0), lengths, np.inf)
+    rounding = 1e-12 * np.linalg.norm(e, axis=1).max()
+    return centred / np.where(lengths > rounding, lengths, np.inf)
 
 
 def _powers(a: sparse.csr_array) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from scipy import sparse
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from sae.errors import InputError
 
@@ -38,6 +39,8 @@ class Probes:
     truth: np.ndarray
 
 
+# The matrices are small: threads would wait for each other several times as long as one of them works.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def probe(
     latents: sparse.csr_array,
     dense: np.ndarray,
@@ -187,6 +190,7 @@ def _select(ranks: sparse.csc_array, y: np.ndarray, most: int) -> np.ndarray:
 
 def _said(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, C: float = 1.0) -> np.ndarray:
     """Fits a probe on x [n, inputs] and y [n]; returns what it says of x_test, [held-out images]."""
+    x, x_test = x.astype(np.float64), x_test.astype(np.float64)
     scaler = StandardScaler().fit(x)
     model = LogisticRegression(C=C, class_weight="balanced", max_iter=1000).fit(scaler.transform(x), y)
     return model.decision_function(scaler.transform(x_test))

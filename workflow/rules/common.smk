@@ -22,6 +22,7 @@ R = f"results/{config['name']}"
 P = "layer={layer}/k={k}/method={method}/seed={seed}"
 ENV = str(HERE / "workflow/envs/sae.yaml")
 GRID = config["grid"]
+METHODS, BASELINES = GRID["methods"], GRID["baselines"]
 MODEL = config["model"]
 BUILT_IN = config["images"] == "concepts"
 IMAGES = f"{R}/concepts/images" if BUILT_IN else config["images"]
@@ -34,21 +35,27 @@ GPU = int(config["device"].startswith("cuda"))
 wildcard_constraints:
     layer=r"\d+",
     k=r"\d+",
-    method="|".join(GRID["methods"]),
+    method="|".join([*METHODS, *BASELINES]),
     seed=r"\d+",
     shard=r"\d{4}",
     ending="svg|png",
 
 
-def points(pattern):
-    """Fills a pattern of P's wildcards with every point of the grid."""
+def points(pattern, methods=METHODS):
+    """Fills a pattern of P's wildcards with every point of the grid, of these methods."""
     return expand(
         pattern,
         layer=GRID["layers"],
         k=GRID["ks"],
-        method=GRID["methods"],
+        method=methods,
         seed=GRID["seeds"],
     )
+
+
+def other_seeds(seed):
+    """Returns the seeds whose dictionaries show whether a latent of this one is found again; one more if it is alone."""
+    others = [other for other in GRID["seeds"] if other != int(seed)]
+    return others or [int(seed) + 1]
 
 
 @cache
@@ -61,14 +68,15 @@ def code(module):
     seen, todo = {}, [module]
     while todo:
         name = todo.pop()
-        path = HERE / "sae" / f"{name}.py"
+        path = HERE / "sae" / f"{name.replace('.', '/')}.py"
         if name in seen or not path.is_file():
             continue
         tree = ast.parse(path.read_text())
         seen[name] = ast.dump(tree)
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module == "sae":
-                todo += [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom) and node.module in ("sae", "sae.evidence"):
+                package = node.module.removeprefix("sae").lstrip(".")
+                todo += [f"{package}.{a.name}".lstrip(".") for a in node.names]
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
                 "sae."
             ):

@@ -13,10 +13,9 @@ settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake):
     encoder = sae.load(Path(snakemake.input.sae).parent)
     manifest = pd.read_parquet(snakemake.input.manifest)
-    latents, top = (pd.read_parquet(snakemake.input[name]) for name in ("latents", "images"))
-    groups = figures.choose_latents(latents, settings["latents"])
-    chosen = [latent for part in groups.values() for latent in part]
-    shown = top[top["latent"].isin(chosen) & (top["rank"] <= settings["images"])]
+    latents, found = (pd.read_parquet(snakemake.input[name]) for name in ("latents", "images"))
+    groups = figures.choose_latents(latents, settings["latents"], settings["flagged"])
+    shown = figures.shown(found, [latent for part in groups.values() for latent in part], settings["images"])
     wanted = shown.groupby("image_id")["latent"].agg(list).to_dict()
     heat = {}
     if wanted:
@@ -26,11 +25,10 @@ with jobs.job(snakemake):
     figure = figures.sheet(
         groups,
         latents,
-        top,
+        shown,
         manifest,
         images.pictures(manifest, snakemake.input.pixels, list(wanted)),
         heat,
-        f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}: top images of latents",
-        settings["images"],
+        f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}: what latents respond to",
     )
     figures.save(figure, snakemake.output[0])

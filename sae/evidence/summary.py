@@ -1,0 +1,197 @@
+"""What an SAE buys: the few numbers by which dictionaries are compared, each with its uncertainty.
+
+Every number is a mean over latents, classes or tokens, and comes with draws: the same number on held-out images drawn
+again with replacement (bootstrap, Efron 1979). The images of a draw are the same for all dictionaries, so that the
+difference of two is judged on the same images. Numbers about a sample of latents (causes) draw these instead.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from sae.evidence import probing
+from sae.evidence.codes import Codes
+from sae.evidence.probing import Probes
+
+DRAWS = 200
+INTERVAL = (0.025, 0.975)
+# measure: (what it is in words, whether higher is better)
+MEASURES = {
+    "fvu": ("variance left unexplained (FVU)", False),
+    "concept_recovery": ("class found by its best latent (F1)", True),
+    "class_selectivity": ("latent tells its class (MCC)", True),
+    "probe_1": ("class read from one latent (AUROC)", True),
+    "probe_5": ("class read from five latents (AUROC)", True),
+    "stability": ("found again with another seed (correlation)", True),
+    "causal_size": ("moves the output more than a random latent (share)", True),
+    "causal_agreement": ("moves the class it correlates with (rank, 0.5: chance)", True),
+}
+
+
+def weights(images: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Returns how often each image is drawn, [draws, images], each row summing to `images`."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), draws).astype(np.float64)
+
+
+def table(parts: dict[str, tuple[float, np.ndarray, int]]) -> pd.DataFrame:
+    """Returns a row per measure: measure, value, low and high (the middle 95 % of the draws), n, draws.
+
+    Args:
+        parts: measure -> its value, its draws and the number of what it is a mean over.
+    """
+    rows = []
+    for measure, (value, draws, n) in parts.items():
+        low, high = np.quantile(draws, INTERVAL)
+        rows.append({"measure": measure, "value": value, "low": low, "high": high, "n": n, "draws": draws.tolist()})
+    return pd.DataFrame(rows, columns=["measure", "value", "low", "high", "n", "draws"])
+
+
+def fidelity(x: np.ndarray, x_hat: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """FVU (see `metrics.fvu`) of held-out images x and their reconstruction, [images, tokens, d]."""
+    x, x_hat = x.astype(np.float64), x_hat.astype(np.float64)
+    wrong = np.square(x - x_hat).sum((1, 2))
+    spread = np.square(x - x.mean((0, 1))).sum((1, 2))
+    return wrong.sum() / spread.sum(), (w @ wrong) / (w @ spread), len(x)
+
+
+def answers(
+    images: sparse.csr_array, pairs: pd.DataFrame, labels: dict[str, pd.Categorical]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns what latents say of images and what is true, for pairs of a latent and a class.
+
+    Args:
+        images: the strongest activations [n, F].
+        pairs: rows with latent, attribute, class and threshold.
+        labels: per attribute the class of each image [n].
+
+    Returns:
+        said (activation at or above the threshold), true, known (whether the attribute is), bool [n, pairs] each.
+    """
+    active = images.tocsc()[:, pairs["latent"].to_numpy()].toarray()
+    said = (active >= pairs["threshold"].to_numpy(active.dtype)) & (active > 0)
+    true, known = np.zeros_like(said), np.zeros_like(said)
+    for attribute, rows in pairs.reset_index(drop=True).groupby("attribute", sort=False):
+        values = labels[attribute]
+        code = values.categories.get_indexer(rows["class"])
+        true[:, rows.index] = values.codes[:, None] == code
+        known[:, rows.index] = values.codes[:, None] >= 0
+    return said & known, true, known
+
+
+def recovery(said: np.ndarray, true: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """Mean over classes of the F1 of their best latents, from `answers` on held-out images."""
+
+    def mean_f1(w: np.ndarray) -> np.ndarray:
+        both = w @ said + w @ true
+        return np.divide(2 * (w @ (said & true)), both, out=np.zeros_like(both), where=both > 0).mean(1)
+
+    return float(mean_f1(np.ones((1, len(said))))[0]), mean_f1(w), said.shape[1]
+
+
+def selectivity(
+    said: np.ndarray, true: np.ndarray, known: np.ndarray, w: np.ndarray, alive: int
+) -> tuple[float, np.ndarray, int]:
+    """Mean over all alive latents of the MCC with their classes, from `answers`; 0 for a latent without a class.
+
+    The class and threshold were chosen on train images, so that chance gives 0 on held-out ones.
+    """
+
+    def mean_mcc(w: np.ndarray) -> np.ndarray:
+        n, s, t, both = w @ known, w @ said, w @ true, w @ (said & true)
+        product = s * t * (n - s) * (n - t)
+        mcc = np.divide(both * n - s * t, np.sqrt(product), out=np.zeros_like(n), where=product > 0)
+        return mcc.sum(1) / alive
+
+    return float(mean_mcc(np.ones((1, len(said))))[0]), mean_mcc(w), alive
+
+
+def probed(probes: Probes, size: int, w: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """Mean over classes of the held-out AUROC of the probes that read `size` latents."""
+    chosen = np.flatnonzero(probes.table["probe"] == str(size))
+    scores, truth = probes.scores[:, chosen], probes.truth[:, chosen]
+    draws = []
+    for row in w.astype(int):
+        drawn = np.repeat(np.arange(len(row)), row)
+        draws.append(np.nanmean(probing.measure(scores[drawn], truth[drawn])["auroc"]))
+    return float(np.nanmean(probes.table["auroc"].to_numpy()[chosen])), np.array(draws), len(chosen)
+
+
+def stability(codes: Codes, other: Codes, partner: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """Mean over alive latents of the correlation of their activations with their partners' of another seed.
+
+    Args:
+        codes, other: of the same held-out images.
+        partner: the latent of `other` for each of `codes`, [F].
+    """
+    image = sparse.csr_array(
+        (np.ones(codes.z.shape[0]), np.arange(codes.z.shape[0]), np.arange(len(codes.ids) + 1) * codes.tokens)
+    )
+    a, b = codes.z.astype(np.float64), other.z[:, partner].astype(np.float64)
+    alive = np.flatnonzero(a.sum(0) > 0)
+    sums = [(image @ part)[:, alive].toarray() for part in (a, b, a.multiply(b), a.multiply(a), b.multiply(b))]
+
+    def mean_r(w: np.ndarray) -> np.ndarray:
+        n = w.sum(1, keepdims=True) * codes.tokens
+        a, b, ab, aa, bb = (w @ part / n for part in sums)
+        product = np.maximum(aa - a * a, 0) * np.maximum(bb - b * b, 0)
+        return np.divide(ab - a * b, np.sqrt(product), out=np.zeros_like(ab), where=product > 1e-24).mean(1)
+
+    return float(mean_r(np.ones((1, len(codes.ids))))[0]), mean_r(w), len(alive)
+
+
+def causes(latents: pd.DataFrame, seed: int = 0) -> dict[str, tuple[float, np.ndarray, int]]:
+    """From `causality.measure`: the share of latents that move the output more than the control, and mean agreement."""
+    rng, found = np.random.default_rng(seed), {}
+    columns = {}
+    if len(latents):
+        moved = latents["size_control"].notna() & (latents[["size", "size_control"]].max(axis=1) > 0)
+        columns["causal_size"] = (latents["size"] > latents["size_control"])[moved].to_numpy(float)
+        columns["causal_agreement"] = latents["agreement"].dropna().to_numpy(float)
+    for measure, values in columns.items():
+        if len(values):
+            draws = values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(1)
+            found[measure] = values.mean(), draws, len(values)
+    return found
+
+
+def compare(summaries: pd.DataFrame, methods: list[str], baselines: list[str]) -> pd.DataFrame:
+    """Compares each SAE with each baseline at the same layer, k and seed, measure by measure.
+
+    Args:
+        summaries: tables of `table` with layer, k, method and seed.
+
+    Returns:
+        layer, k, seed, method, baseline, measure, value, value_baseline, gain (the difference, above 0 where the SAE is
+        better), low, high (95 % of its draws), verdict: `better`, `worse`, or `open` where the interval holds 0.
+    """
+    rows = []
+    for (layer, k, seed, measure), part in summaries.groupby(["layer", "k", "seed", "measure"], sort=True):
+        facts = part.set_index("method")
+        sign = 1 if MEASURES[measure][1] else -1
+        for method in (m for m in methods if m in facts.index):
+            for baseline in (b for b in baselines if b in facts.index):
+                ours, theirs = facts.loc[method], facts.loc[baseline]
+                draws = sign * (np.array(ours["draws"]) - np.array(theirs["draws"]))
+                low, high = np.quantile(draws, INTERVAL)
+                verdict = "better" if low > 0 else "worse" if high < 0 else "open"
+                gain = sign * (ours["value"] - theirs["value"])
+                rows.append(
+                    [
+                        layer,
+                        k,
+                        seed,
+                        method,
+                        baseline,
+                        measure,
+                        ours["value"],
+                        theirs["value"],
+                        gain,
+                        low,
+                        high,
+                        verdict,
+                    ]
+                )
+    columns = "layer k seed method baseline measure value value_baseline gain low high verdict"
+    return pd.DataFrame(rows, columns=columns.split())

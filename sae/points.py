@@ -1,0 +1,232 @@
+"""All that is measured at one point of the grid, for SAEs and baselines alike: fidelity, ranking, evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import nn
+
+from sae import images, metrics
+from sae.activations import Activations
+from sae.autoencoder import SparseAutoencoder
+from sae.evidence import classes, matching, summary
+from sae.evidence.codes import Codes, encode
+from sae.geometry import Geometry
+from sae.ranking import Ranking, rank
+
+_MOST_PROBED = 4000  # images
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's store and what is known of its images.
+
+    shards: all activation shards of the layer. manifest: of all images. model: model.json. statistics: statistics.json.
+    """
+
+    shards: Sequence[str | Path]
+    manifest: pd.DataFrame
+    model: Mapping[str, Any]
+    statistics: Mapping[str, Any]
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        return Geometry(**self.model["geometry"])
+
+    @cached_property
+    def used(self) -> pd.DataFrame:
+        return images.used(self.manifest)
+
+    @property
+    def centre(self) -> tuple[np.ndarray, float]:
+        """The train set's mean vector [d] and scale."""
+        return np.array(self.statistics["mean"]), self.statistics["scale"]
+
+    def tokens(self, which: str, ids: Sequence[int] | None = None) -> Activations:
+        """Returns the tokens of these images (of all used ones), without checking the shards again."""
+        return Activations.open(self.shards, which, self.used["id"] if ids is None else ids, verify=False)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Tables about one dictionary; docs/data.md describes every column."""
+
+    latents: pd.DataFrame
+    probes: pd.DataFrame
+    causes: pd.DataFrame
+    effects: pd.DataFrame
+    localisation: pd.DataFrame
+    summary: pd.DataFrame
+
+
+def evaluate(
+    sae: SparseAutoencoder, layer: Layer, model: nn.Module, logits: np.ndarray, ks: Sequence[int], batch: int
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Returns one row of numbers on held-out images, and FVU at other ks; see `metrics` and `faithfulness`.
+
+    Args:
+        logits: the untouched model's, of the images in layer.model["ids"].
+        batch: images in one forward pass.
+    """
+    from sae import faithfulness, vit  # here: timm takes seconds to import, and ranking does without
+
+    held_out = layer.tokens(sae.settings.tokens, images.used(layer.manifest, images.HELD_OUT)["id"])
+    ids = layer.model["ids"]
+    truth = faithfulness.targets(layer.manifest.set_index("id").loc[ids], vit.class_names(model))
+    row = metrics.reconstruction(sae, held_out)
+    row |= faithfulness.evaluate(model, sae, layer.tokens("all", ids), logits, truth, layer.centre[0], batch)
+    return row, metrics.at_other_ks(sae, held_out, ks)
+
+
+def ranked(
+    sae: SparseAutoencoder,
+    others: Mapping[int, SparseAutoencoder],
+    seed: int,
+    layer: Layer,
+    top: int,
+    top_classes: int,
+    support: int,
+) -> Ranking:
+    """Returns the ranking, each latent with its stability against the same method with other seeds.
+
+    Args:
+        others: seed -> dictionary; may be empty: then stability is missing.
+        seed: of `sae`.
+    """
+    median = layer.statistics["norms"]["patch"]["median"]
+    x = layer.tokens(sae.settings.tokens)
+    found = rank(sae, x, layer.used, layer.geometry, median, top, top_classes, support)
+    held_out = layer.tokens(sae.settings.tokens, layer.model["ids"])
+    dictionaries = {seed: sae} | dict(others)
+    stable = matching.stability(
+        {s: d.W_dec.cpu().numpy() for s, d in dictionaries.items()},
+        {s: encode(d, held_out).z for s, d in dictionaries.items()},
+    )
+    stable = stable[stable["seed"] == seed].drop(columns=["seed", "fires"])
+    return replace(found, latents=found.latents.merge(stable, on="latent"))
+
+
+def gather(
+    sae: SparseAutoencoder,
+    other: SparseAutoencoder,
+    layer: Layer,
+    model: nn.Module,
+    ranking: Ranking,
+    embedding: np.ndarray,
+    cover: np.ndarray | None,
+    latents: int,
+    per_latent: int,
+    seed: int = 0,
+) -> Evidence:
+    """Returns the evidence for and against the latents of one dictionary.
+
+    Args:
+        other: the dictionary of the ranking's `partner_seed`.
+        ranking: from `ranked`.
+        embedding: of all used images [n, D], not of this layer; see `monosemanticity`.
+        cover: share of each patch that the object covers, for the held-out images in layer.model["ids"] [m, patches];
+            None where objects are not known.
+        latents, per_latent: how many latents are ablated, and on how many images each.
+    """
+    from sae.evidence import causality, monosemanticity, probing, roles
+
+    rows, ids = layer.used, layer.model["ids"]
+    train = (rows["split"] != images.HELD_OUT).to_numpy()
+    labels = classes.attributes(rows)
+    a = ranking.activations
+    held_out = layer.tokens(sae.settings.tokens, ids)
+    codes = encode(sae, held_out)
+    w = summary.weights(len(ids))
+    parts = {"fvu": summary.fidelity(*_reconstructed(sae, held_out, codes), w)}
+
+    score = monosemanticity.monosemanticity(a, embedding)
+    mean, deviation = monosemanticity.chance(a, embedding)
+    table = pd.DataFrame({"latent": np.arange(a.shape[1]), "monosemanticity": score})
+    table["monosemanticity_shuffled"] = monosemanticity.shuffled(a, embedding, np.random.default_rng(seed))
+    table["monosemanticity_chance"], table["monosemanticity_deviation"] = mean, deviation
+
+    place = pd.Index(rows["id"]).get_indexer(ids)
+    here = {name: values[place] for name, values in labels.items()}
+    if len(ranking.recovery):
+        said, true, _known = summary.answers(codes.images, ranking.recovery, here)
+        parts["concept_recovery"] = summary.recovery(said, true, w)
+        best = ranking.classes[ranking.classes["q"].notna()].sort_values("mcc", ascending=False, kind="stable")
+        best = best.drop_duplicates("latent")
+        alive = int((ranking.latents["status"] == "alive").sum())
+        parts["class_selectivity"] = summary.selectivity(*summary.answers(codes.images, best, here), w, alive)
+
+    probed = _sample(rows)
+    found = probing.probe(
+        a[probed],
+        _dense(layer.tokens(sae.settings.tokens))[probed],
+        {n: v[probed] for n, v in labels.items()},
+        train[probed],
+    )
+    if len(found.table):
+        chosen = summary.weights(int((~train[probed]).sum()))
+        parts |= {f"probe_{size}": summary.probed(found, size, chosen) for size in (1, 5)}
+
+    twin = encode(other, held_out)
+    parts["stability"] = summary.stability(codes, twin, ranking.latents["partner"].to_numpy(), w)
+
+    drawn = causality.choose(codes, latents, seed)
+    named = ranking.classes[ranking.classes["q"].notna()].sort_values(["latent", "mcc"], ascending=[True, False])
+    causes = causality.measure(model, sae, layer.tokens("all", ids), codes, drawn, named, per_latent, seed)
+    parts |= summary.causes(causes.latents, seed)
+
+    local = pd.DataFrame()
+    if cover is not None and sae.settings.tokens != "class" and len(ranking.recovery):
+        patches = _patches(codes, cover.shape[1])
+        shown = {
+            (name, value): np.asarray(here[name] == value)
+            for name in ("shape", "colour", "texture", "size")
+            for value in here[name].categories
+        }
+        local = roles.localisation(patches, cover, ranking.recovery, shown)
+    return Evidence(table, found.table, causes.latents, causes.effects, local, summary.table(parts))
+
+
+def _sample(rows: pd.DataFrame) -> np.ndarray:
+    """Returns the places of at most _MOST_PROBED images, a choice by content that new images hardly change."""
+    return np.sort(np.argsort(rows["sha256"].to_numpy(object), kind="stable")[:_MOST_PROBED])
+
+
+def _dense(x: Activations) -> np.ndarray:
+    """Returns each image's mean and maximum over its tokens, float32 [images, 2d]."""
+    parts = [(block.astype(np.float32).mean(1), block.max(1)) for _ids, block in x.blocks(256)]
+    return np.concatenate([np.concatenate(part, 1) for part in parts]).astype(np.float32)
+
+
+def _reconstructed(sae: SparseAutoencoder, x: Activations, codes: Codes) -> tuple[np.ndarray, np.ndarray]:
+    """Returns x and its reconstruction, [images, tokens, d]."""
+    exact = np.concatenate([block for _ids, block in x.blocks(256)]).astype(np.float32)
+    mean, scale = sae.mean.cpu().numpy(), float(sae.scale)
+    x_hat = (codes.z @ sae.W_dec.cpu().numpy() + sae.b_dec.cpu().numpy()) / scale + mean
+    return exact, x_hat.reshape(exact.shape)
+
+
+def _patches(codes: Codes, patches: int) -> Codes:
+    """Returns the codes of the patches alone."""
+    keep = np.arange(codes.z.shape[0]).reshape(-1, codes.tokens)[:, -patches:].ravel()
+    return replace(codes, z=codes.z[keep], norms=codes.norms[keep], tokens=patches)
+
+
+def strongest(table: pd.DataFrame, ids: np.ndarray, latents: int) -> sparse.csr_array:
+    """Reads activations.parquet back: image_id, latent, activation -> [images, F] in the order of `ids`."""
+    row = pd.Index(ids).get_indexer(table["image_id"])
+    entries = table["activation"].to_numpy(np.float32), (row, table["latent"].to_numpy())
+    return sparse.csr_array(sparse.coo_array(entries, (len(ids), latents)))
+
+
+def written(activations: sparse.csr_array, ids: np.ndarray) -> pd.DataFrame:
+    """Returns the table that `strongest` reads."""
+    image = np.repeat(ids, np.diff(activations.indptr))
+    return pd.DataFrame({"image_id": image, "latent": activations.indices, "activation": activations.data})
