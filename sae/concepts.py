@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,25 @@ def write(folder: Path, count: int, seed: int) -> None:
         )
     masks.flush()
     pd.DataFrame(rows).to_csv(folder / "images" / "labels.csv", index=False)
+
+
+def cover(
+    masks: Path, paths: Iterable[str], see: Callable[[Image.Image], np.ndarray], grid: tuple[int, int]
+) -> np.ndarray:
+    """Returns the share of each patch that the main object covers, float32 [images, patches].
+
+    Args:
+        masks: masks.npy of `write`. paths: the images' names there.
+        see: the model's own resizing and cropping, image -> uint8 [3, height, width]; see `vit.pixel_transform`.
+        grid: rows and columns of patches.
+    """
+    every, shares = np.load(masks, mmap_mode="r"), []
+    for path in paths:
+        seen = see(Image.fromarray((every[int(Path(path).stem)] == 1) * np.uint8(255)).convert("RGB"))[0] / 255
+        height, width = (side // number for side, number in zip(seen.shape, grid, strict=True))
+        parts = seen[: height * grid[0], : width * grid[1]].reshape(grid[0], height, grid[1], width)
+        shares.append(parts.mean((1, 3)).ravel())
+    return np.array(shares, np.float32)
 
 
 def _background(rng: np.random.Generator, kind: str) -> np.ndarray:

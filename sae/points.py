@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse
 from torch import nn
 
@@ -19,6 +18,7 @@ from sae.activations import Activations
 from sae.autoencoder import SparseAutoencoder
 from sae.evidence import classes, matching, summary
 from sae.evidence.codes import Codes, encode
+from sae.files import read_json
 from sae.geometry import Geometry
 from sae.ranking import Ranking, rank
 
@@ -36,6 +36,12 @@ class Layer:
     manifest: pd.DataFrame
     model: Mapping[str, Any]
     statistics: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, inputs: Any) -> Layer:
+        """Reads a rule's inputs of these names."""
+        facts = (read_json(inputs.model), read_json(inputs.statistics))
+        return cls(inputs.shards, pd.read_parquet(inputs.manifest), *facts)
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -59,12 +65,15 @@ class Layer:
 class Evidence:
     """Tables about one dictionary; docs/data.md describes every column."""
 
-    latents: pd.DataFrame
+    scores: pd.DataFrame
     probes: pd.DataFrame
     causes: pd.DataFrame
     effects: pd.DataFrame
     localisation: pd.DataFrame
     summary: pd.DataFrame
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def evaluate(
@@ -175,7 +184,7 @@ def gather(
         parts |= {f"probe_{size}": summary.probed(found, size, chosen) for size in (1, 5)}
 
     twin = encode(other, held_out)
-    parts["stability"] = summary.stability(codes, twin, ranking.latents["partner"].to_numpy(), w)
+    parts["stability"] = summary.stability(codes, twin, ranking.latents["partner_by_correlation"].to_numpy(), w)
 
     drawn = causality.choose(codes, latents, seed)
     named = ranking.classes[ranking.classes["q"].notna()].sort_values(["latent", "mcc"], ascending=[True, False])
@@ -219,14 +228,42 @@ def _patches(codes: Codes, patches: int) -> Codes:
     return replace(codes, z=codes.z[keep], norms=codes.norms[keep], tokens=patches)
 
 
-def strongest(table: pd.DataFrame, ids: np.ndarray, latents: int) -> sparse.csr_array:
-    """Reads activations.parquet back: image_id, latent, activation -> [images, F] in the order of `ids`."""
-    row = pd.Index(ids).get_indexer(table["image_id"])
-    entries = table["activation"].to_numpy(np.float32), (row, table["latent"].to_numpy())
-    return sparse.csr_array(sparse.coo_array(entries, (len(ids), latents)))
+def tables(ranking: Ranking, layer: Layer) -> dict[str, pd.DataFrame]:
+    """Returns the ranking's tables as they are written; `activations` by image, latent and activation."""
+    parts = {field.name: getattr(ranking, field.name) for field in fields(ranking)}
+    matrix = parts.pop("activations")
+    image = np.repeat(layer.used["id"].to_numpy(), np.diff(matrix.indptr))
+    return parts | {
+        "activations": pd.DataFrame({"image_id": image, "latent": matrix.indices, "activation": matrix.data})
+    }
 
 
-def written(activations: sparse.csr_array, ids: np.ndarray) -> pd.DataFrame:
-    """Returns the table that `strongest` reads."""
-    image = np.repeat(ids, np.diff(activations.indptr))
-    return pd.DataFrame({"image_id": image, "latent": activations.indices, "activation": activations.data})
+def read_ranking(inputs: Any, layer: Layer, latents: int) -> Ranking:
+    """Reads what `tables` returned from a rule's inputs of these names."""
+    parts = {field.name: pd.read_parquet(inputs[field.name]) for field in fields(Ranking)}
+    entries = parts.pop("activations")
+    row = pd.Index(layer.used["id"]).get_indexer(entries["image_id"])
+    pattern = entries["activation"].to_numpy(np.float32), (row, entries["latent"].to_numpy())
+    matrix = sparse.csr_array(sparse.coo_array(pattern, (len(layer.used), latents)))
+    return Ranking(**parts, activations=matrix)
+
+
+def embedding(files: Any, named: str | None, layer: int, facts: Layer) -> np.ndarray:
+    """Returns the images' embedding [n, D] that is not of this layer: features; pixels where those are this layer's.
+
+    Args:
+        files: features.npy and pixels.npy.
+        named: the model that made the features; None: the one under study.
+    """
+    own = named is None and layer == facts.geometry.blocks - 1
+    return np.load(files[1] if own else files[0])
+
+
+def cover(paths: Sequence[str]) -> np.ndarray | None:
+    """Returns the objects' cover of the patches, where it is known."""
+    return np.load(paths if isinstance(paths, str) else paths[0]) if paths else None
+
+
+def seed_of(path: str | Path) -> int:
+    """Returns the seed that stands in a grid point's path."""
+    return int(next(part for part in Path(path).parts if part.startswith("seed=")).removeprefix("seed="))

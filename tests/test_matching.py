@@ -74,7 +74,7 @@ def test_a_renumbered_copy_is_perfectly_stable_whatever_its_units():
     assert len(table) == 60
     np.testing.assert_allclose(table[["stability_cosine", "stability_correlation"]], 1, atol=1e-5)
     first, second = table[table["seed"] == 0], table[table["seed"] == 5]
-    assert (order[first["partner"]] == np.arange(30)).all() and (second["partner"] == order).all()
+    assert (order[first["partner_by_cosine"]] == np.arange(30)).all() and (second["partner_by_cosine"] == order).all()
     assert (first["partner_seed"] == 5).all() and (second["partner_seed"] == 0).all()
 
 
@@ -88,7 +88,7 @@ def test_stability_does_not_depend_on_a_seeds_numbering():
     after = stability(decoders, {seed: csr(z) for seed, z in codes.items()}).set_index(["seed", "latent"])
     np.testing.assert_allclose(after.loc[[0, 2], columns], before.loc[[0, 2], columns], atol=1e-6)
     np.testing.assert_allclose(after.loc[1, columns], before.loc[1, columns].iloc[order], atol=1e-6)
-    assert (order[after.loc[0, "partner"]] == before.loc[0, "partner"]).all()
+    assert (order[after.loc[0, "partner_by_cosine"]] == before.loc[0, "partner_by_cosine"]).all()
 
 
 def test_stability_is_the_mean_over_the_other_seeds_and_silence_has_no_correlation():

@@ -75,10 +75,12 @@ def test_order_and_scale_change_nothing(clusters):
 
 
 def test_a_latent_on_fewer_than_two_images_has_no_score():
-    a = sparse.csr_array(np.array([[0, 2, 1, 0], [0, 0, 1, 0], [0, 0, 0, 3], [0, 0, 0, 3], [0, 0, 0, 0]], np.float32))
-    e = np.random.default_rng(3).standard_normal((5, 4))
-    for values in (monosemanticity(a, e), shuffled(a, e, np.random.default_rng(0)), chance(a, e)[1]):
-        assert np.isnan(values).tolist() == [True, True, False, False]
+    rng = np.random.default_rng(3)
+    single = np.diag(rng.random(20))
+    a = sparse.csr_array(np.hstack([np.zeros((20, 1)), single, single + np.roll(single, 1, axis=0)]))
+    e = rng.standard_normal((20, 4))
+    for values in (monosemanticity(a, e), shuffled(a, e, rng), chance(a, e)[1]):
+        assert np.isnan(values).tolist() == [True] * 21 + [False] * 20
 
 
 def test_images_that_are_all_the_same_tell_nothing():

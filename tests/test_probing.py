@@ -55,14 +55,37 @@ def test_the_dense_probe_reads_the_raw_activations(planted):
     assert rows(probe(latents, noise, labels, train), "dense")["auroc"].mean() == pytest.approx(0.5, abs=0.12)
 
 
-def test_the_dense_probe_chooses_a_regularisation_that_generalises(planted, monkeypatch):
+@pytest.mark.parametrize("strengths", [(0.003, 1e4), (1e4, 0.003)])
+def test_the_dense_probe_chooses_a_regularisation_that_generalises(planted, monkeypatch, strengths):
     latents, _, labels, train = planted
     rng = np.random.default_rng(2)
     wide = rng.standard_normal((N, 100))  # many weak hints: without regularisation the noise is fitted
     wide += 0.25 * rng.standard_normal((4, 100))[pd.factorize(labels["animal"], sort=True)[0]]
-    chosen = rows(probe(latents, wide, labels, train), "dense")["auroc"].mean()
-    monkeypatch.setattr(probing, "_STRENGTHS", (1e4,))
-    assert chosen > rows(probe(latents, wide, labels, train), "dense")["auroc"].mean() + 0.02
+
+    def auroc(*offered):
+        monkeypatch.setattr(probing, "_STRENGTHS", offered)
+        return rows(probe(latents, wide, labels, train), "dense")["auroc"].tolist()
+
+    assert np.mean(auroc(0.003)) > np.mean(auroc(1e4)) + 0.02
+    assert auroc(*strengths) == auroc(0.003)
+
+
+def test_a_latent_that_is_silent_on_a_class_tells_it_too(planted):
+    latents, dense, labels, train = planted
+    z = latents.toarray()
+    z[:, CLASS_OF_3] = labels["animal"] != "ant"
+    found = rows(probe(sparse.csr_array(z), dense, labels, train), "1").loc["ant"]
+    assert found["latents"] == [CLASS_OF_3] and found["auroc"] == 1
+
+
+def test_a_rare_class_counts_as_much_as_the_rest():
+    rng = np.random.default_rng(9)
+    rare = rng.random(2000) < 0.05
+    z = sparse.csr_array(rng.uniform(0.1, 1, (2000, 1)) + 0.5 * rare[:, None])
+    labels = {"kind": np.where(rare, "rare", "common")}
+    probes = probe(z, z.toarray(), labels, np.arange(2000) < 1000, sizes=(1,))
+    for name in ("1", "dense"):
+        assert rows(probes, name).at["rare", "balanced_accuracy"] > 0.7
 
 
 def test_shuffled_labels_give_chance(planted):

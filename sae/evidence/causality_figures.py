@@ -77,9 +77,8 @@ def _agreement(ax: plt.Axes, latents: pd.DataFrame) -> None:
     label = f"control: median {control:.2f}"
     ax.hist(known["agreement_control"].dropna(), bins=bins, histtype="step", color=_INK, label=label)
     ax.axvline(0.5, ymax=0.77, color=_INK, linestyle=":", linewidth=1)
-    top = ax.get_xaxis_transform()
-    ax.plot(own, 1.0, "v", color=_ACCENT, transform=top, clip_on=False)
-    ax.plot(control, 1.0, "v", ms=10, mfc="none", color=_INK, transform=top, clip_on=False)
+    ax.plot(own, 0.79, "v", color=_ACCENT, transform=ax.get_xaxis_transform())
+    ax.plot(control, 0.79, "v", ms=10, mfc="none", color=_INK, transform=ax.get_xaxis_transform())
     ax.set(
         title=f"Does the correlated class move? n = {len(known)}",
         xlabel="place of the correlated class (1: it falls most; chance 0.5)",

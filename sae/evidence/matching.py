@@ -81,7 +81,8 @@ def stability(decoders: dict[int, np.ndarray], codes: dict[int, sparse.csr_array
 
     Returns:
         a row per seed and latent: seed, latent, fires (on any of the tokens), stability_cosine, stability_correlation
-        (NaN where it does not fire), partner_seed (the first of the other seeds) and partner (its latent, by cosine).
+        (NaN where it does not fire), partner_seed (the first of the other seeds), and its latents partner_by_cosine and
+        partner_by_correlation.
 
     Raises:
         InputError: there is one seed only, or the dictionaries differ in size.
@@ -92,26 +93,27 @@ def stability(decoders: dict[int, np.ndarray], codes: dict[int, sparse.csr_array
     if len({decoders[seed].shape for seed in seeds}) > 1:
         raise InputError("stability: the seeds' dictionaries differ in size")
     similarity = {name: {seed: [] for seed in seeds} for name in ("cosine", "correlation")}
-    partner = {}
+    partner: dict[int, dict] = {}
     for one, two in combinations(seeds, 2):
         pairs = {
             "correlation": assign(correlation(codes[one], codes[two])),
             "cosine": assign(_unit(decoders[one]) @ _unit(decoders[two]).T),
         }
+        first, second = {"partner_seed": two}, {"partner_seed": one}
         for name, found in pairs.items():
             back = np.argsort(found["other"])  # the same pairs, in the order of the second seed's latents
             similarity[name][one].append(found["similarity"].to_numpy())
             similarity[name][two].append(found["similarity"].to_numpy()[back])
-        partner.setdefault(one, (two, found["other"].to_numpy()))
-        partner.setdefault(two, (one, back))
+            first[f"partner_by_{name}"], second[f"partner_by_{name}"] = found["other"].to_numpy(), back
+        partner.setdefault(one, first)
+        partner.setdefault(two, second)
     tables = []
     for seed in seeds:
         fires = codes[seed].sum(0) > 0
         table = {"seed": seed, "latent": np.arange(len(fires)), "fires": fires}
         table["stability_cosine"] = np.mean(similarity["cosine"][seed], 0)
         table["stability_correlation"] = np.where(fires, np.mean(similarity["correlation"][seed], 0), np.nan)
-        table["partner_seed"], table["partner"] = partner[seed]
-        tables.append(pd.DataFrame(table))
+        tables.append(pd.DataFrame(table | partner[seed]))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -119,7 +119,9 @@ def probed(probes: Probes, size: int, w: np.ndarray) -> tuple[float, np.ndarray,
 
 
 def stability(codes: Codes, other: Codes, partner: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
-    """Mean over alive latents of the correlation of their activations with their partners' of another seed.
+    """Mean over the latents that fire of the correlation of their activations with their partners' of another seed.
+
+    0 for a partner that never fires.
 
     Args:
         codes, other: of the same held-out images.
@@ -136,7 +138,9 @@ def stability(codes: Codes, other: Codes, partner: np.ndarray, w: np.ndarray) ->
         n = w.sum(1, keepdims=True) * codes.tokens
         a, b, ab, aa, bb = (w @ part / n for part in sums)
         product = np.maximum(aa - a * a, 0) * np.maximum(bb - b * b, 0)
-        return np.divide(ab - a * b, np.sqrt(product), out=np.zeros_like(ab), where=product > 1e-24).mean(1)
+        # A latent that fires on none of the images drawn has no correlation there.
+        r = np.divide(ab - a * b, np.sqrt(product), out=np.full_like(ab, np.nan), where=product > 1e-24)
+        return np.nanmean(np.where((a > 0) & ~(b > 0), 0, r), 1)
 
     return float(mean_r(np.ones((1, len(codes.ids))))[0]), mean_r(w), len(alive)
 

@@ -24,12 +24,36 @@ ENV = str(HERE / "workflow/envs/sae.yaml")
 GRID = config["grid"]
 METHODS, BASELINES = GRID["methods"], GRID["baselines"]
 MODEL = config["model"]
+# What says which images are alike: another model where one is named.
+EMBEDDING = (
+    config["evidence"]["embedding"]
+    if config["evidence"]["embedding"]["name"]
+    else MODEL
+)
 BUILT_IN = config["images"] == "concepts"
 IMAGES = f"{R}/concepts/images" if BUILT_IN else config["images"]
 LABELS = f"{R}/concepts/images/labels.csv" if BUILT_IN else config["labels"]
 SHARDS = [f"{i:04d}" for i in range(config["shards"])]
 THREADS = config["threads"]
 GPU = int(config["device"].startswith("cuda"))
+COVER = [f"{R}/concepts-cover.npy"] if BUILT_IN else []
+# Files of one grid point, by the name that its scripts give them.
+SAE = {
+    "sae": f"{R}/sae/{P}/sae.safetensors",
+    "facts": f"{R}/sae/{P}/sae.json",
+}
+EVALUATION = {
+    "metrics": f"{R}/metrics/{P}.parquet",
+    "other_ks": f"{R}/other_ks/{P}.parquet",
+}
+RANKING = {
+    name: f"{R}/ranking/{P}/{name}.parquet"
+    for name in ("latents", "images", "classes", "recovery", "activations")
+}
+EVIDENCE = {
+    name: f"{R}/evidence/{P}/{name}.parquet"
+    for name in ("scores", "probes", "causes", "effects", "localisation", "summary")
+}
 
 
 wildcard_constraints:
@@ -74,7 +98,10 @@ def code(module):
         tree = ast.parse(path.read_text())
         seen[name] = ast.dump(tree)
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module in ("sae", "sae.evidence"):
+            if isinstance(node, ast.ImportFrom) and node.module in (
+                "sae",
+                "sae.evidence",
+            ):
                 package = node.module.removeprefix("sae").lstrip(".")
                 todo += [f"{package}.{a.name}".lstrip(".") for a in node.names]
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(

@@ -14,6 +14,8 @@ rule train:
         log=f"{R}/sae/{P}/training.csv",
     log:
         f"{R}/logs/train/{P}.log",
+    wildcard_constraints:
+        method="|".join(METHODS),
     conda:
         ENV
     threads: THREADS

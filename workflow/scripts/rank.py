@@ -1,20 +1,18 @@
-"""Ranks images, patches and classes for every latent of one SAE."""
+"""Ranks images, patches and classes for every latent of one SAE, and finds each again in SAEs of other seeds."""
 
 from pathlib import Path
 
-import pandas as pd
-
 import sae
-from sae import device, files, images, jobs, ranking
-from sae.activations import Activations
-from sae.geometry import Geometry
+from sae import device, files, jobs, points
 
-settings = snakemake.params.settings
+settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake) as provenance:
-    encoder = sae.load(Path(snakemake.input.sae).parent, device.resolve(settings["device"]))
-    manifest = images.used(pd.read_parquet(snakemake.input.manifest))
-    tokens = Activations.open(snakemake.input.shards, encoder.settings.tokens, manifest["id"])
-    grid = Geometry(**files.read_json(snakemake.input.model)["geometry"])
-    found = ranking.rank(encoder, tokens, manifest, grid, settings["images"], settings["classes"])
-    for name in ("latents", "images", "classes"):
-        files.write_table(snakemake.output[name], getattr(found, name), provenance())
+    where = device.resolve(settings["device"])
+    encoder = sae.load(Path(snakemake.input.sae).parent, where)
+    others = {points.seed_of(path): sae.load(Path(path).parent, where) for path in snakemake.input.others}
+    layer = points.Layer.read(snakemake.input)
+    found = points.ranked(
+        encoder, others, int(point.seed), layer, settings["images"], settings["classes"], settings["support"]
+    )
+    for name, table in points.tables(found, layer).items():
+        files.write_table(snakemake.output[name], table, provenance())

@@ -1,0 +1,343 @@
+"""Ablating and steering latents in the ViT: planted causes, and what must hold whatever the SAE has learned."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+from sae import InputError, metrics, vit
+from sae.activations import Activations
+from sae.autoencoder import Settings, SparseAutoencoder
+from sae.evidence import causality
+from sae.evidence.causality_figures import causality_figure
+from sae.evidence.codes import Codes, encode
+
+IMAGES = 12
+
+
+def store(tokens):
+    """Wraps an array [images, tokens, d] as the activations of images 100, 101, …"""
+    n = np.arange(len(tokens))
+    return Activations([tokens], n + 100, np.stack([0 * n, n], 1), slice(None))
+
+
+def class_token(z, ids):
+    """Wraps activations [images, F] as the codes of one token per image."""
+    z = sparse.csr_array(z.astype(np.float32))
+    places = sparse.csr_array((np.zeros(z.nnz, np.int64), z.indices, z.indptr), z.shape)
+    return Codes(z, z, places, np.ones(len(ids), np.float32), ids, 1)
+
+
+def planted(seed=0):
+    """A head of 37 orthogonal directions behind the last block, a latent for each, on random class tokens."""
+    model = vit.load("vit_tiny_concepts", "random")
+    geometry, rng = vit.geometry(model), np.random.default_rng(seed)
+    head = np.linalg.qr(rng.standard_normal((geometry.width, geometry.outputs)))[0].T
+    model.head.weight.data = torch.from_numpy(head * 3).float()
+    settings = Settings(geometry.width, geometry.outputs, 8, layer=geometry.blocks - 1, tokens="class")
+    sae = SparseAutoencoder(settings, scale=2.0).requires_grad_(False)
+    sae.W_dec[:] = torch.from_numpy(head * rng.uniform(0.5, 2, (len(head), 1)))
+    x = store(rng.standard_normal((40, len(geometry.roles), geometry.width)).astype(np.float16))
+    z = rng.uniform(1, 3, (40, geometry.outputs)) * (rng.random((40, geometry.outputs)) < 0.3)
+    codes = class_token(z, x.ids)
+    names = [(group, value) for group, values in vit.class_names(model).items() for value in values]
+    classes = pd.DataFrame(names, columns=["attribute", "class"]).assign(latent=range(len(names)))
+    return model, sae, x, codes, classes
+
+
+def real(name="vit_tiny_patch16_224", side=48, layer=2, **head):
+    """A random model's own tokens of random images, and a random SAE with 24 latents on its patches."""
+    model = vit.load(name, "random", side)
+    if head:
+        model.reset_classifier(**head)
+        model.num_classes = head["num_classes"]
+        model.pretrained_cfg = {}
+    geometry = vit.geometry(model)
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, *geometry.side, 3), np.uint8)
+    images = vit.normalise(model)(pixels)
+    with torch.inference_mode():
+        tokens = vit.read(model, images, layer).half().numpy()
+    x = store(tokens)
+    torch.manual_seed(0)
+    own = tokens[:, len(geometry.prefix) :]
+    mean = torch.from_numpy(own.astype(np.float32).mean((0, 1)))
+    sae = SparseAutoencoder(Settings(x.width, 24, 3, layer=layer), mean, scale=0.5).requires_grad_(False)
+    sae.W_enc.normal_()
+    sae.W_dec.normal_(std=0.3)
+    n = np.arange(IMAGES)
+    codes = encode(sae, Activations([own], n + 100, np.stack([0 * n, n], 1), slice(None)))
+    return model, sae, x, codes, images
+
+
+@pytest.fixture(scope="module")
+def case():
+    return real()
+
+
+@pytest.fixture(scope="module")
+def found(case):
+    return causality.measure(*case[:4], range(24), top=1000)
+
+
+@pytest.fixture(scope="module")
+def cause():
+    return planted()
+
+
+@pytest.fixture(scope="module")
+def caused(cause):
+    *inputs, classes = cause
+    return causality.measure(*inputs, range(37), classes)
+
+
+def streams(monkeypatch, case, latent, **options):
+    """Returns what the forward passes of one latent went on from, as differences from the stored tokens."""
+    model, sae, x, codes, _ = case
+    seen, resume = [], vit.resume
+    with monkeypatch.context() as patch:
+        patch.setattr(vit, "resume", lambda m, tokens, layer: seen.append(tokens.clone()) or resume(m, tokens, layer))
+        changes = list(causality._changes(codes, [latent], sae.W_dec.norm(dim=1).numpy(), seed=0, **options))
+        causality.measure(model, sae, x, codes, [latent], **options)
+    clean = x.read(np.array([c.image for c in changes])).astype(np.float32)
+    return changes, torch.cat(seen).numpy()[-len(changes) :] - clean
+
+
+def test_a_planted_cause_is_found_and_the_control_is_at_chance(cause, caused):
+    classes, table = cause[-1], caused.latents
+    assert (table["causal_class"] == classes["class"]).all()
+    assert (table["causal_attribute"] == classes["attribute"]).all()
+    assert (table["correlated_class"] == classes["class"]).all()
+    assert (table["agreement"] == 1).all() and (table["rank"] == 0).all() and table["sign_agrees"].all()
+    assert (table["agreement_steered"] == 1).all()
+    assert table["agreement_control"].mean() == pytest.approx(0.5, abs=0.15)
+    assert 0.2 < table["sign_agrees_control"].mean() < 0.8
+    assert (table["causal_effect"] == table["correlated_effect"]).all()
+    first = caused.effects.groupby(["latent", "kind"]).apply(lambda t: t.loc[t["effect"].idxmax(), "class"])
+    assert (first.xs("steer", level="kind") == classes["class"]).all()
+    control = first.xs("control", level="kind")
+    assert (control == classes["class"]).mean() < 0.2
+
+
+def test_classes_shuffled_among_the_latents_agree_by_chance(cause):
+    *inputs, classes = cause
+    means = []
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(37)
+        shuffled = classes.assign(latent=classes["latent"].to_numpy()[order])
+        means.append(causality.measure(*inputs, range(37), shuffled).latents["agreement"].mean())
+    assert np.mean(means) == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_effect_is_that_of_an_edited_forward_pass(case):
+    model, sae, x, codes, images = case
+    latent = int(codes.images.sum(0).argmax())
+    result = causality.measure(model, sae, x, codes, [latent], images=1, top=1000)
+    place = int(codes.images[:, [latent]].toarray().argmax())
+    clean = torch.from_numpy(x.read(np.array([place]))).float()
+    z = codes.z[place * codes.tokens : (place + 1) * codes.tokens].toarray()[:, latent]
+    assert (z > 0).any()
+    prefix = len(vit.geometry(model).prefix)
+
+    def ablate(tokens):
+        changed = tokens.clone()
+        for t, value in enumerate(z):
+            changed[0, prefix + t] -= value * sae.W_dec[latent] / 0.5
+        return changed
+
+    outputs = []
+    for change in (lambda tokens: tokens, ablate):
+        with torch.inference_mode(), vit.edit(model, 2, lambda _, change=change: change(clean)):
+            outputs.append(model(images[place][None]).double())
+    log_p, log_q = (o.log_softmax(1) for o in outputs)
+    expected = (log_p - log_q)[0].numpy()
+    expected -= expected.mean()
+    rows = result.effects[result.effects["kind"] == "ablate"].set_index("class")["effect"]
+    np.testing.assert_allclose(rows[vit.class_names(model)["label"]], expected, atol=2e-5)
+    assert abs(expected).max() > 1e-2
+    assert result.latents["size"].item() == pytest.approx(float(metrics.kl(*outputs)), rel=1e-2)
+    assert result.latents["causal_class"].item() == vit.class_names(model)["label"][expected.argmax()]
+
+
+def test_the_control_is_as_long_as_the_ablation_token_by_token(monkeypatch, case):
+    latent = int(case[3].images.sum(0).argmax())
+    changes, delta = streams(monkeypatch, case, latent, images=3)
+    by_kind = {kind: [i for i, c in enumerate(changes) if c.kind == kind] for kind in causality.KINDS}
+    assert len(by_kind["ablate"]) == len(by_kind["control"]) == 3
+    fires = case[3].z[:, [latent]].toarray().reshape(IMAGES, -1) > 0
+    for a, c in zip(by_kind["ablate"], by_kind["control"], strict=True):
+        assert changes[a].image == changes[c].image
+        lengths = np.linalg.norm(delta[a], axis=1)
+        assert ((lengths > 0)[1:] == fires[changes[a].image]).all() and lengths[0] == 0
+        np.testing.assert_allclose(np.linalg.norm(delta[c], axis=1), lengths, rtol=1e-4, atol=1e-5)
+        assert changes[c].direction != latent
+        firing = delta[a][lengths > 0], delta[c][lengths > 0]
+        assert (abs(np.einsum("td,td->t", *firing)) < 0.5 * lengths[lengths > 0] ** 2).all()
+
+
+def test_steering_puts_the_latents_own_activations_where_it_is_silent(monkeypatch, case):
+    codes = case[3]
+    fired = np.bincount(codes.images.indices, minlength=24)
+    latent = int(np.flatnonzero((fired > 0) & (fired <= 8))[0])
+    changes, delta = streams(monkeypatch, case, latent, images=2)
+    steer = [i for i, c in enumerate(changes) if c.kind == "steer"]
+    ablate = [i for i, c in enumerate(changes) if c.kind == "ablate"]
+    assert steer
+    for s, a in zip(steer, ablate, strict=True):
+        assert codes.images[[changes[s].image], :].toarray()[0, latent] == 0
+        np.testing.assert_allclose(delta[s], -delta[a], atol=1e-5)
+
+
+def test_a_latent_without_a_decoder_direction_changes_nothing(cause):
+    model, sae, x, codes, classes = cause
+    directions = sae.W_dec.clone()
+    sae.W_dec[5] = 0
+    try:
+        result = causality.measure(model, sae, x, codes, [5, 6], classes)
+    finally:
+        sae.W_dec[:] = directions
+    row, other = (result.latents.set_index("latent").loc[i] for i in (5, 6))
+    assert row["size"] == row["size_control"] == row["size_steered"] == 0
+    assert np.isnan(row["agreement"]) and pd.isna(row["sign_agrees"]) and pd.isna(row["causal_class"])
+    assert np.isnan(row["p"]) and np.isnan(row["ratio"])
+    assert (result.effects.loc[result.effects["latent"] == 5, "effect"] == 0).all()
+    assert other["size"] > 0
+
+
+def test_rows_follow_the_latents_asked_for(cause, caused):
+    *inputs, classes = cause
+    some = causality.measure(*inputs, [20, 3, 11], classes)
+    assert some.latents["latent"].tolist() == [20, 3, 11]
+    expected = caused.latents.set_index("latent").loc[[20, 3, 11]].reset_index()
+    pd.testing.assert_frame_equal(some.latents, expected, rtol=1e-3, atol=1e-5)  # other batches, other rounding
+
+
+def test_renumbering_the_latents_renumbers_the_ablations(cause, caused):
+    model, sae, x, codes, classes = cause
+    order = np.random.default_rng(1).permutation(37)  # new latent i was order[i]
+    renamed = SparseAutoencoder(sae.settings, scale=2.0).requires_grad_(False)
+    renamed.W_dec[:] = sae.W_dec[order]
+    moved = class_token(codes.z.toarray()[:, order], codes.ids)
+    table = classes.assign(latent=np.argsort(order))
+    found = causality.measure(model, renamed, x, moved, range(37), table).latents
+    columns = ["images", "size", "causal_class", "causal_effect", "agreement", "correlated_class"]
+    before = caused.latents.set_index("latent").loc[order, columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found[columns], before, rtol=1e-3, atol=1e-5)
+
+
+def test_sizes_and_effects_keep_their_rules(found, case):
+    table, effects = found.latents, found.effects
+    for column in ("size", "size_control", "size_steered"):
+        assert (table[column].dropna() >= 0).all()
+    assert (table["size"] > 0).any()
+    total = effects.groupby(["latent", "kind"])["effect"].sum()
+    np.testing.assert_allclose(total, 0, atol=1e-6)  # against the group's mean
+    images = np.bincount(case[3].images.indices, minlength=24)[table["latent"]]
+    assert (table["images"] == images.clip(max=8)).all()
+    steered = effects[effects["kind"] == "steer"].groupby("latent")["images"].first()
+    assert (steered == np.minimum(table.set_index("latent")["images"], IMAGES - images)[steered.index]).all()
+    assert table["correlated_class"].isna().all() and table["agreement"].isna().all()
+
+
+def test_only_the_classes_that_move_most_are_kept(case, found):
+    few = causality.measure(*case[:4], range(24), top=2).effects
+    assert (few.groupby(["latent", "kind", "attribute"]).size() == 2).all()
+    largest = found.effects.assign(size=found.effects["effect"].abs()).groupby(["latent", "kind"])["size"].max()
+    kept = few.assign(size=few["effect"].abs()).groupby(["latent", "kind"])["size"].max()
+    np.testing.assert_allclose(kept, largest, rtol=1e-6)
+
+
+def test_silent_latents_have_no_row(cause):
+    model, sae, x, codes, classes = cause
+    z = codes.z.toarray()
+    z[:, [4, 7]] = 0
+    silenced = class_token(z, codes.ids)
+    result = causality.measure(model, sae, x, silenced, [3, 4, 7, 8], classes)
+    assert result.latents["latent"].tolist() == [3, 8]
+    nothing = causality.measure(model, sae, x, silenced, [4, 7], classes)
+    assert nothing.latents.empty and nothing.effects.empty
+    causality_figure(nothing.latents, nothing.effects, "nothing")
+
+
+def test_a_latent_alone_has_no_control_and_one_that_always_fires_is_not_steered(cause):
+    model, sae, x, _, classes = cause
+    z = np.zeros((40, 37), np.float32)
+    z[:, 9] = 1
+    row = causality.measure(model, sae, x, class_token(z, x.ids), [9], classes).latents.iloc[0]
+    assert row["agreement"] == 1 and row["size"] > 0
+    assert row[["size_control", "size_steered", "p", "ratio", "agreement_control", "agreement_steered"]].isna().all()
+
+
+def test_patches_behind_the_last_block_move_nothing():
+    model, sae, x, codes, _ = real(layer=11)
+    classes = pd.DataFrame({"latent": range(24), "attribute": "label", "class": "n02123045"})
+    result = causality.measure(model, sae, x, codes, range(24), classes)
+    assert (result.latents["size"] == 0).all() and result.latents["agreement"].isna().all()
+    assert (result.latents["correlated_class"] == "n02123045").all()
+    causality_figure(result.latents, result.effects, "nothing moves")
+
+
+def test_a_model_without_a_head_is_measured_by_cosine():
+    model, sae, x, codes, _ = real("vit_small_patch14_reg4_dinov2", 42)
+    result = causality.measure(model, sae, x, codes, range(8), images=4)
+    assert (result.latents["measure"] == "cosine distance").all()
+    assert result.latents["size"].between(0, 2).all() and (result.latents["size"] > 0).any()
+    assert result.effects.empty and result.latents["causal_class"].isna().all()
+    causality_figure(result.latents, result.effects, "no head")
+
+
+def test_outputs_without_names_are_numbered():
+    model, sae, x, codes, _ = real(num_classes=5)
+    assert vit.class_names(model) == {}
+    classes = pd.DataFrame({"latent": range(24), "attribute": "label", "class": "cat"})
+    result = causality.measure(model, sae, x, codes, range(8), classes, images=4)
+    assert (result.effects["attribute"] == "output").all() and set(result.effects["class"]) == set("01234")
+    assert (result.latents["measure"] == "kl").all() and result.latents["agreement"].isna().all()
+
+
+def test_the_first_class_that_the_head_knows_counts():
+    names = {"label": ["n01", "n02"], "colour": ["blue", "red"]}
+    classes = pd.DataFrame(
+        [
+            (0, "label", "blue ring"),
+            (0, "colour", "red"),
+            (0, "label", "n01"),
+            (1, "label", "pets/n02"),
+            (2, "size", "s"),
+        ],
+        columns=["latent", "attribute", "class"],
+    )
+    assert causality._correlated(classes, names) == {0: ("colour", 1), 1: ("label", 1)}
+    assert causality._correlated(None, names) == {}
+
+
+def test_latents_are_chosen_blindly_among_those_that_fire_often_enough(cause):
+    z = np.zeros((10, 30), np.float32)
+    for latent in range(30):
+        z[: latent % 6, latent] = 1
+    codes = class_token(z, np.arange(10))
+    often = [i for i in range(30) if i % 6 >= 4]
+    assert causality.choose(codes, 99) == often
+    drawn = [causality.choose(codes, 4, seed) for seed in range(60)]
+    assert all(len(set(d)) == 4 and set(d) <= set(often) for d in drawn)
+    assert set(np.concatenate(drawn)) == set(often)
+    assert causality.choose(codes, 4, 1) == causality.choose(codes, 4, 1)
+    assert causality.choose(codes, 3, at_least=11) == []
+
+
+def test_codes_of_other_images_are_refused(cause):
+    model, sae, x, codes, _ = cause
+    with pytest.raises(InputError, match="same images"):
+        causality.measure(model, sae, x, replace(codes, ids=codes.ids + 1), [0])
+
+
+def test_the_figure_says_what_was_found(caused):
+    figure = causality_figure(caused.latents, caused.effects, "planted")
+    left, middle, right = figure.axes
+    assert left.get_xscale() == left.get_yscale() == "log"
+    assert "of 37 latents" in left.get_title("left") and "n = 37" in middle.get_title("left")
+    assert any("median 1.00" in text.get_text() for text in middle.get_legend().get_texts())
+    assert len(right.get_yticklabels()) == 8
+    assert all("correlates too" in label.get_text() for label in right.get_yticklabels())
