@@ -133,6 +133,7 @@ def gather(
     cover: np.ndarray | None,
     latents: int,
     per_latent: int,
+    dense: bool = True,
     seed: int = 0,
 ) -> Evidence:
     """Returns the evidence for and against the latents of one dictionary.
@@ -144,6 +145,7 @@ def gather(
         cover: share of each patch that the object covers, for the held-out images in layer.model["ids"] [m, patches];
             None where objects are not known.
         latents, per_latent: how many latents are ablated, and on how many images each.
+        dense: probe the raw activations too, which are the same for all dictionaries of a layer.
     """
     from sae.evidence import causality, monosemanticity, probing, roles
 
@@ -173,12 +175,8 @@ def gather(
         parts["class_selectivity"] = summary.selectivity(*summary.answers(codes.images, best, here), w, alive)
 
     probed = _sample(rows)
-    found = probing.probe(
-        a[probed],
-        _dense(layer.tokens(sae.settings.tokens))[probed],
-        {n: v[probed] for n, v in labels.items()},
-        train[probed],
-    )
+    raw = _dense(layer.tokens(sae.settings.tokens))[probed] if dense else None
+    found = probing.probe(a[probed], raw, {name: values[probed] for name, values in labels.items()}, train[probed])
     if len(found.table):
         chosen = summary.weights(int((~train[probed]).sum()))
         parts |= {f"probe_{size}": summary.probed(found, size, chosen) for size in (1, 5)}

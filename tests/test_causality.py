@@ -341,3 +341,14 @@ def test_the_figure_says_what_was_found(caused):
     assert any("median 1.00" in text.get_text() for text in middle.get_legend().get_texts())
     assert len(right.get_yticklabels()) == 8
     assert all("correlates too" in label.get_text() for label in right.get_yticklabels())
+
+
+def test_rounding_is_no_effect():
+    clean = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 6)) * 20)
+    changed = clean.clone()
+    changed[0, 2] += 1e-5
+    changed[1, 2] -= 1e-2
+    size, effects = causality._sizes(clean, changed, {"shape": ["a", "b"], "colour": ["c", "d", "e", "f"]})
+    assert (size > 0).tolist() == [False, True, False]
+    assert not effects["colour"][[0, 2]].any() and not effects["shape"].any()
+    np.testing.assert_allclose(effects["colour"][1], [7.5e-3, -2.5e-3, -2.5e-3, -2.5e-3], rtol=1e-6)

@@ -43,7 +43,7 @@ class Probes:
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def probe(
     latents: sparse.csr_array,
-    dense: np.ndarray,
+    dense: np.ndarray | None,
     labels: Mapping[str, Sequence],
     train: np.ndarray,
     sizes: Sequence[int] = (1, 2, 5),
@@ -66,7 +66,7 @@ def probe(
     Args:
         latents: image-level activations [n, F], above 0 where stored, such as `Codes.images`.
         dense: image-level raw activations [n, d], such as mean and maximum over an image's tokens side by side: a mean
-            alone hides what covers few patches, and latents count by their strongest token.
+            alone hides what covers few patches, and latents count by their strongest token. None: no dense probe.
         labels: attribute -> the class of each image [n], None or NaN where it is not known.
         train: bool [n], which images probes are fitted on; all others are held out.
         sizes: how many latents a probe reads.
@@ -92,7 +92,7 @@ def probe(
         y = number[:, None] == part["number"].to_numpy()
         shuffled = rng.permuted(y[fit], axis=0)  # each class by itself, so that their errors are independent
         chosen, by_chance = (_select(ranks, target, most) for target in (y[fit], shuffled))
-        by_dense = _dense(dense, y, fit, test, number, rng)
+        by_dense = None if dense is None else _dense(dense, y, fit, test, number, rng)
         unknown = number[test] < 0
         for place, row in enumerate(part.itertuples()):
             probes = [(str(size), y[fit, place], chosen[place, :size]) for size in sizes]
@@ -100,7 +100,8 @@ def probe(
             said = {}
             for name, target, few in probes:
                 said[name] = few, _said(seen[:, few].toarray(), target, unseen[:, few].toarray())
-            said["dense"] = [], by_dense[:, place]
+            if by_dense is not None:
+                said["dense"] = [], by_dense[:, place]
             for name, (few, score) in said.items():
                 rows.append([attribute, row.name, name, row.train, row.held_out, list(map(int, few))])
                 scores.append(np.where(unknown, np.nan, score))

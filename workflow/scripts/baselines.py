@@ -50,6 +50,7 @@ with jobs.job(snakemake) as provenance:
             points.cover(snakemake.input.cover),
             evidence["latents"],
             evidence["images"],
+            dense=False,
         )
         for name, table in (tables | gathered.tables()).items():
             files.write_table(snakemake.output[name][place], table, provenance())

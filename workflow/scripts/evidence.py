@@ -8,7 +8,7 @@ from sae import device, files, jobs, points, vit
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake) as provenance:
     where = device.resolve(settings["device"])
-    encoder, other = (sae.load(Path(snakemake.input[name]).parent, where) for name in ("sae", "other"))
+    encoder, other = (sae.load(Path(path).parent, where) for path in (snakemake.input.sae, *snakemake.input.other))
     layer = points.Layer.read(snakemake.input)
     found = points.gather(
         encoder,
