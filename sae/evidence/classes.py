@@ -51,9 +51,11 @@ def pairs(
         Benjamini & Hochberg (1995), over *all* pairs of F latents with the classes that have support, fired or not.
         confirmed: q at most 0.05.
     """
-    parts = [_of_attribute(images, name, values, train) for name, values in classes.items()]
-    if not parts:
-        parts = [_of_attribute(images, "label", pd.Categorical([None] * images.shape[0]), train)]
+    image = np.repeat(np.arange(images.shape[0]), np.diff(images.indptr))
+    order = np.lexsort((-images.data, images.indices))
+    firing = image[order], images.indices[order].astype(np.int64), images.data[order]
+    nothing = {"label": pd.Categorical([None] * images.shape[0])}
+    parts = [_of_attribute(firing, name, values, train) for name, values in (classes or nothing).items()]
     table = pd.concat(parts, ignore_index=True)
     tested = (table["support"] >= support) & (table["support_held_out"] >= support)
     table["p_held_out"] = np.nan
@@ -118,10 +120,12 @@ def recovery(table: pd.DataFrame) -> pd.DataFrame:
     return best[[*columns.split(), "support", "support_held_out"]].reset_index(drop=True)
 
 
-def _of_attribute(images: sparse.csr_array, attribute: str, classes: pd.Categorical, train: np.ndarray) -> pd.DataFrame:
+def _of_attribute(
+    firing: tuple[np.ndarray, ...], attribute: str, classes: pd.Categorical, train: np.ndarray
+) -> pd.DataFrame:
     codes = classes.codes.astype(np.int64)
-    splits = {"": np.flatnonzero(train & (codes >= 0)), "_held_out": np.flatnonzero(~train & (codes >= 0))}
-    sides = {ending: _Side(images[rows], codes[rows], len(classes.categories)) for ending, rows in splits.items()}
+    splits = {"": train & (codes >= 0), "_held_out": ~train & (codes >= 0)}
+    sides = {ending: _Side(firing, chosen, codes, len(classes.categories)) for ending, chosen in splits.items()}
     seen = sides[""]
     latent, code, threshold = seen.thresholds()
     table = pd.DataFrame(
@@ -137,12 +141,10 @@ def _of_attribute(images: sparse.csr_array, attribute: str, classes: pd.Categori
 class _Side:
     """The firing pairs (image, latent) of one split, sorted by latent and falling activation."""
 
-    def __init__(self, images: sparse.csr_array, codes: np.ndarray, classes: int):
-        image = np.repeat(np.arange(images.shape[0]), np.diff(images.indptr))
-        order = np.lexsort((-images.data, images.indices))
-        self.latent, self.value = images.indices[order].astype(np.int64), images.data[order]
-        self.code, self.n, self.classes = codes[image[order]], images.shape[0], classes
-        self.support = np.bincount(codes, minlength=classes)
+    def __init__(self, firing: tuple[np.ndarray, ...], chosen: np.ndarray, codes: np.ndarray, classes: int):
+        image, self.latent, self.value = (part[chosen[firing[0]]] for part in firing)
+        self.code, self.n, self.classes = codes[image], int(chosen.sum()), classes
+        self.support = np.bincount(codes[chosen], minlength=classes)
         # Position among the latent's images with at least this activation: of equal ones all count.
         start = np.searchsorted(self.latent, self.latent)
         new = np.append((self.latent[1:] != self.latent[:-1]) | (self.value[1:] != self.value[:-1]), True)
