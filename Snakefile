@@ -20,12 +20,11 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        f"{R}/report/layers.svg",
-        f"{R}/report/layers.csv",
-        f"{R}/report/other_ks.svg",
+        COMPARISONS,
         f"{R}/report/overview.svg",
         expand(f"{R}/report/layer={{layer}}/statistics.svg", layer=GRID["layers"]),
         points(f"{R}/report/{P}/latents.svg"),
         points(f"{R}/report/{P}/classes.svg"),
         points(f"{R}/report/{P}/training.svg"),
         points(f"{R}/report/{P}/density.svg"),
+        points(f"{R}/report/{P}/stability.svg"),

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sae.files import whole
 from sae.images import HELD_OUT, TRAIN, describe, used
 
-_INK, _ACCENT, _QUIET = "#222222", "#c2410c", "#9aa0a6"
+INK, ACCENT, QUIET = "#222222", "#c2410c", "#9aa0a6"
 _MARKS = ("o-", "s--", "^-.", "D:", "v-")  # methods
 matplotlib.rcParams.update(
     {
@@ -70,7 +70,7 @@ def overview(manifest: pd.DataFrame, model: dict[str, Any], name: str, pixels: n
     )
     counts = status.value_counts().sort_values()
     bars = axes.barh(
-        counts.index, counts, color=[_ACCENT if s in ("train", "held out") else _QUIET for s in counts.index]
+        counts.index, counts, color=[ACCENT if s in ("train", "held out") else QUIET for s in counts.index]
     )
     axes.bar_label(bars, padding=3)
     axes.margins(x=0.15)
@@ -89,7 +89,7 @@ def overview(manifest: pd.DataFrame, model: dict[str, Any], name: str, pixels: n
     )
     accuracy = pd.Series(model["accuracy"], dtype=float)[::-1]
     if len(accuracy):
-        bars = axes.barh(accuracy.index, accuracy, color=_ACCENT)
+        bars = axes.barh(accuracy.index, accuracy, color=ACCENT)
         axes.bar_label(bars, [f"{v:.1%}" for v in accuracy], padding=3)
         axes.set_xlim(0, 1.18)
         axes.grid(axis="y", visible=False)
@@ -97,8 +97,8 @@ def overview(manifest: pd.DataFrame, model: dict[str, Any], name: str, pixels: n
         axes.set(title="What the untouched model reads off", xlabel=f"accuracy on {len(model['ids'])} held-out images")
     else:
         axes.set_axis_off()
-        axes.text(0, 0.5, "The images carry no labels\nthat this model's head knows.", color=_INK)
-    figure.suptitle(facts, fontsize=9, x=0.995, ha="right", color=_INK)
+        axes.text(0, 0.5, "The images carry no labels\nthat this model's head knows.", color=INK)
+    figure.suptitle(facts, fontsize=9, x=0.995, ha="right", color=INK)
     return figure
 
 
@@ -117,7 +117,7 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
     """One layer's activations: norms by token role, variance by dimension, and what is unhealthy, in words."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     edges = 10 ** np.linspace(-1, 4, 51)
-    colours = {"patch": _ACCENT, "class": _INK, "register": "#2563eb", "distillation": "#16a34a"}
+    colours = {"patch": ACCENT, "class": INK, "register": "#2563eb", "distillation": "#16a34a"}
     seen = []
     for role, norm in facts["norms"].items():
         counts = np.array(norm["histogram"], float)
@@ -138,8 +138,8 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
     left.legend()
 
     variance = np.sort(np.array(facts["variance"]))[::-1]
-    right.plot(np.arange(1, len(variance) + 1), np.cumsum(variance) / variance.sum(), color=_ACCENT)
-    right.plot([0, len(variance)], [0, 1], color=_QUIET, linestyle=":", label="all dimensions alike")
+    right.plot(np.arange(1, len(variance) + 1), np.cumsum(variance) / variance.sum(), color=ACCENT)
+    right.plot([0, len(variance)], [0, 1], color=QUIET, linestyle=":", label="all dimensions alike")
     top = facts["largest_dimensions"][0]
     right.set(
         title=f"Dimension {top['dimension']} alone carries {top['share']:.1%} of the variance",
@@ -154,7 +154,7 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
         f"Layer {layer}, {facts['rows']:,} train tokens ({facts['tokens']}): γ = ‖mean‖/‖std‖ = {facts['gamma']:.2f}",
         fontweight="bold",
     )
-    figure.supxlabel(verdict, fontsize=9, color=_ACCENT if facts["warnings"] else _INK)
+    figure.supxlabel(verdict, fontsize=9, color=ACCENT if facts["warnings"] else INK)
     return figure
 
 
@@ -174,7 +174,7 @@ def training(log: pd.DataFrame, speed: float, title: str) -> Figure:
         ("lr", "Learning rate", "learning rate"),
     ]
     for ax, (column, name, unit) in zip(axes, panels, strict=True):
-        ax.plot(log["tokens"], log[column], color=_ACCENT)
+        ax.plot(log["tokens"], log[column], color=ACCENT)
         last = "" if column == "lr" else f": {log[column].iloc[-1]:.3g} at the end"
         ax.set(title=name + last, xlabel="tokens seen", ylabel=unit)
         ax.xaxis.set_major_locator(MaxNLocator(4))
@@ -193,8 +193,8 @@ def density(latents: pd.DataFrame, title: str) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     frequency = latents["frequency_held_out"].to_numpy()
     fires = frequency > 0
-    left.hist(np.log10(frequency[fires]), bins=np.arange(-6, 0.01, 0.2), color=_ACCENT)
-    left.axvline(-1, color=_INK, linestyle=":", linewidth=1)
+    left.hist(np.log10(frequency[fires]), bins=np.arange(-6, 0.01, 0.2), color=ACCENT)
+    left.axvline(-1, color=INK, linestyle=":", linewidth=1)
     left.text(-0.97, 0.97, f"dense:\n{(frequency > 0.1).mean():.1%}", transform=left.get_xaxis_transform(), va="top")
     left.xaxis.set_major_formatter(lambda value, _place: f"{100 * 10**value:g}%")
     low = np.floor(np.log10(frequency[fires].min())) if fires.any() else -6
@@ -205,7 +205,7 @@ def density(latents: pd.DataFrame, title: str) -> Figure:
         xlim=(low, 0),
     )
     alive = latents[(latents["status"] == "alive") & fires]
-    right.scatter(alive["frequency_held_out"], alive["mean_activation"], s=5, color=_ACCENT, alpha=0.4, linewidths=0)
+    right.scatter(alive["frequency_held_out"], alive["mean_activation"], s=5, color=ACCENT, alpha=0.4, linewidths=0)
     right.set(
         xscale="log",
         title="Strength against frequency, a dot per latent",
@@ -276,15 +276,15 @@ def sheet(
     width, inch = figure.get_figwidth(), 1 / height
     figure.text(0.01, 1 - 0.25 * inch, title, fontweight="bold", va="center", fontsize=11)
     legend = "Lit: where the latent fires. Box: its strongest patch. Below: activation and label; * held-out image."
-    figure.text(0.01, 1 - 0.47 * inch, legend, va="center", color=_INK)
+    figure.text(0.01, 1 - 0.47 * inch, legend, va="center", color=INK)
     facts, labels = latents.set_index("latent"), manifest.set_index("id")
     y, heading_before = 1 - 0.62 * inch, None
     for heading, latent in rows:
         if heading != heading_before:
             y -= 0.5 * inch
-            figure.text(0.01, y + 0.25 * inch, heading, fontweight="bold", color=_ACCENT, va="center")
+            figure.text(0.01, y + 0.25 * inch, heading, fontweight="bold", color=ACCENT, va="center")
             for panel, words in headings.items():
-                figure.text(left[panel, 1] / width, y + 0.04 * inch, words, va="center", color=_INK, fontsize=8)
+                figure.text(left[panel, 1] / width, y + 0.04 * inch, words, va="center", color=INK, fontsize=8)
             heading_before = heading
         y -= 1.52 * inch
         figure.text(0.01, y + 0.85 * inch, _facts(latent, facts.loc[latent]), va="center", fontsize=8.5)
@@ -297,7 +297,7 @@ def sheet(
             star = "*" if image.split == HELD_OUT else ""
             text = f"{image.activation:.1f}{star} "
             text += _short(describe(label).split("/")[-1]) if isinstance(label, str) else ""
-            axes.set_title(text, y=-0.17, fontsize=7.5, fontweight="normal", loc="left", color=_INK)
+            axes.set_title(text, y=-0.17, fontsize=7.5, fontweight="normal", loc="left", color=INK)
     return figure
 
 
@@ -370,8 +370,8 @@ def class_bars(
             classes[(classes["latent"] == latent) & (classes["attribute"] == attribute)].sort_values("rank").head(most)
         )
         places = np.arange(len(part))[::-1]
-        ax.barh(places + 0.2, part["score"], 0.38, color=_ACCENT, label="train")
-        ax.barh(places - 0.2, part["score_held_out"].fillna(0), 0.38, color=_QUIET, label="held out")
+        ax.barh(places + 0.2, part["score"], 0.38, color=ACCENT, label="train")
+        ax.barh(places - 0.2, part["score_held_out"].fillna(0), 0.38, color=QUIET, label="held out")
         names = [
             f"{_short(n, 20)}{' ✓' if ok else ''} ({a}+{b})"
             for n, a, b, ok in part[["name", "support", "support_held_out", "confirmed"]].itertuples(index=False)
@@ -440,12 +440,12 @@ def layers(table: pd.DataFrame) -> Figure:
         if reference is not None:
             part = mean.groupby("layer", as_index=False)[reference].mean()
             words = "untouched ViT" if reference == "accuracy_clean" else "tokens replaced by their mean"
-            ax.plot(part["layer"], part[reference], ":", color=_INK, label=words)
+            ax.plot(part["layer"], part[reference], ":", color=INK, label=words)
         ax.set(title=title, xlabel="layer", ylabel=unit)
         ax.set_xticks(every_layer)
         if mean[column].isna().all():
             ax.text(
-                0.5, 0.5, "not known for this model\nand these images", transform=ax.transAxes, ha="center", color=_INK
+                0.5, 0.5, "not known for this model\nand these images", transform=ax.transAxes, ha="center", color=INK
             )
         if column == "fvu":
             ax.set_ylim(0, 1.1 * mean["fvu"].max())
@@ -458,7 +458,7 @@ def layers(table: pd.DataFrame) -> Figure:
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if len(methods) > 1:
         for method, mark in methods.items():
-            axes[0, 1].plot([], [], mark, color=_INK, label=method)
+            axes[0, 1].plot([], [], mark, color=INK, label=method)
     axes[0, 1].legend()
     for ax in axes[1, [0, 2]]:
         ax.legend(fontsize=8)

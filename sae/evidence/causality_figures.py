@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sae.figures import _ACCENT, _INK, _QUIET, _short
+from sae.figures import ACCENT, INK, QUIET, _short
 from sae.images import describe
 
 
@@ -32,7 +32,7 @@ def causality_figure(latents: pd.DataFrame, effects: pd.DataFrame, title: str, m
 
 
 def _nothing(ax: plt.Axes, words: str) -> None:
-    ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=_INK)
+    ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=INK)
     ax.set_axis_off()
 
 
@@ -42,14 +42,14 @@ def _sizes(ax: plt.Axes, latents: pd.DataFrame) -> None:
         _nothing(ax, "no latent moves the output")
         return
     low, high = shown[["size", "size_control"]].min().min() / 2, shown[["size", "size_control"]].max().max() * 2
-    ax.plot([low, high], [low, high], color=_INK, linestyle=":", linewidth=1)
+    ax.plot([low, high], [low, high], color=INK, linestyle=":", linewidth=1)
     sure = shown["p"] < 0.05
     ax.scatter(
-        shown.loc[~sure, "size_control"], shown.loc[~sure, "size"], s=18, facecolors="none", edgecolors=_ACCENT,
+        shown.loc[~sure, "size_control"], shown.loc[~sure, "size"], s=18, facecolors="none", edgecolors=ACCENT,
         label="p ≥ 0.05",
     )  # fmt: skip
     ax.scatter(
-        shown.loc[sure, "size_control"], shown.loc[sure, "size"], s=18, color=_ACCENT, label="p < 0.05 (uncorrected)"
+        shown.loc[sure, "size_control"], shown.loc[sure, "size"], s=18, color=ACCENT, label="p < 0.05 (uncorrected)"
     )
     unit = "KL, nats" if shown["measure"].iloc[0] == "kl" else shown["measure"].iloc[0]
     ax.set(
@@ -63,7 +63,7 @@ def _sizes(ax: plt.Axes, latents: pd.DataFrame) -> None:
     )
     if len(shown) < len(latents):
         words = f"{len(latents) - len(shown)} not shown: nothing moves"
-        ax.text(0.98, 0.02, words, transform=ax.transAxes, ha="right", color=_INK, fontsize=8)
+        ax.text(0.98, 0.02, words, transform=ax.transAxes, ha="right", color=INK, fontsize=8)
     ax.legend(fontsize=8, loc="upper left")
 
 
@@ -73,12 +73,12 @@ def _agreement(ax: plt.Axes, latents: pd.DataFrame) -> None:
         _nothing(ax, "no latent correlates with a class\nthat the head knows and that moves")
         return
     bins, (own, control) = np.linspace(0, 1, 11), known[["agreement", "agreement_control"]].median()
-    ax.hist(known["agreement"], bins=bins, color=_ACCENT, label=f"the latent ablated: median {own:.2f}")
+    ax.hist(known["agreement"], bins=bins, color=ACCENT, label=f"the latent ablated: median {own:.2f}")
     label = f"control: median {control:.2f}"
-    ax.hist(known["agreement_control"].dropna(), bins=bins, histtype="step", color=_INK, label=label)
-    ax.axvline(0.5, ymax=0.77, color=_INK, linestyle=":", linewidth=1)
-    ax.plot(own, 0.79, "v", color=_ACCENT, transform=ax.get_xaxis_transform())
-    ax.plot(control, 0.79, "v", ms=10, mfc="none", color=_INK, transform=ax.get_xaxis_transform())
+    ax.hist(known["agreement_control"].dropna(), bins=bins, histtype="step", color=INK, label=label)
+    ax.axvline(0.5, ymax=0.77, color=INK, linestyle=":", linewidth=1)
+    ax.plot(own, 0.79, "v", color=ACCENT, transform=ax.get_xaxis_transform())
+    ax.plot(control, 0.79, "v", ms=10, mfc="none", color=INK, transform=ax.get_xaxis_transform())
     ax.set(
         title=f"Does the correlated class move? n = {len(known)}",
         xlabel="place of the correlated class (1: it falls most; chance 0.5)",
@@ -100,9 +100,9 @@ def _strongest(ax: plt.Axes, latents: pd.DataFrame, effects: pd.DataFrame, most:
     ablated = effects.loc[effects["kind"] == "ablate", [*keys, "se"]]
     chosen = chosen.merge(ablated, on=keys, how="left")[::-1]
     places = np.arange(len(chosen))
-    bars = {"fmt": "o", "ms": 4, "color": _ACCENT, "label": "ablated, ± s.e."}
+    bars = {"fmt": "o", "ms": 4, "color": ACCENT, "label": "ablated, ± s.e."}
     ax.errorbar(chosen["causal_effect"], places, xerr=chosen["se"], **bars)
-    ax.plot(chosen["control_effect"], places, "|", color=_QUIET, ms=10, mew=2, label="the control's largest")
+    ax.plot(chosen["control_effect"], places, "|", color=QUIET, ms=10, mew=2, label="the control's largest")
     names = []
     for row in chosen.to_dict("records"):
         moves, correlates = (row["attribute"], row["class"]), (row["correlated_attribute"], row["correlated_class"])
@@ -111,7 +111,7 @@ def _strongest(ax: plt.Axes, latents: pd.DataFrame, effects: pd.DataFrame, most:
             words += "\n(correlates too)" if moves == correlates else f"\n(correlates: {_name(*correlates)})"
         names.append(words)
     ax.set_yticks(places, names, fontsize=7.5)
-    ax.axvline(0, color=_INK, linewidth=0.8)
+    ax.axvline(0, color=INK, linewidth=0.8)
     ax.grid(axis="y", visible=False)
     ax.set(
         title=f"The {len(chosen)} latents with the largest effect",

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sae.evidence.matching import FATES, layer_summary
-from sae.figures import _ACCENT, _INK, _QUIET, plt
+from sae.figures import ACCENT, INK, QUIET, plt
 
 _CONTROL = "#2563eb"
 _MEANING = {  # the fates, in words for the legend, and their colours
-    "same": ("same: each other's best match", _INK),
-    "split": ("split: shared out among several", _ACCENT),
+    "same": ("same: each other's best match", INK),
+    "split": ("split: shared out among several", ACCENT),
     "changed": ("changed: each other's best match, but a weak one", "#f0b490"),
     "merged": ("merged: its match stands for another latent first", "#6b7280"),
     "lost": ("lost: nothing like it", "#cfd3d8"),
@@ -32,7 +32,7 @@ def stability_figure(table: pd.DataFrame, nulls: dict[str, np.ndarray], title: s
     """
     shown = table.loc[table["fires"], "stability_cosine"].to_numpy()
     series = {"latents of the SAEs": shown} | {f"null, {name}": values for name, values in nulls.items()}
-    looks = [(_ACCENT, "-"), (_INK, "--"), (_QUIET, "-"), (_QUIET, ":")]
+    looks = [(ACCENT, "-"), (INK, "--"), (QUIET, "-"), (QUIET, ":")]
     edges = np.linspace(min(0, *(values.min(initial=0) for values in series.values())), 1, 61)
     figure, axes = plt.subplots(figsize=(7.5, 3.8))
     for (name, values), (colour, line) in zip(series.items(), looks, strict=False):
@@ -70,15 +70,13 @@ def fates_figure(tables: dict[str, pd.DataFrame], title: str) -> Figure:
     shares = shares.reindex(columns=FATES, fill_value=0).fillna(0).to_numpy()
     left = np.zeros(len(tables))
     for (words, colour), share in zip(_MEANING.values(), shares.T, strict=True):
-        bars = axes.barh(
-            names, share, left=left, height=0.7, color=colour, edgecolor=_QUIET, linewidth=0.5, label=words
-        )
-        dark = colour in (_INK, _ACCENT, _MEANING["merged"][1])
+        bars = axes.barh(names, share, left=left, height=0.7, color=colour, edgecolor=QUIET, linewidth=0.5, label=words)
+        dark = colour in (INK, ACCENT, _MEANING["merged"][1])
         axes.bar_label(
             bars,
             [f"{s:.0%}" if s >= 0.035 else "" for s in share],
             label_type="center",
-            color="white" if dark else _INK,
+            color="white" if dark else INK,
             fontsize=8,
         )
         left += share
@@ -106,9 +104,9 @@ def layers_figure(chains: pd.DataFrame, control: pd.DataFrame, layers: Sequence[
     summary, chance = layer_summary(chains), layer_summary(control)
     place = summary["position"].to_numpy()
     kinds = {
-        "appear": ("new: no match in the layer before", _ACCENT),
-        "persist": ("goes on: a match in the next layer", _INK),
-        "end": ("ends: no match in the next layer", _QUIET),
+        "appear": ("new: no match in the layer before", ACCENT),
+        "persist": ("goes on: a match in the next layer", INK),
+        "end": ("ends: no match in the next layer", QUIET),
     }
     for number, (column, (words, colour)) in enumerate(kinds.items()):
         share, by_chance = ((table[column] / table["alive"]).astype(float) for table in (summary, chance))
@@ -116,7 +114,7 @@ def layers_figure(chains: pd.DataFrame, control: pd.DataFrame, layers: Sequence[
         left.bar(at, share, 0.25, color=colour, label=words)
         for x, y in zip(at[share.notna()], share.dropna(), strict=True):
             inside = y > 0.1  # a tall bar's number stands in it, clear of the control's line
-            text = {"va": "center", "color": _INK if colour == _QUIET else "white"} if inside else {"va": "bottom"}
+            text = {"va": "center", "color": INK if colour == QUIET else "white"} if inside else {"va": "bottom"}
             left.text(x, y / 2 if inside else y + 0.015, f"{y:.0%}", ha="center", fontsize=8, **text)
         left.hlines(by_chance, at - 0.125, at + 0.125, color=_CONTROL, linewidth=2)
     left.hlines([], 0, 0, color=_CONTROL, linewidth=2, label="the same, with the images shuffled")
@@ -139,7 +137,7 @@ def layers_figure(chains: pd.DataFrame, control: pd.DataFrame, layers: Sequence[
         table.loc[table["start"] == table["position"], "length"].value_counts().reindex(lengths, fill_value=0)
         for table in (chains, control)
     )
-    bars = right.bar(lengths, counts, color=_ACCENT)
+    bars = right.bar(lengths, counts, color=ACCENT)
     right.bar_label(bars, [f"{count:,}" for count in counts], fontsize=8, padding=2)
     right.hlines(by_chance, lengths - 0.4, lengths + 0.4, color=_CONTROL, linewidth=2)
     right.set_yscale("symlog", linthresh=1)

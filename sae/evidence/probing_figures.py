@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sae.figures import _ACCENT, _INK, _QUIET
+from sae.figures import ACCENT, INK, QUIET
 
 _MARKS = ("o", "s", "^", "D", "v")  # dictionaries
 
@@ -25,21 +25,21 @@ def probing_figure(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
     first = next(iter(tables.values()))
     if first.empty:
         axes.set_axis_off()
-        axes.text(0, 0.5, "No class has enough images in both splits to be probed.", color=_INK)
+        axes.text(0, 0.5, "No class has enough images in both splits to be probed.", color=INK)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         return figure
     sizes = [name for name in first["probe"].unique() if name not in ("dense", "shuffled")]
     columns = [*sizes, "dense", "shuffled"]
     rng = np.random.default_rng(0)
     step = 0.8 / len(tables)
-    axes.axhline(0.5, color=_INK, linestyle=":", linewidth=1)
+    axes.axhline(0.5, color=INK, linestyle=":", linewidth=1)
     for number, (name, table) in enumerate(tables.items()):
-        colour = _QUIET if number else _ACCENT
+        colour = QUIET if number else ACCENT
         mean = table.groupby("probe")["auroc"].mean()
         for place, probe in enumerate(columns):
             if probe == "dense" and number:
                 continue
-            paint = _INK if probe == "dense" else colour
+            paint = INK if probe == "dense" else colour
             x = place + (0 if probe == "dense" else (number - (len(tables) - 1) / 2) * step)
             dots = table.loc[table["probe"] == probe, "auroc"].to_numpy()
             spread = rng.uniform(-0.2, 0.2, len(dots)) * step
@@ -53,7 +53,7 @@ def probing_figure(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(min(0.4, *(table["auroc"].min() for table in tables.values())) - 0.03, 1.02)
     axes.grid(axis="x", visible=False)
-    axes.text(0.005, 0.5, "chance", transform=axes.get_yaxis_transform(), va="bottom", color=_INK, fontsize=8)
+    axes.text(0.005, 0.5, "chance", transform=axes.get_yaxis_transform(), va="bottom", color=INK, fontsize=8)
     classes, attributes = len(first) // len(columns), first["attribute"].nunique()
     per_class = f"{classes} classes" + (f" of {attributes} attributes" if attributes > 1 else "")
     axes.set(
@@ -75,15 +75,15 @@ def monosemanticity_figure(scores: np.ndarray, shuffled: np.ndarray, title: str)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     if not known.any():
         axes.set_axis_off()
-        axes.text(0, 0.5, "No latent fires on two images: there is nothing to compare.", color=_INK)
+        axes.text(0, 0.5, "No latent fires on two images: there is nothing to compare.", color=INK)
         return figure
     found, control = scores[known], shuffled[known]
     low, high = np.quantile(np.concatenate([found, control]), [0.002, 0.998])
     edges = np.linspace(low, high, 61)
-    axes.hist(control.clip(low, high), edges, color=_QUIET, alpha=0.6)
-    axes.hist(found.clip(low, high), edges, histtype="step", color=_ACCENT, linewidth=1.6)
+    axes.hist(control.clip(low, high), edges, color=QUIET, alpha=0.6)
+    axes.hist(found.clip(low, high), edges, histtype="step", color=ACCENT, linewidth=1.6)
     above = float((found > np.quantile(control, 0.95)).mean())
-    for values, colour, words, y in ((found, _ACCENT, "this SAE", 0.97), (control, _INK, "images shuffled", 0.84)):
+    for values, colour, words, y in ((found, ACCENT, "this SAE", 0.97), (control, INK, "images shuffled", 0.84)):
         axes.axvline(np.median(values), color=colour, linestyle=":", linewidth=1)
         axes.text(0.99, y, f"{words}: median {np.median(values):.3f}", color=colour, transform=axes.transAxes,
                   ha="right", va="top", fontweight="bold")  # fmt: skip
@@ -95,6 +95,6 @@ def monosemanticity_figure(scores: np.ndarray, shuffled: np.ndarray, title: str)
     if not known.all():
         figure.supxlabel(
             f"Not shown: {(~known).sum():,} of {len(known):,} latents, which fire on fewer than two images.",
-            fontsize=8, color=_INK, x=0.01, ha="left",
+            fontsize=8, color=INK, x=0.01, ha="left",
         )  # fmt: skip
     return figure

@@ -189,3 +189,59 @@ if BASELINES:
             ),
         script:
             "../scripts/baselines.py"
+
+
+rule fates:
+    input:
+        model=f"{R}/model/model.json",
+        shards=expand(
+            f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy", shard=SHARDS
+        ),
+        saes=expand(
+            f"{R}/sae/{P}/sae.safetensors", k=sorted(GRID["ks"]), allow_missing=True
+        ),
+    output:
+        f"{R}/fates/layer={{layer}}/method={{method}}/seed={{seed}}.parquet",
+    log:
+        f"{R}/logs/fates/layer={{layer}}/method={{method}}/seed={{seed}}.log",
+    conda:
+        ENV
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        settings=settings(
+            "evidence.matching", ks=sorted(GRID["ks"]), device=config["device"]
+        ),
+    script:
+        "../scripts/fates.py"
+
+
+rule chains:
+    input:
+        model=f"{R}/model/model.json",
+        shards=expand(
+            f"{R}/activations/layer={{layer}}/shard={{shard}}.npy",
+            layer=sorted(GRID["layers"]),
+            shard=SHARDS,
+        ),
+        saes=expand(
+            f"{R}/sae/{P}/sae.safetensors",
+            layer=sorted(GRID["layers"]),
+            allow_missing=True,
+        ),
+    output:
+        f"{R}/chains/k={{k}}/method={{method}}/seed={{seed}}.parquet",
+    log:
+        f"{R}/logs/chains/k={{k}}/method={{method}}/seed={{seed}}.log",
+    conda:
+        ENV
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        settings=settings(
+            "evidence.matching", layers=sorted(GRID["layers"]), device=config["device"]
+        ),
+    script:
+        "../scripts/chains.py"

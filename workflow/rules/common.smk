@@ -141,3 +141,27 @@ def folder_listing():
         return listing(IMAGES, LABELS)
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+# What compares the grid's points, where there is more than one to compare.
+COMPARISONS = [
+    f"{R}/report/layers.svg",
+    f"{R}/report/layers.csv",
+    f"{R}/report/other_ks.svg",
+]
+if len(GRID["ks"]) > 1:
+    COMPARISONS += expand(
+        f"{R}/report/layer={{layer}}/fates-{{method}}-{{seed}}.svg",
+        layer=GRID["layers"],
+        method=METHODS,
+        seed=GRID["seeds"],
+    )
+if len(GRID["layers"]) > 1:
+    COMPARISONS += expand(
+        f"{R}/report/chains/k={{k}}-{{method}}-{{seed}}.svg",
+        k=GRID["ks"],
+        method=METHODS,
+        seed=GRID["seeds"],
+    )
+if BASELINES:
+    COMPARISONS.append(f"{R}/report/conclusion.html")

@@ -48,7 +48,7 @@ rule statistics_figure:
 
 rule layers_table:
     input:
-        points(f"{R}/metrics/{P}.parquet"),
+        points(f"{R}/metrics/{P}.parquet", [*METHODS, *BASELINES]),
     output:
         report(
             f"{R}/report/layers.csv",
@@ -108,9 +108,7 @@ rule other_ks_figure:
 
 rule layers:
     input:
-        f"{R}/report/layers.svg",
-        f"{R}/report/layers.csv",
-        f"{R}/report/other_ks.svg",
+        COMPARISONS,
 
 
 rule latents_figure:
@@ -190,6 +188,147 @@ rule density_figure:
         "../scripts/density_figure.py"
 
 
+rule evidence_figures:
+    input:
+        latents=f"{R}/ranking/{P}/latents.parquet",
+        scores=f"{R}/evidence/{P}/scores.parquet",
+        causes=f"{R}/evidence/{P}/causes.parquet",
+        effects=f"{R}/evidence/{P}/effects.parquet",
+        manifest=f"{R}/manifest.parquet",
+        shards=expand(
+            f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy", shard=SHARDS
+        ),
+        probes=lambda wildcards: expand(
+            f"{R}/evidence/layer={{layer}}/k={{k}}/method={{either}}/seed={{seed}}/probes.parquet",
+            either=[wildcards.method, *BASELINES],
+            layer=wildcards.layer,
+            k=wildcards.k,
+            seed=wildcards.seed,
+        ),
+    output:
+        stability=report(
+            f"{R}/report/{P}/stability.{{ending}}",
+            caption="../report/stability.rst",
+            category="5 Evidence",
+            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
+            labels=lambda wildcards: figure_labels("1 other seeds", wildcards),
+        ),
+        probes=report(
+            f"{R}/report/{P}/probes.{{ending}}",
+            caption="../report/probes.rst",
+            category="5 Evidence",
+            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
+            labels=lambda wildcards: figure_labels("2 sparse probes", wildcards),
+        ),
+        causes=report(
+            f"{R}/report/{P}/causes.{{ending}}",
+            caption="../report/causes.rst",
+            category="5 Evidence",
+            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
+            labels=lambda wildcards: figure_labels("3 causes", wildcards),
+        ),
+        monosemanticity=report(
+            f"{R}/report/{P}/monosemanticity.{{ending}}",
+            caption="../report/monosemanticity.rst",
+            category="5 Evidence",
+            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
+            labels=lambda wildcards: figure_labels("4 monosemanticity", wildcards),
+        ),
+    log:
+        f"{R}/logs/evidence_figures/{P}.{{ending}}.log",
+    conda:
+        ENV
+    params:
+        settings=settings(
+            "evidence.matching",
+            tokens=config["tokens"],
+            baselines=BASELINES,
+            matching=code("evidence.matching_figures"),
+            probing=code("evidence.probing_figures"),
+            causality=code("evidence.causality_figures"),
+        ),
+    script:
+        "../scripts/evidence_figures.py"
+
+
+rule fates_figure:
+    input:
+        f"{R}/fates/layer={{layer}}/method={{method}}/seed={{seed}}.parquet",
+    output:
+        report(
+            f"{R}/report/layer={{layer}}/fates-{{method}}-{{seed}}.{{ending}}",
+            caption="../report/fates.rst",
+            category="3 Layers compared",
+            labels=lambda wildcards: {
+                "figure": "latents from k to k",
+                "layer": pad(wildcards.layer),
+            },
+        ),
+    log:
+        f"{R}/logs/fates_figure/layer={{layer}}/{{method}}-{{seed}}.{{ending}}.log",
+    conda:
+        ENV
+    params:
+        settings=settings("evidence.matching_figures"),
+    script:
+        "../scripts/fates_figure.py"
+
+
+rule chains_figure:
+    input:
+        f"{R}/chains/k={{k}}/method={{method}}/seed={{seed}}.parquet",
+    output:
+        report(
+            f"{R}/report/chains/k={{k}}-{{method}}-{{seed}}.{{ending}}",
+            caption="../report/chains.rst",
+            category="3 Layers compared",
+            labels=lambda wildcards: {
+                "figure": "latents from layer to layer",
+                "k": pad(wildcards.k),
+            },
+        ),
+    log:
+        f"{R}/logs/chains_figure/k={{k}}-{{method}}-{{seed}}.{{ending}}.log",
+    conda:
+        ENV
+    params:
+        settings=settings("evidence.matching_figures", layers=sorted(GRID["layers"])),
+    script:
+        "../scripts/chains_figure.py"
+
+
+rule conclusion:
+    input:
+        points(f"{R}/evidence/{P}/summary.parquet", [*METHODS, *BASELINES]),
+    output:
+        page=report(
+            f"{R}/report/conclusion.html",
+            caption="../report/conclusion.rst",
+            category="0 What an SAE buys here",
+            labels={"figure": "the answer, with every number"},
+        ),
+        table=f"{R}/report/conclusion.csv",
+        figure=report(
+            f"{R}/report/conclusion.svg",
+            caption="../report/conclusion.rst",
+            category="0 What an SAE buys here",
+            labels={"figure": "the numbers as a picture"},
+        ),
+    log:
+        f"{R}/logs/conclusion.log",
+    conda:
+        ENV
+    params:
+        settings=settings(
+            "evidence.conclusion",
+            name=config["name"],
+            methods=METHODS,
+            baselines=BASELINES,
+        ),
+    script:
+        "../scripts/conclusion.py"
+
+
 rule training_figure:
     input:
         log=f"{R}/sae/{P}/training.csv",
@@ -198,7 +337,7 @@ rule training_figure:
         report(
             f"{R}/report/{P}/training.{{ending}}",
             caption="../report/training.rst",
-            category="5 Training",
+            category="6 Training",
             subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
             labels=lambda wildcards: figure_labels("training curves", wildcards),
         ),

@@ -1,0 +1,18 @@
+"""Concludes: SAEs against every baseline, over the grid."""
+
+import pandas as pd
+
+from sae import figures, files, jobs
+from sae.evidence import conclusion, summary
+
+settings = snakemake.params.settings
+with jobs.job(snakemake):
+    table = pd.read_parquet(list(snakemake.input), partitioning="hive")
+    table = table.astype({"layer": int, "k": int, "method": str, "seed": int})
+    compared = summary.compare(table, settings["methods"], settings["baselines"])
+    with files.whole(snakemake.output.page) as part:
+        part.write_text(conclusion.page(table, compared, settings["name"]))
+    with files.whole(snakemake.output.table) as part:
+        compared.to_csv(part, index=False)
+    title = f"What an SAE buys here: {settings['name']}"
+    figures.save(conclusion.figure(table, settings["methods"], title), snakemake.output.figure)

@@ -1,0 +1,35 @@
+"""Draws the evidence about one SAE: stability, sparse probes, causes, monosemanticity."""
+
+import numpy as np
+import pandas as pd
+
+from sae import figures, images, jobs
+from sae.activations import Activations
+from sae.evidence import causality_figures, matching, matching_figures, probing_figures
+
+settings, point = snakemake.params.settings, snakemake.wildcards
+with jobs.job(snakemake):
+    latents, scores, causes, effects = (
+        pd.read_parquet(snakemake.input[name]) for name in ("latents", "scores", "causes", "effects")
+    )
+    name = f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}"
+    train = images.used(pd.read_parquet(snakemake.input.manifest), images.TRAIN)["id"]
+    x = Activations.open(snakemake.input.shards, settings["tokens"], train, verify=False)
+    tokens = x.read(np.arange(min(len(x), -(-20 * len(latents) // x.tokens)))).reshape(-1, x.width)
+    nulls = matching.null_stability(len(latents), tokens.astype(np.float32), np.random.default_rng(0))
+    dictionaries = [point.method, *settings["baselines"]]
+    probes = dict(zip(dictionaries, map(pd.read_parquet, snakemake.input.probes), strict=True))
+    drawn = {
+        "stability": matching_figures.stability_figure(
+            latents[latents["status"] == "alive"], nulls, f"{name}: are latents found again with another seed?"
+        ),
+        "probes": probing_figures.probing_figure(probes, f"{name}: how well a few latents tell a class"),
+        "causes": causality_figures.causality_figure(causes, effects, f"{name}: what latents cause"),
+        "monosemanticity": probing_figures.monosemanticity_figure(
+            scores["monosemanticity"].to_numpy(),
+            scores["monosemanticity_shuffled"].to_numpy(),
+            f"{name}: do a latent's images look alike?",
+        ),
+    }
+    for figure, path in ((drawn[name], path) for name, path in snakemake.output.items()):
+        figures.save(figure, path)

@@ -1,0 +1,13 @@
+"""Draws what becomes of latents from one k to the next."""
+
+import pandas as pd
+
+from sae import figures, jobs
+from sae.evidence import matching_figures
+
+point = snakemake.wildcards
+with jobs.job(snakemake):
+    table = pd.read_parquet(snakemake.input[0])
+    pairs = {f"k {k} → {next_k}": part for (k, next_k), part in table.groupby(["k", "next_k"])}
+    title = f"Layer {point.layer}, {point.method}, seed {point.seed}: what becomes of latents at the next k"
+    figures.save(matching_figures.fates_figure(pairs, title), snakemake.output[0])
