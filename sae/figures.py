@@ -20,6 +20,7 @@ from sae.files import whole
 from sae.images import HELD_OUT, TRAIN, describe, used
 
 INK, ACCENT, QUIET = "#222222", "#c2410c", "#9aa0a6"
+BASELINE_MARKS = {"neurons": "s", "pca": "^", "kmeans": "D", "random": "x", "sampled": "+", "frozen": "v"}
 _MARKS = ("o-", "s--", "^-.", "D:", "v-")  # methods
 matplotlib.rcParams.update(
     {

@@ -302,10 +302,10 @@ def test_the_stability_figure_says_what_the_median_is_beside_the_null():
     table = stability({0: decoder, 1: decoder}, {0: csr(z), 1: csr(z)})
     table.loc[~table["fires"], "stability_cosine"] = 0
     shown = texts(matching_figures.stability_figure(table, {"random directions": np.full(20, 0.25)}, "Layer 3"))
-    assert "38 latents" in shown and "2 seeds" in shown and "Layer 3" in shown
-    assert "SAEs: median 1.00" in shown and "random directions: median 0.25" in shown
+    assert "38 of 40 latents" in shown and "Layer 3" in shown
+    assert "SAE: median 1.00" in shown and "random directions: median 0.25" in shown
     nothing = texts(matching_figures.stability_figure(table[~table["fires"]], {"tokens": np.full(20, 0.25)}, "Layer 3"))
-    assert "0 latents" in nothing and "SAEs: median" not in nothing
+    assert "0 of 2 latents" in nothing and "SAE: median" not in nothing
 
 
 def test_the_fates_figure_has_a_bar_per_pair_and_all_shares():

@@ -43,14 +43,7 @@ def _sizes(ax: plt.Axes, latents: pd.DataFrame) -> None:
         return
     low, high = shown[["size", "size_control"]].min().min() / 2, shown[["size", "size_control"]].max().max() * 2
     ax.plot([low, high], [low, high], color=INK, linestyle=":", linewidth=1)
-    sure = shown["p"] < 0.05
-    ax.scatter(
-        shown.loc[~sure, "size_control"], shown.loc[~sure, "size"], s=18, facecolors="none", edgecolors=ACCENT,
-        label="p ≥ 0.05",
-    )  # fmt: skip
-    ax.scatter(
-        shown.loc[sure, "size_control"], shown.loc[sure, "size"], s=18, color=ACCENT, label="p < 0.05 (uncorrected)"
-    )
+    ax.scatter(shown["size_control"], shown["size"], s=18, facecolors="none", edgecolors=ACCENT)
     unit = "KL, nats" if shown["measure"].iloc[0] == "kl" else shown["measure"].iloc[0]
     ax.set(
         title=f"{(shown['size'] > shown['size_control']).mean():.0%} of {len(shown)} latents exceed the control",
@@ -64,7 +57,6 @@ def _sizes(ax: plt.Axes, latents: pd.DataFrame) -> None:
     if len(shown) < len(latents):
         words = f"{len(latents) - len(shown)} not shown: nothing moves"
         ax.text(0.98, 0.02, words, transform=ax.transAxes, ha="right", color=INK, fontsize=8)
-    ax.legend(fontsize=8, loc="upper left")
 
 
 def _agreement(ax: plt.Axes, latents: pd.DataFrame) -> None:

@@ -10,10 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sae.evidence.summary import MEASURES
-from sae.figures import ACCENT, INK, QUIET
+from sae.figures import ACCENT, BASELINE_MARKS, INK, QUIET
 
 _SAME_BY_CONSTRUCTION = ("neurons", "pca")  # for every seed: their stability says nothing
-_MARKS = {"neurons": "s", "pca": "^", "kmeans": "D", "random": "x", "sampled": "+", "frozen": "v"}
 _POINT = ["layer", "k", "method", "seed"]
 
 
@@ -93,7 +92,7 @@ def page(summaries: pd.DataFrame, compared: pd.DataFrame, name: str) -> str:
         ".better{color:#15803d}.worse{color:#c2410c}.open{color:#666}"
     )
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>What an SAE buys: {escape(name)}</title>"
-    return f"{head}<style>{style}</style><body>{''.join(parts)}</body></html>\n"
+    return f"{head}<style>{style}</style><body>{' '.join(parts)}</body></html>\n"
 
 
 def _cell(row: pd.Series) -> str:
@@ -124,7 +123,14 @@ def figure(summaries: pd.DataFrame, methods: list[str], title: str) -> Figure:
                 error = np.abs(part[["low", "high"]].to_numpy() - part[["value"]].to_numpy()).T
                 ax.errorbar(x, part["value"], error, fmt="o", color=ACCENT, label=f"SAE ({method})", zorder=3)
             else:
-                ax.plot(x, part["value"], _MARKS[method], color=INK if method == "pca" else QUIET, label=method, ms=6)
+                ax.plot(
+                    x,
+                    part["value"],
+                    BASELINE_MARKS[method],
+                    color=INK if method == "pca" else QUIET,
+                    label=method,
+                    ms=6,
+                )
         ax.set_title(f"{words[0].upper()}{words[1:]} {'↑' if higher else '↓'}")
         ax.set_xticks(list(places.values()), [f"layer {layer}\nk {k}" for layer, k in places])
         ax.margins(x=0.08)

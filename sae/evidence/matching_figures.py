@@ -27,11 +27,12 @@ def stability_figure(table: pd.DataFrame, nulls: dict[str, np.ndarray], title: s
     """How well latents are found again by other seeds, beside dictionaries that learnt nothing.
 
     Args:
-        table: from `stability`; latents that never fire are left out.
+        table: latents with their stability_cosine; those without a stability_correlation, which never fire, are left
+            out.
         nulls: from `null_stability`.
     """
-    shown = table.loc[table["fires"], "stability_cosine"].to_numpy()
-    series = {"latents of the SAEs": shown} | {f"null, {name}": values for name, values in nulls.items()}
+    shown = table.loc[table["stability_correlation"].notna(), "stability_cosine"].to_numpy()
+    series = {"latents of the SAE": shown} | {f"null, {name}": values for name, values in nulls.items()}
     looks = [(ACCENT, "-"), (INK, "--"), (QUIET, "-"), (QUIET, ":")]
     edges = np.linspace(min(0, *(values.min(initial=0) for values in series.values())), 1, 61)
     figure, axes = plt.subplots(figsize=(7.5, 3.8))
@@ -57,7 +58,7 @@ def stability_figure(table: pd.DataFrame, nulls: dict[str, np.ndarray], title: s
         xlim=(edges[0], 1),
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    heading = f"{len(shown):,} latents that fire, of {table['seed'].nunique()} seeds"
+    heading = f"{len(shown):,} of {len(table):,} latents fire"
     axes.legend(loc="upper right", title=heading, alignment="left")
     return figure
 

@@ -9,9 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sae.figures import ACCENT, INK, QUIET
-
-_MARKS = ("o", "s", "^", "D", "v")  # dictionaries
+from sae.figures import ACCENT, BASELINE_MARKS, INK, QUIET
 
 
 def probing_figure(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
@@ -44,10 +42,17 @@ def probing_figure(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
             dots = table.loc[table["probe"] == probe, "auroc"].to_numpy()
             spread = rng.uniform(-0.2, 0.2, len(dots)) * step
             axes.scatter(x + spread, dots, s=9, color=paint, alpha=0.25, linewidths=0)
-            axes.plot(x, mean[probe], _MARKS[number % len(_MARKS)], ms=9, color=paint, mec="white")
-            axes.annotate(f"{mean[probe]:.2f}", (x, mean[probe]), (7, 0), textcoords="offset points", va="center",
-                          color=paint, fontweight="normal" if number else "bold", fontsize=8)  # fmt: skip
-        axes.plot([], [], _MARKS[number % len(_MARKS)], color=colour, label=name)
+            axes.plot(
+                x,
+                mean[probe],
+                BASELINE_MARKS.get(name, "o"),
+                ms=8,
+                color=paint if not number or probe == "dense" else INK,
+            )
+            if not number:  # the others are read off their marks: numbers would cover each other
+                axes.annotate(f"{mean[probe]:.2f}", (x, mean[probe]), (0, 9), textcoords="offset points", ha="center",
+                              color=paint, fontweight="bold", fontsize=8)  # fmt: skip
+        axes.plot([], [], BASELINE_MARKS.get(name, "o"), color=INK if number else ACCENT, label=name)
     words = [f"{size} latent{'s' if size != '1' else ''}" for size in sizes]
     axes.set_xticks(range(len(columns)), [*words, "all raw\ndimensions", f"{words[-1]},\nlabels shuffled"])
     axes.set_xlim(-0.5, len(columns) - 0.5)

@@ -21,7 +21,7 @@ with jobs.job(snakemake):
     probes = dict(zip(dictionaries, map(pd.read_parquet, snakemake.input.probes), strict=True))
     drawn = {
         "stability": matching_figures.stability_figure(
-            latents[latents["status"] == "alive"], nulls, f"{name}: are latents found again with another seed?"
+            latents, nulls, f"{name}: are latents found again with another seed?"
         ),
         "probes": probing_figures.probing_figure(probes, f"{name}: how well a few latents tell a class"),
         "causes": causality_figures.causality_figure(causes, effects, f"{name}: what latents cause"),
