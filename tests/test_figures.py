@@ -21,7 +21,11 @@ def latents(n=30, classes=True):
             "top_attribute": "label" if classes else None,
             "top_class": [f"c{i % 7}" for i in range(n)] if classes else None,
             "top_name": [f"c{i % 7}" for i in range(n)] if classes else None,
-            "top_z": rng.uniform(0, 20, n) if classes else np.nan,
+            "top_mcc": rng.uniform(0, 1, n) if classes else np.nan,
+            "top_precision_held_out": 0.5,
+            "top_recall_held_out": 0.25,
+            "confirmed": [classes and i % 3 > 0 for i in range(n)],
+            "role": ["position" if i == 7 else "" for i in range(n)],
         }
     )
     table.loc[table["status"] == "dead", ["frequency", "frequency_held_out"]] = 0
@@ -46,39 +50,42 @@ def test_dead_latents_are_never_shown_and_half_are_drawn_blindly():
     assert groups == figures.choose_latents(table, 10)
     assert [len(g) for g in figures.choose_latents(latents(classes=False), 10).values()] == [0, 10]
     assert len(next(iter(figures.choose_latents(table, 100).values()))) == 7
+    confirmed = set(table.loc[table["confirmed"], "latent"])
+    assert set(picked) <= confirmed
+    groups = [figures.choose_latents(table, 100, flagged) for flagged in (False, True)]
+    everything = [{latent for part in found.values() for latent in part} for found in groups]
+    assert everything[1] - everything[0] == {7}  # the one that follows a position
 
 
 def test_a_sheet_shows_the_images_with_box_and_heat(tmp_path):
     table = latents()
     groups = figures.choose_latents(table, 4)
     shown = [latent for chosen in groups.values() for latent in chosen]
-    top = pd.DataFrame(
+    panels = [("top", 1, 1), ("top", 2, 2), ("q50", 1, 2), ("silent", 1, 1), ("silent", 3, 2), ("top", 3, 1)]
+    images = pd.DataFrame(
         [
-            {
-                "latent": n,
-                "rank": r,
-                "image_id": r,
-                "activation": 9.0 - r,
-                "token_row": 1,
-                "token_col": 2,
-                "split": "held_out",
-            }
-            for n in shown
-            for r in (1, 2)
-        ]
+            (n, panel, rank, image, 0.0 if panel == "silent" else 9.0 - rank, 1, 2, "held_out")
+            for n in range(30)
+            for panel, rank, image in panels
+        ],
+        columns=["latent", "panel", "rank", "image_id", "activation", "token_row", "token_col", "split"],
     )
+    images = figures.shown(images, shown, 2)
+    assert len(images) == 4 * len(shown)  # no third of the strongest, no third silent one
     manifest = pd.DataFrame({"id": [1, 2], "label": ["a/<b>", "n02123045"]})
     pictures = {i: np.full((32, 48, 3), 200, np.uint8) for i in (1, 2)}
     heat = {(n, i): np.eye(2, 3) for n in shown for i in (1, 2)}
-    figure = figures.sheet(groups, table, top, manifest, pictures, heat, "title")
+    figure = figures.sheet(groups, table, images, manifest, pictures, heat, "title")
     assert all(f"latent {n}" in texts(figure) for n in shown)
     pictures_drawn = [axes for axes in figure.axes if axes.images]
-    assert len(pictures_drawn) == 8
+    assert len(pictures_drawn) == 16
     box = pictures_drawn[0].patches[0]
     assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == (31.5, 15.5, 16, 16)
     drawn = np.asarray(pictures_drawn[0].images[0].get_array())
     assert drawn[:16, :16].mean() > 2 * drawn[:16, 16:32].mean()  # bright where the latent fires
-    assert "8.0* <b>" in texts(figure) and "7.0* tabby" in texts(figure)
+    assert "8.0* <b>" in texts(figure) and "7.0* tabby" in texts(figure) and "silent on these" in texts(figure)
+    assert "precision 50%, recall 25%" in texts(figure)
+    assert "no class" in texts(figure)
     figures.save(figure, tmp_path / "sheet.svg")
     assert "&lt;b&gt;" in (tmp_path / "sheet.svg").read_text()
 

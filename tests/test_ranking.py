@@ -11,7 +11,7 @@ from sae.autoencoder import Settings, SparseAutoencoder
 from sae.geometry import Geometry
 
 GRID = Geometry(12, 6, ("class",), (2, 3), (32, 48), 10)
-N, LATENTS = 40, 9
+N, LATENTS, MEDIAN = 40, 9, 2.5
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def case():
             "height": 1,
             "mode": "RGB",
             "reason": "",
+            "group": ids,
             "colour": ["red", "blue"] * 20,
             "caption": [f"caption {i}" for i in ids],
         }
@@ -50,14 +51,14 @@ def case():
 @pytest.fixture(scope="module")
 def found(case):
     m, x, manifest, _ = case
-    return ranking.rank(m, x, manifest, GRID, top=10, top_classes=3)
+    return ranking.rank(m, x, manifest, GRID, MEDIAN, top=10, top_classes=3)
 
 
 def test_top_images_by_their_strongest_patch_ties_by_id(case, found):
     *_, z = case
     strongest = z.max(1)  # [images, latents]
     for latent in (0, 1, 5, 7):
-        rows = found.images[found.images["latent"] == latent]
+        rows = found.images[(found.images["latent"] == latent) & (found.images["panel"] == "top")]
         order = np.lexsort((np.arange(N), -strongest[:, latent]))[:10]
         order = order[strongest[order, latent] > 0]
         assert rows["image_id"].tolist() == (order + 100).tolist()
@@ -73,10 +74,12 @@ def test_blocks_change_nothing(case, found, monkeypatch):
     m, x, manifest, _ = case
     read = Activations.blocks
     monkeypatch.setattr(Activations, "blocks", lambda self, _images: read(self, 3))
-    again = ranking.rank(m, x, manifest, GRID, top=10, top_classes=3)
+    again = ranking.rank(m, x, manifest, GRID, MEDIAN, top=10, top_classes=3)
     pd.testing.assert_frame_equal(again.images, found.images)
     pd.testing.assert_frame_equal(again.classes, found.classes)
     pd.testing.assert_frame_equal(again.latents, found.latents)
+    pd.testing.assert_frame_equal(again.recovery, found.recovery)
+    assert (again.activations != found.activations).nnz == 0
 
 
 def test_dead_latents_are_marked_and_have_no_images(found):
@@ -106,43 +109,75 @@ def test_frequencies_and_histograms_count_tokens(case, found):
         np.testing.assert_array_equal(latents["histogram"][latent], np.histogram(values, edges)[0])
 
 
-def test_classes_by_mean_activation_with_their_support(case, found):
-    *_, manifest, z = case
-    strongest, train = z.max(1), (manifest["split"] == "train").to_numpy()
-    for row in found.classes.itertuples():
-        member = (manifest[row.attribute] == row._4).to_numpy()
-        assert row.support == (member & train).sum() and row.support_held_out == (member & ~train).sum()
-        assert row.score == pytest.approx(strongest[member & train, row.latent].mean())
-        if row.support_held_out:
-            assert row.score_held_out == pytest.approx(strongest[member & ~train, row.latent].mean())
-        else:
-            assert np.isnan(row.score_held_out)
-    ordered = found.classes.groupby(["latent", "attribute"])["score"]
-    assert all(part.is_monotonic_decreasing for _, part in ordered)
-    assert set(found.classes["attribute"]) == {"label", "colour"}  # a caption of its own for each image is no class
+def test_images_around_the_quartiles_and_silent_ones_stand_beside_the_strongest(case, found):
+    *_, z = case
+    strongest = z.max(1)
+    for latent in (0, 3, 7):
+        rows = found.images[found.images["latent"] == latent].set_index("panel")
+        active = np.sort(strongest[:, latent][strongest[:, latent] > 0])
+        for panel, share in {"q75": 0.75, "q50": 0.5, "q25": 0.25}.items():
+            shown = rows.loc[panel]
+            np.testing.assert_allclose(shown["activation"], strongest[shown["image_id"] - 100, latent], rtol=1e-6)
+            below = (active < shown["activation"].median()).mean()
+            assert abs(below - share) < 0.2
+        silent = np.flatnonzero(strongest[:, latent] == 0) + 100
+        if len(silent):
+            listed = rows.loc[["silent"]]
+            assert set(listed["image_id"]) <= set(silent) and len(listed) == min(4, len(silent))
+            assert (listed[["activation", "token_row", "token_col"]] == [0, -1, -1]).all(axis=None)
 
 
-def test_the_top_class_is_the_one_that_stands_out():
-    rng = np.random.default_rng(1)
-    tokens = rng.random((200, 1, 4)).astype(np.float32) * 0.1
-    colour, both = np.arange(200) % 4, np.arange(200) % 8
+def test_of_near_duplicates_the_strongest_is_listed(case):
+    m, x, manifest, z = case
+    alike = manifest.assign(group=manifest["id"].where(manifest["id"] >= 120, 100))  # the first 20 look the same
+    images = ranking.rank(m, x, alike, GRID, MEDIAN, top=40).images
+    for latent in range(6):
+        top = images[(images["latent"] == latent) & (images["panel"] == "top")]
+        same = top[top["image_id"] < 120]
+        strongest = z.max(1)[:20, latent]
+        assert same["image_id"].tolist() == [100 + strongest.argmax()]
+        assert len(top) == 1 + (z.max(1)[20:, latent] > 0).sum()
+
+
+def test_roles_are_shares_of_the_tokens_on_which_a_latent_fires(case, found):
+    _m, x, _manifest, z = case
+    norms = np.linalg.norm(x.read(np.arange(N)).astype(np.float32), axis=2)
+    latents, fires = found.latents, z > 0
+    for latent in (0, 1, 2, 3, 4, 5, 7):
+        here = fires[:, :, latent]
+        assert latents["on_patch"][latent] == 1 and latents["on_class"][latent] == 0
+        assert latents["on_high_norm"][latent] == pytest.approx((norms[here] > 4 * MEDIAN).mean())
+        assert latents["on_border"][latent] == 1  # all 2 x 3 patches lie on it
+    assert latents.loc[[6, 8], ["on_patch", "on_border", "by_row"]].isna().all(axis=None)
+    assert (latents["role"] == "").all()
+
+
+def test_the_class_of_a_latent_is_the_one_that_stands_out_and_is_confirmed():
+    rng = np.random.default_rng(0)
+    tokens = rng.random((400, 1, 4)).astype(np.float32) * 0.1
+    colour, both = np.arange(400) % 4, np.arange(400) % 8
     tokens[colour == 2, 0, 0] += 1  # latent 0 sees a colour
     m = SparseAutoencoder(Settings(4, 4, 4)).requires_grad_(False)
     m.W_enc[:] = torch.eye(4)
-    ids = np.arange(200)
-    manifest = pd.DataFrame(
-        {"id": ids, "label": [f"class {b}" for b in both], "split": "train", "colour": [f"c{c}" for c in colour]}
-    )
+    ids = np.arange(400)
+    manifest = pd.DataFrame({"id": ids, "label": [f"class {b}" for b in both], "group": ids})
+    manifest = manifest.assign(split=np.where(ids % 5, "train", "held_out"), colour=[f"c{c}" for c in colour])
     x = Activations([tokens], ids, np.stack([ids * 0, ids], 1), slice(None))
-    table = ranking.rank(m, x, manifest, Geometry(1, 4, (), (1, 1), (16, 16), 0)).latents
+    found = ranking.rank(m, x, manifest, Geometry(1, 4, (), (1, 1), (16, 16), 0), 1.0)
+    table = found.latents
     assert table.loc[0, ["top_attribute", "top_class"]].tolist() == ["colour", "c2"]
-    assert table.loc[0, "top_z"] > 3 > table.loc[1:, "top_z"].max()
+    assert table["confirmed"].tolist() == [True, False, False, False]
+    assert table.loc[1:, "top_class"].isna().all()
+    ordered = found.classes.groupby(["latent", "attribute"])["mcc"]
+    assert all(part.is_monotonic_decreasing for _, part in ordered)
+    best = found.recovery.set_index(["attribute", "class"])
+    assert best.loc[("colour", "c2"), "latent"] == 0 and best.loc[("colour", "c2"), "f1_held_out"] > 0.9
 
 
 def test_without_labels_there_are_no_classes(case):
     m, x, manifest, _ = case
-    bare = manifest[["id", "split"]].assign(label=None)
-    found = ranking.rank(m, x, bare, GRID)
+    bare = manifest[["id", "split", "group"]].assign(label=None)
+    found = ranking.rank(m, x, bare, GRID, MEDIAN)
     assert len(found.classes) == 0 and found.latents["top_class"].isna().all()
 
 
@@ -151,7 +186,7 @@ def test_class_tokens_have_no_patch(case):
     only = Activations(x._arrays, x.ids, x._rows, slice(0, 1))
     m.settings.__dict__["tokens"] = "class"
     try:
-        images = ranking.rank(m, only, manifest, GRID).images
+        images = ranking.rank(m, only, manifest, GRID, MEDIAN).images
     finally:
         m.settings.__dict__["tokens"] = "patches"
     assert (images[["token_row", "token_col"]] == -1).all(axis=None)

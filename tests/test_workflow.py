@@ -19,9 +19,11 @@ from sae.files import read_json, read_provenance, sha256
 CONFIG = {
     "name": "small",
     "concepts": {"count": 100},
-    "grid": {"layers": [3], "ks": [2, 4]},
+    "grid": {"layers": [3], "ks": [2, 4], "baselines": ["pca", "frozen"]},
     "sae": {"expansion": 1},
     "training": {"epochs": 4, "batch": 256},
+    "ranking": {"support": 4},
+    "evidence": {"latents": 4, "images": 2},
     "report": {"latents": 4, "images": 4},
 }
 POINT = "layer=3/k=4/method=topk/seed=0"
@@ -70,12 +72,25 @@ def test_everything_of_the_contract_is_made(finished):
         f"ranking/{POINT}/latents.parquet",
         f"ranking/{POINT}/images.parquet",
         f"ranking/{POINT}/classes.parquet",
+        f"ranking/{POINT}/recovery.parquet",
+        f"ranking/{POINT}/activations.parquet",
+        *(f"evidence/{POINT}/{name}.parquet" for name in ("scores", "probes", "causes", "effects", "localisation")),
+        *(f"evidence/layer=3/k=4/method={m}/seed=0/summary.parquet" for m in ("topk", "pca", "frozen")),
+        "sae/layer=3/k=4/method=pca/seed=0/sae.safetensors",
+        "metrics/layer=3/k=4/method=pca/seed=0.parquet",
+        "ranking/layer=3/k=4/method=frozen/seed=0/latents.parquet",
+        "fates/layer=3/method=topk/seed=0.parquet",
+        "report/layer=3/fates-topk-0.svg",
+        "report/conclusion.html",
+        "report/conclusion.csv",
+        "report/conclusion.svg",
         "report/layers.svg",
         "report/layers.csv",
         "report/other_ks.svg",
         "report/overview.svg",
         "report/layer=3/statistics.svg",
         *(f"report/{POINT}/{name}.svg" for name in ("latents", "classes", "density", "training")),
+        *(f"report/{POINT}/{name}.svg" for name in ("stability", "probes", "causes", "monosemanticity")),
     ):
         assert (r / path).stat().st_size > 0, path
     assert not list(r.rglob("*.part*"))
@@ -91,15 +106,17 @@ def test_a_second_run_has_nothing_to_do(finished):
 def test_an_added_k_trains_that_point_only(copy):
     jobs = planned(copy, config=changed(grid={"ks": [2, 4, 8]}))
     assert jobs == {
-        "train": 1, "evaluate": 1, "rank": 1, "layers_table": 1, "layers_figure": 1, "other_ks_figure": 1,
+        "train": 2, "evaluate": 1, "rank": 1, "evidence": 1, "baselines": 1, "fates": 1, "fates_figure": 1,
+        "layers_table": 1, "layers_figure": 1, "other_ks_figure": 1, "conclusion": 1, "evidence_figures": 1,
         "latents_figure": 1, "classes_figure": 1, "density_figure": 1, "training_figure": 1,
     }  # fmt: skip
 
 
 def test_an_added_method_or_seed_trains_its_points_only(copy):
-    for grid in ({"methods": ["topk", "jumprelu"]}, {"seeds": [0, 1]}):
+    # A method trains with two seeds; of a second seed the SAEs are there already, to compare the first with.
+    for grid, trained in (({"methods": ["topk", "jumprelu"]}, 4), ({"seeds": [0, 1]}, 0), ({"seeds": [0, 2]}, 2)):
         jobs = planned(copy, config=changed(grid=grid))
-        assert jobs["train"] == 2 and not {"extract", "statistics"} & set(jobs)
+        assert jobs.get("train", 0) == trained and not {"extract", "statistics"} & set(jobs)
 
 
 def test_another_method_and_seed_run_to_the_report(copy):
@@ -119,20 +136,20 @@ def test_another_method_and_seed_run_to_the_report(copy):
 
 def test_an_added_layer_extracts_that_layer_only(copy):
     jobs = planned(copy, config=changed(grid={"layers": [3, 5]}))
-    assert jobs["extract"] == 1 and jobs["statistics"] == 1 and jobs["train"] == 2
+    assert jobs["extract"] == 1 and jobs["statistics"] == 1 and jobs["train"] == 4
     assert not {"manifest", "pixels", "model", "concepts"} & set(jobs)
 
 
 def test_a_setting_reruns_what_depends_on_it(copy):
     assert set(planned(copy, config=changed(report={"images": 5}))) == {"latents_figure", "classes_figure"}
     jobs = planned(copy, config=changed(training={"epochs": 5}))
-    assert jobs["train"] == 2 and "extract" not in jobs
+    assert jobs["train"] == 4 and "extract" not in jobs
     jobs = planned(copy, config=changed(tokens="all"))
-    assert jobs["statistics"] == 1 and jobs["train"] == 2 and "extract" not in jobs
+    assert jobs["statistics"] == 1 and jobs["train"] == 4 and "extract" not in jobs
 
 
 def test_exchanged_settings_are_noticed(copy):
-    assert planned(copy, config=changed(training={"warmup": 0.2, "decay": 0.05}))["train"] == 2
+    assert planned(copy, config=changed(training={"warmup": 0.2, "decay": 0.05}))["train"] == 4
 
 
 def test_a_single_figure_regenerates_alone(copy):
