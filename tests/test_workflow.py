@@ -193,12 +193,29 @@ def test_the_results_hang_together(finished):
     dead = set(latents.loc[latents["status"] == "dead", "latent"])
     assert not dead & set(images["latent"])
     metrics = pd.read_parquet(r / "metrics")
-    assert len(metrics) == 2
+    assert len(metrics) == 6
+    baselines = metrics[(metrics["method"] != "topk") & (metrics["k"].astype(int) == 4)].set_index("method")
+    assert sae.load(r / "sae" / POINT.replace("topk", "pca")).settings.latents == 384
+    assert baselines.loc["pca", "fvu"] < 0.5 < baselines.loc["frozen", "fvu"]
+    metrics = metrics[metrics["method"] == "topk"]
     metrics = metrics.set_index(metrics["k"].astype(int)).sort_index()
     assert metrics["fvu"].is_monotonic_decreasing
     assert (metrics["l0"] <= metrics.index).all()
     table = pd.read_csv(r / "report/layers.csv")
-    assert table["fvu"].tolist() == pytest.approx(metrics["fvu"].tolist())
+    assert table.loc[table["method"] == "topk", "fvu"].tolist() == pytest.approx(metrics["fvu"].tolist())
+
+    evidence = r / f"evidence/{POINT}"
+    summary = pd.read_parquet(evidence / "summary.parquet").set_index("measure")
+    assert summary.loc["fvu", "value"] == pytest.approx(metrics.loc[4, "fvu"], rel=1e-3)
+    assert ((summary["low"] <= summary["value"]) & (summary["value"] <= summary["high"])).mean() > 0.5
+    assert latents["stability_cosine"].between(-1, 1).all()
+    recovery = pd.read_parquet(r / f"ranking/{POINT}/recovery.parquet")
+    assert summary.loc["concept_recovery", "value"] == pytest.approx(recovery["f1_held_out"].mean(), abs=1e-6)
+    activations = pd.read_parquet(r / f"ranking/{POINT}/activations.parquet")
+    top = images[(images["panel"] == "top") & (images["rank"] == 1)].set_index("latent")["activation"]
+    assert activations.groupby("latent")["activation"].max().to_dict() == pytest.approx(top.to_dict())
+    page = (r / "report/conclusion.html").read_text()
+    assert "Layer 3, k 4, topk, seed 0" in page and f"{summary.loc['fvu', 'value']:.3f}" in page
     other = pd.read_parquet(r / f"other_ks/{POINT}.parquet").set_index("at_k")
     assert other.loc[4, "fvu"] == pytest.approx(metrics.loc[4, "fvu"], rel=1e-5)
     assert other.index.tolist() == [1, 2, 4, 8, 16, 32, 64, 128]
@@ -268,7 +285,7 @@ def test_the_flow_works_on_a_folder_with_troubles(tmp_path):
         "shards": 2,
         "model": {"name": "deit_tiny_distilled_patch16_224", "checkpoint": "random", "image_size": 64},
         "tokens": "all",
-        "grid": {"layers": [11], "ks": [4]},
+        "grid": {"layers": [11], "ks": [4], "baselines": []},
         "sae": {"expansion": 0.5, "input": "layernorm", "decoder": "start"},
         "training": {
             "epochs": 1,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from sae.activations import OUTLIER
@@ -47,9 +48,10 @@ class Roles:
         on_high_norm: shares of the tokens on which it fires, missing where it never does. by_row, by_column, by_place:
         total variation distance ½ Σ |p - q| between where on the grid it fires and where patches are (q, uniform),
         less what n firings give by chance (½ Σ √(2 q (1 - q) / (π n)), the mean for large n): 0 anywhere, near 1 on
-        one row, column or patch alone. role: `prefix` (most firing is not on patches, though there are such),
-        `artefact` (on high norms), `border` or `position`, where more than half of the firing is explained so and
-        tokens in general are far from it; else empty. A border of few patches is no role where most patches lie on it.
+        one row, column or patch alone. role: `prefix` (it fires on other tokens than patches), `artefact` (on high
+        norms), `position` (one of the three distances above 0.5) or `border`: the first for which more than half of
+        the firing is of the kind, at least half of what tokens in general leave open, and a binomial test of it against
+        their share gives p < 0.001; else empty.
         """
         counts, total = self._counts, self._counts.sum(1)
         patches = self._roles == "patch"
@@ -65,15 +67,21 @@ class Roles:
                 | {"by_row": _selectivity(places.sum(2)), "by_column": _selectivity(places.sum(1))}
                 | {"by_place": _selectivity(places.reshape(len(counts), -1))}
             )
-        usual_border, usual_high = border.mean(), self._high_tokens / max(self._tokens, 1)
+        on_patches, usual_high = counts[:, patches].sum(1), self._high_tokens / max(self._tokens, 1)
         conditions = {
-            "prefix": (table["on_patch"] < 1 - _DRIVEN) & patches.any(),
-            "artefact": table["on_high_norm"] > max(_DRIVEN, 2 * usual_high),
-            "border": table["on_border"] > max(_DRIVEN, (1 + usual_border) / 2),
+            "prefix": _explained(table["on_patch"].rsub(1), total, 1 - patches.mean()) & patches.any(),
+            "artefact": _explained(table["on_high_norm"], total, usual_high),
             "position": table[["by_row", "by_column", "by_place"]].max(axis=1) > _DRIVEN,
+            "border": _explained(table["on_border"], on_patches, border.mean()),
         }
         table["role"] = np.select(list(conditions.values()), list(conditions), "")
         return table
+
+
+def _explained(share: pd.Series, n: np.ndarray, usual: float) -> pd.Series:
+    """Returns where a kind of token explains the firing of a latent, by its share of n and the share among all."""
+    hits = np.round(share.fillna(0) * n)
+    return (share > max(_DRIVEN, (1 + usual) / 2)) & (stats.binom.sf(hits - 1, n, usual) < 1e-3)
 
 
 def _selectivity(counts: np.ndarray) -> np.ndarray:

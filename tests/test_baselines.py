@@ -1,0 +1,106 @@
+"""Dictionaries that are no SAEs: that each is what it says, and measured like one."""
+
+import numpy as np
+import pytest
+import torch
+
+import sae
+from sae import baselines, metrics
+from sae.activations import Activations, moments
+from sae.autoencoder import BASELINES
+from sae.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """3,000 tokens of 12 dimensions with different variances, far from 0."""
+    rng = np.random.default_rng(0)
+    mix = np.linalg.qr(rng.standard_normal((12, 12)))[0]
+    return (rng.standard_normal((3000, 12)) * np.linspace(3, 0.1, 12) @ mix + 5).astype(np.float32)
+
+
+def build(x, method, k=3, latents=40, seed=0):
+    x = Activations.of(x)
+    mean, variance = moments(x)
+    return baselines.build(x, k, latents, method, (mean, np.sqrt(x.width / variance.sum())), seed)
+
+
+@pytest.mark.parametrize("method", baselines.COMPUTED)
+def test_each_has_k_latents_active_unit_rows_and_beats_the_mean(tokens, method, tmp_path):
+    m = build(tokens, method)
+    z = m.encode(tokens)
+    assert ((z > 0).sum(1) <= 3).all() and (z > 0).sum(1).mean() > 2.5
+    np.testing.assert_allclose(np.linalg.norm(m.W_dec, axis=1), 1, rtol=1e-5)
+    assert metrics.fvu(tokens, m.decode(z)) < 0.9
+    m.save(tmp_path)
+    np.testing.assert_array_equal(sae.load(tmp_path).encode(tokens[:50]), z[:50])
+
+
+def test_signed_neurons_keep_the_k_largest_deviations(tokens):
+    m = build(tokens, "neurons")
+    mean, scale = tokens.astype(np.float64).mean(0), float(m.scale)
+    deviation = (tokens - mean) * scale
+    kept = np.where(np.argsort(np.argsort(-np.abs(deviation), 1), 1) < 3, deviation, 0)
+    np.testing.assert_allclose(m.decode(m.encode(tokens)), kept / scale + mean, atol=1e-4)
+    assert m.settings.latents == 24
+
+
+def test_pca_is_the_best_orthogonal_dictionary_and_its_gain_is_one(tokens):
+    m = build(tokens, "pca", k=12)
+    assert metrics.fvu(tokens, m.decode(m.encode(tokens))) < 1e-6  # every direction has a sign that fires
+    np.testing.assert_allclose(np.linalg.norm(m.W_enc, axis=1), 1, rtol=1e-4)
+    first = np.linalg.svd(tokens - tokens.mean(0), full_matrices=False)[2][0]
+    assert abs(first @ m.W_dec[0].numpy()) == pytest.approx(1, abs=1e-4)
+    assert (metrics.fvu(tokens, build(tokens, "pca").decode(build(tokens, "pca").encode(tokens)))) < metrics.fvu(
+        tokens, build(tokens, "neurons").decode(build(tokens, "neurons").encode(tokens))
+    )
+
+
+def test_kmeans_finds_clusters():
+    rng = np.random.default_rng(1)
+    centres = rng.standard_normal((6, 12)) * 8
+    x = (centres[rng.integers(6, size=4000)] + rng.standard_normal((4000, 12)) * 0.3).astype(np.float32)
+    m = build(x, "kmeans", k=1, latents=24)
+    directions = (centres - x.mean(0)) / np.linalg.norm(centres - x.mean(0), axis=1, keepdims=True)
+    assert (directions @ m.W_dec.numpy().T).max(1).min() > 0.99
+
+
+def test_sampled_directions_are_tokens_and_seeds_differ_where_chance_enters(tokens):
+    m = build(tokens, "sampled")
+    centred = tokens - tokens.mean(0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose((m.W_dec.numpy() @ centred.T).max(1), 1, atol=1e-4)
+    for method in ("kmeans", "random", "sampled"):
+        assert torch.equal(build(tokens, method).W_dec, build(tokens, method).W_dec)
+        assert not torch.equal(build(tokens, method).W_dec, build(tokens, method, seed=1).W_dec)
+
+
+def test_the_gain_makes_the_error_smallest(tokens):
+    m = build(tokens, "random")
+    z = m.encode(tokens)
+    errors = [metrics.fvu(tokens, m.decode(z * factor)) for factor in (0.95, 1, 1.05)]
+    assert errors[1] == min(errors)
+
+
+@pytest.mark.parametrize("bf16", ["fp32", "bf16"])
+def test_a_frozen_decoder_never_moves_but_its_encoder_learns(tokens, bf16):
+    recipe = sae.Recipe(lr=3e-3)
+    start = sae.train(tokens, 3, 40, "frozen", batch=3000, recipe=sae.Recipe(lr=1e-9), precision=bf16)
+    m = sae.train(tokens, 3, 40, "frozen", epochs=20, batch=100, recipe=recipe, precision=bf16)
+    assert m.settings.method == "frozen"
+    torch.testing.assert_close(m.W_dec, start.W_dec)
+    assert (m.W_enc - start.W_enc).abs().max() > 0.05
+    learnt, before = (metrics.fvu(tokens, one.decode(one.encode(tokens))) for one in (m, start))
+    assert learnt < before
+    free = sae.train(tokens, 3, 40, "topk", epochs=20, batch=100, recipe=recipe, precision=bf16)
+    assert metrics.fvu(tokens, free.decode(free.encode(tokens))) < learnt
+
+
+def test_mistakes_are_told(tokens):
+    assert set(baselines.COMPUTED) | {"frozen"} == set(BASELINES)
+    with pytest.raises(InputError, match="40 directions cannot be drawn from 20 train tokens"):
+        build(tokens[:20], "sampled")
+    with pytest.raises(InputError, match="no such baseline"):
+        build(tokens, "frozen")
+    with pytest.raises(InputError, match="method pca: not trained"):
+        sae.train(tokens, 3, 24, "pca", batch=100)
