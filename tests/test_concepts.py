@@ -101,3 +101,18 @@ def test_training_learns_on_a_small_scale(tmp_path):
     again = timm.create_model(backbone.NAME, depth=1, checkpoint_path=str(weights))
     assert backbone.accuracy(again, 200)["colour"] == pytest.approx(facts["accuracy"]["colour"], abs=0.03)
     assert all(p.dtype == torch.float32 for p in again.parameters())
+
+
+def test_cover_is_the_share_of_each_patch_that_the_object_covers(tmp_path):
+    masks = np.zeros((3, 112, 112), np.uint8)
+    masks[0, 16:32, 32:48] = 1  # one patch of 7 x 7
+    masks[1, :, :56] = 1
+    masks[1, 60:, 60:] = 2  # the companion does not count
+    np.save(tmp_path / "masks.npy", masks)
+
+    def see(image):
+        return np.asarray(image).transpose(2, 0, 1)
+
+    cover = concepts.cover(tmp_path / "masks.npy", ["00001.png", "00000.png"], see, (7, 7)).reshape(2, 7, 7)
+    np.testing.assert_allclose(cover[0], np.repeat([[1, 1, 1, 0.5, 0, 0, 0]], 7, 0))
+    assert cover[1, 1, 2] == 1 and cover[1].sum() == 1

@@ -247,3 +247,32 @@ def test_listing_sees_new_removed_and_edited_images(pets):
     second = images.listing(pets)
     (pets / "cat" / "3.png").unlink()
     assert len({first, second, images.listing(pets)}) == 3
+
+
+def test_near_duplicates_are_grouped_and_different_pictures_are_not(tmp_path):
+    folder, rng = tmp_path / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(30):
+        blobs = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8)).resize((120, 90), Image.Resampling.BICUBIC)
+        blobs.save(folder / f"{i:02d}.png")
+    first = Image.open(folder / "00.png")
+    first.save(folder / "00-jpeg.jpg", quality=60)
+    first.resize((300, 225)).save(folder / "00-large.png")
+    Image.fromarray((np.asarray(first) * 0.97).astype(np.uint8)).save(folder / "00-darker.png")
+    Image.fromarray(255 - np.asarray(first)).save(folder / "00-negative.png")
+    table = manifest(folder)
+    group = table.set_index("path")["group"]
+    copies = ["00-darker.png", "00-jpeg.jpg", "00-large.png", "00.png"]
+    assert (
+        group[copies].nunique() == 1
+        and group[copies].iloc[0] == table.loc[table["group"] != table["id"], "id"].min() - 1
+    )
+    others = table[~table["path"].isin(copies)]
+    assert (others["group"] == others["id"]).all()
+
+
+def test_chains_of_near_duplicates_are_one_group():
+    base = np.random.default_rng(0).integers(60, 180, (8, 9, 3))
+    steps = np.stack([base + 8 * i for i in range(4)] + [255 - base]).astype(np.uint8)
+    assert images.near_duplicates(steps).tolist() == [0, 0, 0, 0, 4]
+    assert images.near_duplicates(steps[[3, 4, 0]]).tolist() == [0, 1, 2]  # without what links them

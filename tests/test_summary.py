@@ -1,0 +1,150 @@
+"""The numbers that conclude: known answers, chance, intervals, and a verdict that can be `nothing`."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.metrics import f1_score, matthews_corrcoef
+
+from sae.evidence import classes, conclusion, summary
+from sae.evidence.codes import Codes
+from sae.metrics import fvu
+
+
+@pytest.fixture
+def w():
+    return summary.weights(80, 150)
+
+
+def test_draws_are_of_images_and_the_same_for_every_dictionary(w):
+    assert (w.sum(1) == 80).all() and (w >= 0).all() and w.var() == pytest.approx(1, abs=0.1)
+    np.testing.assert_array_equal(w, summary.weights(80, 150))
+
+
+def test_fidelity_is_fvu_and_predicting_the_mean_gives_one(w):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((80, 5, 6)) + 10
+    guess = x + 0.3 * rng.standard_normal(x.shape)
+    value, draws, n = summary.fidelity(x, guess, w)
+    assert value == pytest.approx(fvu(x.reshape(-1, 6), guess.reshape(-1, 6))) and n == 80
+    assert np.quantile(draws, 0.1) < value < np.quantile(draws, 0.9)
+    assert summary.fidelity(x, np.broadcast_to(x.mean((0, 1)), x.shape), w)[0] == pytest.approx(1)
+    assert summary.fidelity(x, guess + 0.5, w)[0] > value + 0.2  # a constant offset counts
+    assert summary.fidelity(x * 7, guess * 7, w)[0] == pytest.approx(value)
+
+
+def test_recovery_and_selectivity_are_means_of_f1_and_mcc(w):
+    rng = np.random.default_rng(0)
+    label = pd.Categorical(rng.choice(list("abc"), 80))
+    tint = pd.Categorical(np.where(rng.random(80) < 0.5, None, rng.choice(["x", "y"], 80)))
+    a = rng.random((80, 6)) * (rng.random((80, 6)) < 0.5)
+    a[:, 0] = np.where(label == "a", 1 + rng.random(80), a[:, 0])
+    pairs = pd.DataFrame({"latent": [0, 1, 2], "attribute": ["label", "label", "tint"], "class": ["a", "b", "x"]})
+    pairs["threshold"] = [0.9, 0.2, 0.5]
+    said, true, known = summary.answers(sparse.csr_array(a), pairs, {"label": label, "tint": tint})
+    assert known[:, 2].sum() == (tint.codes >= 0).sum() and not said[~known].any()
+    scores = [(true[known[:, i], i], said[known[:, i], i]) for i in range(3)]
+    value, draws, n = summary.recovery(said, true, w)
+    assert value == pytest.approx(np.mean([f1_score(*score) for score in scores])) and n == 3
+    assert draws.std() > 0
+    value, _draws, n = summary.selectivity(said, true, known, w, alive=5)
+    assert value == pytest.approx(sum(matthews_corrcoef(*score) for score in scores) / 5) and n == 5
+
+
+def test_selectivity_by_shuffled_labels_is_at_chance(w):
+    rng = np.random.default_rng(0)
+    a = sparse.csr_array((rng.random((400, 60)) * (rng.random((400, 60)) < 0.3)).astype(np.float32))
+    train, values = np.arange(400) < 320, []
+    for _ in range(8):
+        label = pd.Categorical(rng.choice(list("abcde"), 400))
+        best = classes.ranked(classes.pairs(a, {"label": label}, train), 1)
+        answers = summary.answers(a[~train], best, {"label": label[~train]})
+        values.append(summary.selectivity(*answers, w, 60)[0])
+    assert abs(np.mean(values)) < 0.02
+
+
+def codes_of(z, images):
+    matrix = sparse.csr_array(z.astype(np.float32))
+    return Codes(matrix, matrix, matrix, np.ones(len(z)), np.arange(images), len(z) // images)
+
+
+def test_stability_of_a_copy_is_one_whatever_its_numbering_and_of_noise_zero(w):
+    rng = np.random.default_rng(0)
+    z = rng.random((800, 12)) * (rng.random((800, 12)) < 0.2)
+    z[:, 7] = 0
+    order = rng.permutation(12)
+    value, draws, n = summary.stability(codes_of(z, 80), codes_of(3 * z[:, order], 80), np.argsort(order), w)
+    assert value == pytest.approx(1) and n == 11 and draws.min() > 0.999
+    noise = rng.permuted(z, axis=0)
+    assert abs(summary.stability(codes_of(z, 80), codes_of(noise, 80), np.arange(12), w)[0]) < 0.05
+    silent = codes_of(np.zeros_like(z), 80)
+    assert summary.stability(codes_of(z, 80), silent, np.arange(12), w)[0] == 0
+    dense = np.corrcoef(z[:, 3], z[:, 4])[0, 1]
+    only = summary.stability(codes_of(z[:, [3]], 80), codes_of(z[:, [4]], 80), np.array([0]), w)
+    assert only[0] == pytest.approx(dense, abs=1e-5)
+
+
+def table_of(values, spread=0.01, measure="concept_recovery"):
+    rng, parts = np.random.default_rng(0), []
+    for method, value in values.items():
+        draws = value + spread * rng.standard_normal(200)
+        part = summary.table({measure: (value, draws, 10)})
+        parts.append(part.assign(layer=1, k=4, seed=0, method=method))
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    ("measure", "ours", "theirs", "verdict"),
+    [
+        ("concept_recovery", 0.6, 0.4, "better"),
+        ("concept_recovery", 0.4, 0.6, "worse"),
+        ("concept_recovery", 0.5, 0.5, "open"),
+        ("fvu", 0.4, 0.6, "better"),  # the lower the better
+        ("fvu", 0.6, 0.4, "worse"),
+    ],
+)
+def test_the_verdict_follows_the_interval_of_the_difference(measure, ours, theirs, verdict):
+    compared = summary.compare(table_of({"topk": ours, "pca": theirs}, measure=measure), ["topk"], ["pca"])
+    assert compared["verdict"].tolist() == [verdict]
+    assert (compared["low"] < compared["gain"]).all() and (compared["gain"] < compared["high"]).all()
+    assert np.sign(compared["gain"].iloc[0]) == {"better": 1, "worse": -1, "open": 0}[verdict]
+
+
+def test_differences_are_judged_draw_by_draw():
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal(200)  # images that are easy or hard for both
+    parts = [
+        summary.table({"probe_1": (value, value + common, 9)}).assign(layer=1, k=4, seed=0, method=method)
+        for method, value in (("topk", 0.51), ("pca", 0.5))
+    ]
+    assert summary.compare(pd.concat(parts), ["topk"], ["pca"])["verdict"].tolist() == ["better"]
+
+
+def test_the_page_says_what_is_bought_or_that_it_is_nothing():
+    texts = []
+    for ours in (0.3, 0.9):
+        table = table_of({"topk": ours, "pca": 0.5, "random": 0.2})
+        compared = summary.compare(table, ["topk"], ["pca", "random"])
+        texts.append(conclusion.page(table, compared, "<img src=x onerror=alert(1)>"))
+    assert "the SAE buys nothing" in texts[0] and "worse than pca" in texts[0]
+    assert "the SAE buys over every baseline: class found by its best latent" in texts[1]
+    assert "better than pca" in texts[1]  # the best baseline, not the weakest
+    assert all("<img" not in text and "&lt;img" in text for text in texts)
+    figure = conclusion.figure(table, ["topk"], "title")
+    assert len(figure.axes) == 2 and "Class found" in figure.axes[0].get_title(loc="left")
+
+
+def test_what_is_the_same_for_every_seed_by_construction_does_not_count_as_stable():
+    table = table_of({"topk": 0.5, "pca": 1.0, "random": 0.2}, measure="stability")
+    best = conclusion.against_best(summary.compare(table, ["topk"], ["pca", "random"]))
+    assert best["baseline"].tolist() == ["random"] and best["verdict"].tolist() == ["better"]
+
+
+def test_causes_count_latents_above_their_controls_and_mean_agreement():
+    table = pd.DataFrame(
+        {"size": [2.0, 1, 0, 3], "size_control": [1.0, 2, 0, np.nan], "agreement": [1, 0.5, np.nan, 0]}
+    )
+    found = summary.causes(table)
+    assert found["causal_size"][0] == 0.5 and found["causal_size"][2] == 2  # neither where nothing moves nor unknown
+    assert found["causal_agreement"][0] == 0.5 and found["causal_agreement"][2] == 3
+    assert summary.causes(table.iloc[:0]) == {}
