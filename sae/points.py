@@ -22,7 +22,8 @@ from sae.files import read_json
 from sae.geometry import Geometry
 from sae.ranking import Ranking, rank
 
-_MOST_PROBED = 4000  # images
+_MOST_RANKED = 50_000  # images: each takes about 10 kB
+_MOST_PROBED = 4000
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Layer:
         return Geometry(**self.model["geometry"])
 
     @cached_property
-    def used(self) -> pd.DataFrame:
-        return images.used(self.manifest)
+    def ranked(self) -> pd.DataFrame:
+        """The rows of the images by which latents are judged: all used ones, or a choice by content of very many."""
+        return images.sample(images.used(self.manifest), _MOST_RANKED)
 
     @property
     def centre(self) -> tuple[np.ndarray, float]:
@@ -57,8 +59,8 @@ class Layer:
         return np.array(self.statistics["mean"]), self.statistics["scale"]
 
     def tokens(self, which: str, ids: Sequence[int] | None = None) -> Activations:
-        """Returns the tokens of these images (of all used ones), without checking the shards again."""
-        return Activations.open(self.shards, which, self.used["id"] if ids is None else ids, verify=False)
+        """Returns the tokens of these images (of all ranked ones), without checking the shards again."""
+        return Activations.open(self.shards, which, self.ranked["id"] if ids is None else ids, verify=False)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def ranked(
     """
     median = layer.statistics["norms"]["patch"]["median"]
     x = layer.tokens(sae.settings.tokens)
-    found = rank(sae, x, layer.used, layer.geometry, median, top, top_classes, support)
+    found = rank(sae, x, layer.ranked, layer.geometry, median, top, top_classes, support)
     held_out = layer.tokens(sae.settings.tokens, layer.model["ids"])
     dictionaries = {seed: sae} | dict(others)
     stable = matching.stability(
@@ -141,7 +143,7 @@ def gather(
     Args:
         other: the dictionary of the ranking's `partner_seed`.
         ranking: from `ranked`.
-        embedding: of all used images [n, D], not of this layer; see `monosemanticity`.
+        embedding: of the ranked images [n, D], not of this layer; see `monosemanticity`.
         cover: share of each patch that the object covers, for the held-out images in layer.model["ids"] [m, patches];
             None where objects are not known.
         latents, per_latent: how many latents are ablated, and on how many images each.
@@ -149,7 +151,7 @@ def gather(
     """
     from sae.evidence import causality, monosemanticity, probing, roles
 
-    rows, ids = layer.used, layer.model["ids"]
+    rows, ids = layer.ranked, layer.model["ids"]
     train = (rows["split"] != images.HELD_OUT).to_numpy()
     labels = classes.attributes(rows)
     a = ranking.activations
@@ -168,13 +170,13 @@ def gather(
     here = {name: values[place] for name, values in labels.items()}
     if len(ranking.recovery):
         said, true, _known = summary.answers(codes.images, ranking.recovery, here)
-        parts["concept_recovery"] = summary.recovery(said, true, w)
+        parts |= summary.recovery(said, true, w)
         best = ranking.classes[ranking.classes["q"].notna()].sort_values("mcc", ascending=False, kind="stable")
         best = best.drop_duplicates("latent")
         alive = int((ranking.latents["status"] == "alive").sum())
         parts["class_selectivity"] = summary.selectivity(*summary.answers(codes.images, best, here), w, alive)
 
-    probed = _sample(rows)
+    probed = np.flatnonzero(rows["id"].isin(images.sample(rows, _MOST_PROBED)["id"]))
     raw = _dense(layer.tokens(sae.settings.tokens))[probed] if dense else None
     found = probing.probe(a[probed], raw, {name: values[probed] for name, values in labels.items()}, train[probed])
     if len(found.table):
@@ -197,13 +199,10 @@ def gather(
             for name in ("shape", "colour", "texture", "size")
             for value in here[name].categories
         }
-        local = roles.localisation(patches, cover, ranking.recovery, shown)
+        local, hit, seen = roles.localisation(patches, cover, ranking.recovery, shown)
+        if seen.any():
+            parts["pointing"] = summary.pointing(hit, seen, w)
     return Evidence(table, found.table, causes.latents, causes.effects, local, summary.table(parts))
-
-
-def _sample(rows: pd.DataFrame) -> np.ndarray:
-    """Returns the places of at most _MOST_PROBED images, a choice by content that new images hardly change."""
-    return np.sort(np.argsort(rows["sha256"].to_numpy(object), kind="stable")[:_MOST_PROBED])
 
 
 def _dense(x: Activations) -> np.ndarray:
@@ -230,7 +229,7 @@ def tables(ranking: Ranking, layer: Layer) -> dict[str, pd.DataFrame]:
     """Returns the ranking's tables as they are written; `activations` by image, latent and activation."""
     parts = {field.name: getattr(ranking, field.name) for field in fields(ranking)}
     matrix = parts.pop("activations")
-    image = np.repeat(layer.used["id"].to_numpy(), np.diff(matrix.indptr))
+    image = np.repeat(layer.ranked["id"].to_numpy(), np.diff(matrix.indptr))
     return parts | {
         "activations": pd.DataFrame({"image_id": image, "latent": matrix.indices, "activation": matrix.data})
     }
@@ -240,21 +239,22 @@ def read_ranking(inputs: Any, layer: Layer, latents: int) -> Ranking:
     """Reads what `tables` returned from a rule's inputs of these names."""
     parts = {field.name: pd.read_parquet(inputs[field.name]) for field in fields(Ranking)}
     entries = parts.pop("activations")
-    row = pd.Index(layer.used["id"]).get_indexer(entries["image_id"])
+    row = pd.Index(layer.ranked["id"]).get_indexer(entries["image_id"])
     pattern = entries["activation"].to_numpy(np.float32), (row, entries["latent"].to_numpy())
-    matrix = sparse.csr_array(sparse.coo_array(pattern, (len(layer.used), latents)))
+    matrix = sparse.csr_array(sparse.coo_array(pattern, (len(layer.ranked), latents)))
     return Ranking(**parts, activations=matrix)
 
 
 def embedding(files: Any, named: str | None, layer: int, facts: Layer) -> np.ndarray:
-    """Returns the images' embedding [n, D] that is not of this layer: features; pixels where those are this layer's.
+    """Returns the ranked images' embedding [n, D] that is not of this layer: features; pixels where that is theirs.
 
     Args:
         files: features.npy and pixels.npy.
         named: the model that made the features; None: the one under study.
     """
     own = named is None and layer == facts.geometry.blocks - 1
-    return np.load(files[1] if own else files[0])
+    ranked = images.used(facts.manifest)["id"].isin(facts.ranked["id"])
+    return np.load(files[1] if own else files[0])[ranked.to_numpy()]
 
 
 def cover(paths: Sequence[str]) -> np.ndarray | None:

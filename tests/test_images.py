@@ -1,5 +1,6 @@
 """Folders of images, as people have them."""
 
+import hashlib
 import shutil
 
 import numpy as np
@@ -263,10 +264,7 @@ def test_near_duplicates_are_grouped_and_different_pictures_are_not(tmp_path):
     table = manifest(folder)
     group = table.set_index("path")["group"]
     copies = ["00-darker.png", "00-jpeg.jpg", "00-large.png", "00.png"]
-    assert (
-        group[copies].nunique() == 1
-        and group[copies].iloc[0] == table.loc[table["group"] != table["id"], "id"].min() - 1
-    )
+    assert (group[copies] == table.set_index("path").loc["00-darker.png", "id"]).all()  # the first of them
     others = table[~table["path"].isin(copies)]
     assert (others["group"] == others["id"]).all()
 
@@ -276,3 +274,15 @@ def test_chains_of_near_duplicates_are_one_group():
     steps = np.stack([base + 8 * i for i in range(4)] + [255 - base]).astype(np.uint8)
     assert images.near_duplicates(steps).tolist() == [0, 0, 0, 0, 4]
     assert images.near_duplicates(steps[[3, 4, 0]]).tolist() == [0, 1, 2]  # without what links them
+
+
+def test_a_sample_keeps_both_splits_and_its_images_when_others_come():
+    hashes = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(2000)]
+    rows = pd.DataFrame({"id": range(2000), "sha256": hashes})
+    rows["split"] = np.where([int(h[:8], 16) / 2**32 < 0.2 for h in hashes], "held_out", "train")
+    chosen = images.sample(rows, 300)
+    assert len(chosen) == 300 and chosen["id"].is_monotonic_increasing
+    assert 0.12 < (chosen["split"] == "held_out").mean() < 0.28
+    before = images.sample(rows.head(1900), 300)
+    assert len(set(chosen["id"]) & set(before["id"])) > 250
+    assert len(images.sample(rows, 5000)) == 2000

@@ -85,7 +85,9 @@ def test_localisation_of_a_latent_on_the_object_beside_one_that_only_knows_the_i
     z[red, (place[red] + 24) % 48, 1] = 1  # in the right images, elsewhere
     z[:, :, 2] = rng.random((N, 48))  # anywhere
     recovered = pd.DataFrame({"attribute": "colour", "class": ["red", "red", "red", "blue"], "latent": [0, 1, 2, 0]})
-    table = roles.localisation(codes_of(z), cover, recovered, {("colour", "red"): red}).set_index("latent")
+    table, hit, seen = roles.localisation(codes_of(z), cover, recovered, {("colour", "red"): red})
+    assert hit[red].all(0).tolist() == [True, False, False] and (seen[:, 0] == red).all()
+    table = table.set_index("latent")
     assert len(table) == 3  # blue is not known here
     assert table.loc[0, ["patch_auroc", "patch_precision", "patch_recall", "pointing"]].tolist() == [1, 1, 1, 1]
     assert table.loc[1, "patch_auroc"] == pytest.approx(0.5, abs=0.02) and table.loc[1, "pointing"] == 0

@@ -44,11 +44,22 @@ def test_recovery_and_selectivity_are_means_of_f1_and_mcc(w):
     said, true, known = summary.answers(sparse.csr_array(a), pairs, {"label": label, "tint": tint})
     assert known[:, 2].sum() == (tint.codes >= 0).sum() and not said[~known].any()
     scores = [(true[known[:, i], i], said[known[:, i], i]) for i in range(3)]
-    value, draws, n = summary.recovery(said, true, w)
+    found = summary.recovery(said, true, w)
+    value, draws, n = found["concept_recovery"]
+    assert found["class_coverage"][0] == np.mean([f1_score(*score) >= 0.5 for score in scores])
     assert value == pytest.approx(np.mean([f1_score(*score) for score in scores])) and n == 3
     assert draws.std() > 0
     value, _draws, n = summary.selectivity(said, true, known, w, alive=5)
     assert value == pytest.approx(sum(matthews_corrcoef(*score) for score in scores) / 5) and n == 5
+
+
+def test_pointing_is_a_share_of_the_images_that_count(w):
+    rng = np.random.default_rng(0)
+    hit, seen = rng.random((80, 3)) < [0.9, 0.2, 0.5], rng.random((80, 3)) < 0.5
+    seen[:, 2] = False
+    value, draws, n = summary.pointing(hit, seen, w)
+    assert value == pytest.approx((hit[seen[:, 0], 0].mean() + hit[seen[:, 1], 1].mean()) / 2) and n == 2
+    assert abs(draws.mean() - value) < 0.05 and draws.std() > 0.01
 
 
 def test_selectivity_by_shuffled_labels_is_at_chance(w):

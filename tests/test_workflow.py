@@ -286,6 +286,7 @@ def test_the_flow_works_on_a_folder_with_troubles(tmp_path):
         "model": {"name": "deit_tiny_distilled_patch16_224", "checkpoint": "random", "image_size": 64},
         "tokens": "all",
         "grid": {"layers": [11], "ks": [4], "baselines": []},
+        "evidence": {"embedding": {"name": "vit_tiny_concepts"}},  # another model, of another input size
         "sae": {"expansion": 0.5, "input": "layernorm", "decoder": "start"},
         "training": {
             "epochs": 1,

@@ -94,7 +94,7 @@ def _selectivity(counts: np.ndarray) -> np.ndarray:
 
 def localisation(
     codes: Codes, cover: np.ndarray, recovered: pd.DataFrame, shown: dict[tuple[str, str], np.ndarray]
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Scores whether the latent that finds a class best fires on the patches of the object, not just in its images.
 
     Args:
@@ -108,10 +108,12 @@ def localisation(
         detector of patches that lie at least half on the object in images of the class, among all patches of all
         images; patch_precision, patch_recall: of firing at all; pointing: the share of the class's images on which it
         fires where the strongest patch touches the object (pointing game, Zhang et al. 2016, arXiv 1608.00507);
-        pointing_chance: the share of the patches of these images that touch it.
+        pointing_chance: the share of the patches of these images that touch it. And by image and row, bool: whether
+        the strongest patch touches it, and whether the image counts.
     """
     touched, inside = cover > 0.1, cover >= 0.5
     rows: list[list] = []
+    hits, counted = [], []
     for attribute, name, latent in recovered[["attribute", "class", "latent"]].itertuples(index=False):
         if (attribute, name) not in shown:
             continue
@@ -121,7 +123,11 @@ def localisation(
         seen = of_class & fires.any(1)
         hit = touched[np.arange(len(z)), z.argmax(1)]
         auroc = roc_auc_score(truth.ravel(), z.ravel()) if 0 < truth.sum() < truth.size else np.nan
+        hits.append(hit)
+        counted.append(seen)
         means = [truth[fires], fires[truth], hit[seen], touched[seen]]
         rows.append([attribute, name, latent, auroc, *(m.mean() if m.size else np.nan for m in means)])
     columns = "attribute class latent patch_auroc patch_precision patch_recall pointing pointing_chance"
-    return pd.DataFrame(rows, columns=columns.split())
+    empty = np.zeros((len(cover), 0), bool)
+    hits, counted = (np.stack(part, 1) if part else empty for part in (hits, counted))
+    return pd.DataFrame(rows, columns=columns.split()), hits, counted

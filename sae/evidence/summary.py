@@ -21,6 +21,8 @@ INTERVAL = (0.025, 0.975)
 MEASURES = {
     "fvu": ("variance left unexplained (FVU)", False),
     "concept_recovery": ("class found by its best latent (F1)", True),
+    "class_coverage": ("classes that a latent finds (F1 of 0.5 or more, share)", True),
+    "pointing": ("that latent's strongest patch lies on the object (share)", True),
     "class_selectivity": ("latent tells its class (MCC)", True),
     "probe_1": ("class read from one latent (AUROC)", True),
     "probe_5": ("class read from five latents (AUROC)", True),
@@ -80,14 +82,29 @@ def answers(
     return said & known, true, known
 
 
-def recovery(said: np.ndarray, true: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
-    """Mean over classes of the F1 of their best latents, from `answers` on held-out images."""
+def recovery(said: np.ndarray, true: np.ndarray, w: np.ndarray) -> dict[str, tuple[float, np.ndarray, int]]:
+    """Mean over classes of the F1 of their best latents, and the share with 0.5 or more, from `answers`."""
 
-    def mean_f1(w: np.ndarray) -> np.ndarray:
+    def f1(w: np.ndarray) -> np.ndarray:
         both = w @ said + w @ true
-        return np.divide(2 * (w @ (said & true)), both, out=np.zeros_like(both), where=both > 0).mean(1)
+        return np.divide(2 * (w @ (said & true)), both, out=np.zeros_like(both), where=both > 0)
 
-    return float(mean_f1(np.ones((1, len(said))))[0]), mean_f1(w), said.shape[1]
+    once, drawn = f1(np.ones((1, len(said)))), f1(w)
+    return {
+        "concept_recovery": (float(once.mean()), drawn.mean(1), said.shape[1]),
+        "class_coverage": (float((once >= 0.5).mean()), (drawn >= 0.5).mean(1), said.shape[1]),
+    }
+
+
+def pointing(hit: np.ndarray, seen: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """Mean over classes of the pointing game, from `roles.localisation`: hit and seen [images, classes]."""
+    hit, seen = hit[:, seen.any(0)], seen[:, seen.any(0)]
+
+    def share(w: np.ndarray) -> np.ndarray:
+        shown = w @ seen
+        return np.nanmean(np.divide(w @ (hit & seen), shown, out=np.full_like(shown, np.nan), where=shown > 0), 1)
+
+    return float(share(np.ones((1, len(hit))))[0]), share(w), hit.shape[1]
 
 
 def selectivity(
