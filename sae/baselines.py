@@ -56,7 +56,7 @@ def build(
     rng = np.random.default_rng([seed, COMPUTED.index(method) if method in COMPUTED else 0])
     mean, scale = centre
     sample = (_sample(x, rng) - mean.astype(np.float32)) * np.float32(scale)
-    rows = _directions(method, sample, latents, rng)
+    rows = _components(x, mean) if method == "pca" else _directions(method, sample, latents, rng)
     rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     settings = Settings(x.width, len(rows), min(k, len(rows)), method, "standardised", layer, tokens)
     sae = SparseAutoencoder(settings, torch.tensor(mean).float(), scale)
@@ -82,10 +82,6 @@ def _directions(method: str, sample: np.ndarray, latents: int, rng: np.random.Ge
         raise InputError(f"method {method}: {latents} directions cannot be drawn from {len(sample)} train tokens")
     if method == "neurons":
         return np.concatenate([np.eye(width), -np.eye(width)]).astype(np.float32)
-    if method == "pca":
-        _values, vectors = np.linalg.eigh(np.cov(sample, rowvar=False))
-        components = vectors.T[::-1]  # the largest variance first
-        return np.concatenate([components, -components]).astype(np.float32)
     if method == "random":
         return rng.standard_normal((latents, width), np.float32)
     if method == "sampled":
@@ -101,6 +97,16 @@ def _directions(method: str, sample: np.ndarray, latents: int, rng: np.random.Ge
         )
         return clusters.fit(sample).cluster_centers_.astype(np.float32)
     raise InputError(f"method {method}: no such baseline; there are {', '.join(COMPUTED)}")
+
+
+def _components(x: Activations, mean: np.ndarray) -> np.ndarray:
+    """Returns the principal components of all tokens, the largest variance first, and their negatives, [2d, d]."""
+    covariance = np.zeros((x.width, x.width))
+    for _ids, block in x.blocks(max(1, 2**22 // (x.tokens * x.width))):
+        centred = block.reshape(-1, x.width).astype(np.float64) - mean
+        covariance += centred.T @ centred
+    components = np.linalg.eigh(covariance)[1].T[::-1]
+    return np.concatenate([components, -components]).astype(np.float32)
 
 
 @torch.inference_mode()

@@ -315,7 +315,7 @@ def _facts(latent: int, fact: pd.Series) -> str:
         scores = f"{fact['top_precision_held_out']:.0%}, recall {fact['top_recall_held_out']:.0%}"
         lines.append(f"(held out: precision {scores})")
     else:
-        lines.append("no class")
+        lines.append("no class" if pd.notna(fact["top_mcc"]) else "no class: too few images to test")
     if fact["role"]:
         lines.append(f"flagged: {fact['role']}")
     return "\n".join(lines)

@@ -187,7 +187,9 @@ def gather(
     parts["stability"] = summary.stability(codes, twin, ranking.latents["partner_by_correlation"].to_numpy(), w)
 
     drawn = causality.choose(codes, latents, seed)
-    named = ranking.classes[ranking.classes["q"].notna()].sort_values(["latent", "mcc"], ascending=[True, False])
+    # What correlates, be it confirmed or not; classes with too few images to be tested where there are no others.
+    named = ranking.classes.assign(tested=ranking.classes["q"].notna())
+    named = named.sort_values(["latent", "tested", "mcc"], ascending=[True, False, False])
     causes = causality.measure(model, sae, layer.tokens("all", ids), codes, drawn, named, per_latent, seed)
     parts |= summary.causes(causes.latents, seed)
 
