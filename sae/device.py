@@ -49,8 +49,8 @@ def fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
-def linear(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """x [n, d] -> x weightsᵀ + bias, [n, F]; not to be differentiated.
+def linear(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [..., d] -> x weightsᵀ + bias, [..., F]; not to be differentiated.
 
     On a CPU by oneDNN where it can: torch itself gives float32 to MKL, which takes twice the time on AMD's.
     """
