@@ -3,8 +3,8 @@
     uv run python benchmarks/evidence.py results/pets --layer 6 --k 32
 
 One thread, one after the other: training with the experiment's own settings (`--epochs` and `--batch` replace them),
-then the ranking with classes, roles and stability, then probes, monosemanticity, causes and the summary. Time to import
-packages does not count.
+then the ranking (top images, classes, roles, stability), then probes, monosemanticity, causes and the summary. Time to
+import packages does not count.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def main() -> None:
     gathered = time.perf_counter() - began
     print(f"{len(layer.ranked):,} images of {x.tokens} tokens, {first.settings.latents:,} latents, one thread")
     print(f"training, {trained.record['tokens']:,} tokens: {training:.1f} s")
-    print(f"ranking, classes, roles, stability: {ranked:.1f} s; other evidence: {gathered:.1f} s")
-    print(f"evidence / training: {(ranked + gathered) / training:.2f}")
+    print(f"ranking: {ranked:.1f} s; other evidence: {gathered:.1f} s")
+    print(f"both / training: {(ranked + gathered) / training:.2f}")
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ if BASELINES:
                 device=config["device"],
                 batch=config["extraction"]["batch"],
                 ks=config["evaluation"]["ks"],
-                other_seeds=GRID["seeds"],
+                seeds=GRID["seeds"],
             ),
         script:
             "../scripts/baselines.py"

@@ -78,8 +78,7 @@ def points(pattern, methods=METHODS):
 
 def other_seeds(seed):
     """Returns the seeds whose dictionaries show whether a latent of this one is found again; one more if it is alone."""
-    others = [other for other in GRID["seeds"] if other != int(seed)]
-    return others or [int(seed) + 1]
+    return sorted({*GRID["seeds"]} - {int(seed)}) or [int(seed) + 1]
 
 
 @cache

@@ -28,16 +28,16 @@ with jobs.job(snakemake) as provenance:
     layer = points.Layer.read(snakemake.input)
     model, logits = vit.load(**settings["model"], device=where), np.load(snakemake.input.logits)
     train = layer.tokens(settings["tokens"], images.used(layer.manifest, images.TRAIN)["id"])
-    others = [other for other in settings["other_seeds"] if other != seed] or [seed + 1]
+    twin = min({*settings["seeds"]} - {seed}, default=seed + 1)
     alike = points.embedding(snakemake.input.embedding, evidence["embedding"]["name"], int(point.layer), layer)
     for place, method in enumerate(settings["methods"]):
-        made = {s: make(layer, train, method, s).to(where) for s in (seed, *others[:1])}
+        made = {s: make(layer, train, method, s).to(where) for s in (seed, twin)}
         encoder, other = made.values()
         encoder.save(Path(snakemake.output.sae[place]).parent, provenance())
         row, other_ks = points.evaluate(encoder, layer, model, logits, settings["ks"], settings["batch"])
         tables = {"metrics": pd.DataFrame([{"seed": seed} | row]), "other_ks": other_ks}
         found = points.ranked(
-            encoder, {others[0]: other}, seed, layer, ranking["images"], ranking["classes"], ranking["support"]
+            encoder, {twin: other}, seed, layer, ranking["images"], ranking["classes"], ranking["support"]
         )
         tables |= points.tables(found, layer)
         gathered = points.gather(
