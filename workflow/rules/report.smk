@@ -262,6 +262,8 @@ rule fates_figure:
             labels=lambda wildcards: {
                 "figure": "latents from k to k",
                 "layer": pad(wildcards.layer),
+                "method": wildcards.method,
+                "seed": pad(wildcards.seed),
             },
         ),
     log:
@@ -285,6 +287,8 @@ rule chains_figure:
             labels=lambda wildcards: {
                 "figure": "latents from layer to layer",
                 "k": pad(wildcards.k),
+                "method": wildcards.method,
+                "seed": pad(wildcards.seed),
             },
         ),
     log:
