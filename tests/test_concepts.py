@@ -93,7 +93,7 @@ def test_the_workflow_sees_the_backbone_as_any_timm_model():
 
 
 def test_training_learns_on_a_small_scale(tmp_path):
-    facts = backbone.train(tmp_path, images=2400, batch=16, lr=1e-3, depth=1, held_out=200, seed=1)
+    facts = backbone.train(tmp_path, images=1600, batch=16, lr=1e-3, depth=1, held_out=200, seed=1)
     assert facts["accuracy"]["colour"] > 0.5  # chance: 1 in 8
     assert facts["sha256"] == sha256(tmp_path / f"{backbone.NAME}.safetensors")
     assert json.loads((tmp_path / "backbone.json").read_text()) == facts
