@@ -21,6 +21,7 @@ from sae.images import HELD_OUT, TRAIN, describe, used
 
 INK, ACCENT, QUIET = "#222222", "#c2410c", "#9aa0a6"
 BASELINE_MARKS = {"neurons": "s", "pca": "^", "kmeans": "D", "random": "x", "sampled": "+", "frozen": "v"}
+_FAINT = {"alpha": 0.45, "ms": 4, "linestyle": "none"}
 _MARKS = ("o-", "s--", "^-.", "D:", "v-")  # methods
 matplotlib.rcParams.update(
     {
@@ -398,8 +399,10 @@ def layers(table: pd.DataFrame) -> Figure:
         zip(every_layer, matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(every_layer))), strict=True)
     )
     by_k = dict(zip(every_k, matplotlib.colormaps["plasma"](np.linspace(0, 0.8, len(every_k))), strict=True))
-    # A mark per method; means are over seeds.
-    methods = dict(zip(sorted(table["method"].unique()), _MARKS, strict=False))
+    # A mark per method; means are over seeds. Baselines are small and faint, without lines.
+    found = sorted(table["method"].unique())
+    methods = dict(zip((m for m in found if m not in BASELINE_MARKS), _MARKS, strict=False))
+    baselines = {method: BASELINE_MARKS[method] for method in BASELINE_MARKS if method in found}
     mean = table.groupby(["layer", "k", "method"], as_index=False).mean(numeric_only=True)
 
     ax = axes[0, 0]
@@ -407,7 +410,10 @@ def layers(table: pd.DataFrame) -> Figure:
         for method, mark in methods.items():
             part = mean[(mean["layer"] == layer) & (mean["method"] == method)].sort_values("l0")
             name = f"layer {layer}" if mark == _MARKS[0] else None
-            ax.plot(part["l0"], part["fvu"], mark, color=by_layer[layer], label=name)
+            ax.plot(part["l0"], part["fvu"], mark, color=by_layer[layer], label=name, zorder=3)
+        for method, mark in baselines.items():
+            part = mean[(mean["layer"] == layer) & (mean["method"] == method)]
+            ax.plot(part["l0"], part["fvu"], mark, color=by_layer[layer], **_FAINT)
     ax.set(
         title="Sparsity against fidelity, by layer",
         xlabel="L0: latents active per token",
@@ -437,7 +443,10 @@ def layers(table: pd.DataFrame) -> Figure:
             for method, mark in methods.items():
                 part = mean[(mean["k"] == k) & (mean["method"] == method)].sort_values("layer")
                 name = f"k = {k}" if mark == _MARKS[0] else None
-                ax.plot(part["layer"], part[column], mark, color=by_k[k], label=name)
+                ax.plot(part["layer"], part[column], mark, color=by_k[k], label=name, zorder=3)
+            for method, mark in baselines.items():
+                part = mean[(mean["k"] == k) & (mean["method"] == method)]
+                ax.plot(part["layer"], part[column], mark, color=by_k[k], **_FAINT)
         if reference is not None:
             part = mean.groupby("layer", as_index=False)[reference].mean()
             words = "untouched ViT" if reference == "accuracy_clean" else "tokens replaced by their mean"
@@ -463,9 +472,16 @@ def layers(table: pd.DataFrame) -> Figure:
     axes[0, 1].legend()
     for ax in axes[1, [0, 2]]:
         ax.legend(fontsize=8)
-    points, seeds = len(table), table["seed"].nunique()
+    if baselines:
+        marks = [axes[1, 1].plot([], [], mark, color=INK, **_FAINT, label=name)[0] for name, mark in baselines.items()]
+        figure.legend(
+            marks, list(baselines), title="baselines, in the same colours", ncols=6, loc="outside lower center"
+        )
+    points, seeds = int(table["method"].isin(methods).sum()), table["seed"].nunique()
+    beside = " beside their baselines" if baselines else ""
+    over = f", means over {seeds} seeds" if seeds > 1 else ""
     figure.suptitle(
-        f"Layers compared: {points} SAEs on held-out images" + (f", means over {seeds} seeds" if seeds > 1 else ""),
+        f"Layers compared: {points} SAEs{beside} on held-out images{over}",
         x=0.01,
         ha="left",
         fontweight="bold",

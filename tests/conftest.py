@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,6 +56,14 @@ def snakemake(
         file.write_text(yaml.safe_dump(config))
         command += ["--configfile", str(file)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=ROOT, check=False)
+
+
+def planned(folder: Path, *arguments: str, config: dict) -> dict[str, int]:
+    """Returns what a dry run would do: rule -> number of jobs, without `all`."""
+    done = snakemake(folder, *arguments, "-n", "--quiet", "rules", config=config)
+    assert done.returncode == 0, done.stderr
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.M))
+    return {rule: int(n) for rule, n in jobs.items() if rule not in ("total", "all", "layers")}
 
 
 def planted(n=20_000, d=32, features=48, active=3, seed=0, offset=2.0):

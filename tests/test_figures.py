@@ -150,3 +150,18 @@ def test_other_ks_shows_every_layer_and_rings_the_trained_k(tmp_path):
     rings = [line.get_xdata()[0] for line in figure.axes[0].get_lines() if line.get_markersize() == 10]
     assert sorted(rings) == [4, 16]
     figures.save(figure, tmp_path / "a.png")
+
+
+def test_layers_shows_the_saes_among_all_baselines():
+    rows = [
+        {"layer": layer, "k": k, "method": m, "seed": 0, "fvu": value, "l0": k, "dead": 0.1, "top1_agreement": 0.9}
+        | {"top1_agreement_mean_ablated": 0.1, "ce_recovered_mean": 0.8, "accuracy": 0.7, "accuracy_clean": 0.9}
+        for layer in (0, 6) for k in (4, 8)
+        for m, value in [("topk", 0.11 * k), *((b, 0.7) for b in figures.BASELINE_MARKS)]
+    ]  # fmt: skip
+    figure = figures.layers(pd.DataFrame(rows))
+    lines = [line for line in figure.axes[1].lines if line.get_linestyle() == "-"]
+    assert sorted(line.get_ydata()[0] for line in lines) == [0.44, 0.88]
+    assert figure.get_suptitle() == "Layers compared: 4 SAEs beside their baselines on held-out images"
+    named = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert named == list(figures.BASELINE_MARKS)

@@ -22,13 +22,13 @@ MEASURES = {
     "fvu": ("variance left unexplained (FVU)", False),
     "concept_recovery": ("class found by its best latent (F1)", True),
     "class_coverage": ("classes that a latent finds (F1 of 0.5 or more, share)", True),
-    "pointing": ("that latent's strongest patch lies on the object (share)", True),
+    "pointing": ("best latent's strongest patch lies on the object (share)", True),
     "class_selectivity": ("latent tells its class (MCC)", True),
     "probe_1": ("class read from one latent (AUROC)", True),
     "probe_5": ("class read from five latents (AUROC)", True),
-    "stability": ("found again with another seed (correlation)", True),
-    "causal_size": ("moves the output more than a random latent (share)", True),
-    "causal_agreement": ("moves the class it correlates with (rank, 0.5: chance)", True),
+    "stability": ("latent found again with another seed (correlation)", True),
+    "causal_size": ("latent moves the output more than a random one (share)", True),
+    "causal_agreement": ("latent moves the class it correlates with (rank, 0.5: chance)", True),
 }
 
 
