@@ -215,4 +215,9 @@ def test_the_figure_names_what_it_compares(planted):
     dots = [len(part.get_offsets()) for part in axes.collections]
     assert dots == [4] * 9  # five probes of the first, of the second all but the dense one
     assert "AUROC 1.00" in axes.get_title(loc="left")
+    without = probes.table[probes.table["probe"] != "dense"]
+    axes = probing_figure({"pca": without, "neurons": without}, "layer 4").axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == [
+        "1 latent", "2 latents", "5 latents", "5 latents,\nlabels shuffled"
+    ]  # fmt: skip
     assert "No class" in probing_figure({"SAE": probes.table.iloc[:0]}, "layer 4").axes[0].texts[0].get_text()

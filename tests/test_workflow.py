@@ -120,6 +120,7 @@ def test_another_method_and_seed_run_to_the_report(copy):
     wanted = [f"results/small/sae/{point.format('topk', 1)}/sae.safetensors"]
     wanted += [f"results/small/{part}/{point.format('jumprelu', 1)}.parquet" for part in ("metrics", "other_ks")]
     wanted += [f"results/small/ranking/{point.format('jumprelu', 1)}/latents.parquet"]
+    wanted += [f"results/small/report/{point.format('pca', 0)}/{name}.svg" for name in ("probes", "latents")]
     done = snakemake(copy, *wanted, config=config)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (copy / f"results/small/sae/{point.format('topk', s)}/sae.safetensors" for s in (0, 1))

@@ -16,8 +16,8 @@ def probing_figure(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """How well few latents tell the classes of held-out images: a faint dot per class, a mark for the mean over them.
 
     Args:
-        tables: name of the dictionary -> `Probes.table`, the SAE first and what it is compared with behind it. `dense`,
-            the same for all, is drawn from the first.
+        tables: name of the dictionary -> `Probes.table`, the one in question first and what it is compared with behind
+            it. `dense`, the same for all, is drawn from the first, where that has it.
     """
     figure, axes = plt.subplots(figsize=(9, 4.4))
     first = next(iter(tables.values()))
@@ -27,7 +27,10 @@ def probing_figure(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         return figure
     sizes = [name for name in first["probe"].unique() if name not in ("dense", "shuffled")]
-    columns = [*sizes, "dense", "shuffled"]
+    columns = {size: f"{size} latent{'s' if size != '1' else ''}" for size in sizes}
+    if first["probe"].eq("dense").any():
+        columns["dense"] = "all raw\ndimensions"
+    columns["shuffled"] = f"{columns[sizes[-1]]},\nlabels shuffled"
     rng = np.random.default_rng(0)
     step = 0.8 / len(tables)
     axes.axhline(0.5, color=INK, linestyle=":", linewidth=1)
@@ -53,17 +56,17 @@ def probing_figure(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
                 axes.annotate(f"{mean[probe]:.2f}", (x, mean[probe]), (0, 9), textcoords="offset points", ha="center",
                               color=paint, fontweight="bold", fontsize=8)  # fmt: skip
         axes.plot([], [], BASELINE_MARKS.get(name, "o"), color=INK if number else ACCENT, label=name)
-    words = [f"{size} latent{'s' if size != '1' else ''}" for size in sizes]
-    axes.set_xticks(range(len(columns)), [*words, "all raw\ndimensions", f"{words[-1]},\nlabels shuffled"])
+    axes.set_xticks(range(len(columns)), columns.values())
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(min(0.4, *(table["auroc"].min() for table in tables.values())) - 0.03, 1.02)
     axes.grid(axis="x", visible=False)
     axes.text(0.005, 0.5, "chance", transform=axes.get_yaxis_transform(), va="bottom", color=INK, fontsize=8)
     classes, attributes = len(first) // len(columns), first["attribute"].nunique()
     per_class = f"{classes} classes" + (f" of {attributes} attributes" if attributes > 1 else "")
+    mean = first.groupby("probe")["auroc"].mean()
     axes.set(
-        title=f"One latent tells a class with AUROC {first.loc[first['probe'] == sizes[0], 'auroc'].mean():.2f}, "
-        f"all raw dimensions with {first.loc[first['probe'] == 'dense', 'auroc'].mean():.2f}",
+        title=f"One latent tells a class with AUROC {mean[sizes[0]]:.2f}"
+        + (f", all raw dimensions with {mean['dense']:.2f}" if "dense" in columns else ""),
         ylabel="AUROC on held-out images",
         xlabel=f"what a probe reads; large marks: mean over {per_class}, a small dot each",
     )

@@ -200,7 +200,7 @@ rule evidence_figures:
         ),
         probes=lambda wildcards: expand(
             f"{R}/evidence/layer={{layer}}/k={{k}}/method={{either}}/seed={{seed}}/probes.parquet",
-            either=[wildcards.method, *BASELINES],
+            either=list(dict.fromkeys([wildcards.method, *BASELINES])),
             layer=wildcards.layer,
             k=wildcards.k,
             seed=wildcards.seed,

@@ -17,7 +17,7 @@ with jobs.job(snakemake):
     x = Activations.open(snakemake.input.shards, settings["tokens"], train, verify=False)
     tokens = x.read(np.arange(min(len(x), -(-20 * len(latents) // x.tokens)))).reshape(-1, x.width)
     nulls = matching.null_stability(len(latents), tokens.astype(np.float32), np.random.default_rng(0))
-    dictionaries = [point.method, *settings["baselines"]]
+    dictionaries = dict.fromkeys([point.method, *settings["baselines"]])
     probes = dict(zip(dictionaries, map(pd.read_parquet, snakemake.input.probes), strict=True))
     drawn = {
         "stability": matching_figures.stability_figure(
