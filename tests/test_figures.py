@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae import figures
+from sae import figures, grid_figures
 
 
 def latents(n=30, classes=True):
@@ -116,15 +116,15 @@ def test_layers_of_any_grid(tmp_path, missing):
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     table[list(missing)] = np.nan
-    figure = figures.layers(table)
+    figure = grid_figures.layers(table)
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
     assert len(set(titles)) == 6 and "Latents silent on all held-out tokens" in titles
     if missing:
         assert "not known" in texts(figure)
     figures.save(figure, tmp_path / "a.svg")
-    figures.save(figures.layers(table), tmp_path / "b.svg")
+    figures.save(grid_figures.layers(table), tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    figures.save(figures.layers(table.head(1)), tmp_path / "one.png")
+    figures.save(grid_figures.layers(table.head(1)), tmp_path / "one.png")
 
 
 def test_methods_are_told_apart():
@@ -133,7 +133,7 @@ def test_methods_are_told_apart():
         | {"top1_agreement_mean_ablated": 0.1, "ce_recovered_mean": 0.8, "accuracy": 0.7, "accuracy_clean": 0.9}
         for k in (4, 64) for method in ("topk", "relu")
     ]  # fmt: skip
-    figure = figures.layers(pd.DataFrame(rows))
+    figure = grid_figures.layers(pd.DataFrame(rows))
     assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["k = 4", "k = 64", "relu", "topk"]
     marks = {line.get_marker() for line in figure.axes[0].get_lines()}
     assert len(marks) == 2
@@ -144,7 +144,7 @@ def test_other_ks_shows_every_layer_and_rings_the_trained_k(tmp_path):
         {"layer": layer, "k": k, "method": "topk", "seed": 0, "at_k": n, "fvu": 1 / n, "l0": n}
         for layer in (0, 3, 6, 9, 11) for k in (4, 16) for n in (1, 4, 16, 64)
     ]  # fmt: skip
-    figure = figures.other_ks(pd.DataFrame(rows))
+    figure = grid_figures.other_ks(pd.DataFrame(rows))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert [t for t in titles if t] == [f"layer {n}" for n in (0, 3, 6, 9, 11)]
     rings = [line.get_xdata()[0] for line in figure.axes[0].get_lines() if line.get_markersize() == 10]
@@ -159,7 +159,7 @@ def test_layers_shows_the_saes_among_all_baselines():
         for layer in (0, 6) for k in (4, 8)
         for m, value in [("topk", 0.11 * k), *((b, 0.7) for b in figures.BASELINE_MARKS)]
     ]  # fmt: skip
-    figure = figures.layers(pd.DataFrame(rows))
+    figure = grid_figures.layers(pd.DataFrame(rows))
     lines = [line for line in figure.axes[1].lines if line.get_linestyle() == "-"]
     assert sorted(line.get_ydata()[0] for line in lines) == [0.44, 0.88]
     assert figure.get_suptitle() == "Layers compared: 4 SAEs beside their baselines on held-out images"

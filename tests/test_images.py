@@ -11,6 +11,7 @@ from PIL import Image
 
 from sae import images
 from sae.errors import InputError
+from sae.near_duplicates import near_duplicates
 
 
 def manifest(folder, **options):
@@ -272,8 +273,8 @@ def test_near_duplicates_are_grouped_and_different_pictures_are_not(tmp_path):
 def test_chains_of_near_duplicates_are_one_group():
     base = np.random.default_rng(0).integers(60, 180, (8, 9, 3))
     steps = np.stack([base + 8 * i for i in range(4)] + [255 - base]).astype(np.uint8)
-    assert images.near_duplicates(steps).tolist() == [0, 0, 0, 0, 4]
-    assert images.near_duplicates(steps[[3, 4, 0]]).tolist() == [0, 1, 2]  # without what links them
+    assert near_duplicates(steps).tolist() == [0, 0, 0, 0, 4]
+    assert near_duplicates(steps[[3, 4, 0]]).tolist() == [0, 1, 2]  # without what links them
 
 
 def test_a_sample_keeps_both_splits_and_its_images_when_others_come():

@@ -81,7 +81,7 @@ rule layers_figure:
     conda:
         ENV
     params:
-        settings=settings("figures"),
+        settings=settings("grid_figures"),
     script:
         "../scripts/layers_figure.py"
 
@@ -101,7 +101,7 @@ rule other_ks_figure:
     conda:
         ENV
     params:
-        settings=settings("figures"),
+        settings=settings("grid_figures"),
     script:
         "../scripts/other_ks_figure.py"
 

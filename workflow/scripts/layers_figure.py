@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from sae import figures, jobs
+from sae import figures, grid_figures, jobs
 
 with jobs.job(snakemake):
-    figures.save(figures.layers(pd.read_csv(snakemake.input[0])), snakemake.output[0])
+    figures.save(grid_figures.layers(pd.read_csv(snakemake.input[0])), snakemake.output[0])

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from sae import figures, jobs
+from sae import figures, grid_figures, jobs
 
 with jobs.job(snakemake):
     table = pd.read_parquet(list(snakemake.input), partitioning="hive").astype({"layer": int, "k": int, "method": str})
-    figures.save(figures.other_ks(table), snakemake.output[0])
+    figures.save(grid_figures.other_ks(table), snakemake.output[0])

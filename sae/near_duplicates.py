@@ -1,0 +1,40 @@
+"""Which images look the same: copies in another format or size, slightly changed ones."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+
+THUMBNAIL = (9, 8)  # columns and rows of what tells near duplicates
+_NEAR_BITS, _NEAR_COLOURS = 3, 12  # bits of 64, and levels of 256, by which they may differ
+
+
+def near_duplicates(thumbnails: np.ndarray) -> np.ndarray:
+    """Returns for each image the place of the first one that looks the same, itself where none does.
+
+    Two images look the same where their thumbnails of 9 x 8 pixels differ by at most 12 of 256 levels (root mean
+    square), and in at most 3 of the 64 bits that say which of two neighbours is brighter (dHash, Krawetz 2013); so
+    does what is linked by a chain of such.
+
+    Args:
+        thumbnails: uint8 [n, 8, 9, 3].
+    """
+    grey = thumbnails.astype(np.float32).mean(3)
+    looks = np.packbits((grey[:, :, 1:] > grey[:, :, :-1]).reshape(-1, 64), axis=1).view(np.uint64).ravel()
+    colours = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    pairs = []
+    for band in range(4):  # of two numbers that differ in 3 bits, one quarter is the same
+        key = (looks >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        order = np.argsort(key, kind="stable")
+        for same in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
+            for place, image in enumerate(same[:-1]):
+                others = same[place + 1 :]
+                near = others[np.bitwise_count(looks[others] ^ looks[image]) <= _NEAR_BITS]
+                apart = np.sqrt(np.square(colours[near] - colours[image]).mean(1))
+                near = near[apart <= _NEAR_COLOURS]
+                pairs.append(np.stack([np.full(len(near), image), near], 1))
+    links = np.concatenate(pairs) if pairs else np.empty((0, 2), int)
+    graph = sparse.coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), (len(looks),) * 2)
+    _count, label = sparse.csgraph.connected_components(graph, directed=False)
+    _labels, first = np.unique(label, return_index=True)
+    return first[label]
