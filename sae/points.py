@@ -109,7 +109,7 @@ def ranked(
     """Returns the ranking, each latent with its stability against the same method with other seeds.
 
     Args:
-        others: seed -> dictionary; may be empty: then stability is missing.
+        others: seed -> dictionary, at least one.
         seed: of `sae`.
     """
     median = layer.statistics["norms"]["patch"]["median"]
