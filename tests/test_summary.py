@@ -159,3 +159,10 @@ def test_causes_count_latents_above_their_controls_and_mean_agreement():
     assert found["causal_size"][0] == 0.5 and found["causal_size"][2] == 2  # neither where nothing moves nor unknown
     assert found["causal_agreement"][0] == 0.5 and found["causal_agreement"][2] == 3
     assert summary.causes(table.iloc[:0]) == {}
+
+
+def test_an_interval_holds_its_value_also_where_the_draws_are_biased():
+    draws = 0.3 + 0.02 * np.random.default_rng(0).standard_normal(200)
+    row = summary.table({"stability": (0.4, draws, 9)}).iloc[0]
+    assert row["low"] < 0.4 < row["high"] and np.mean(row["draws"]) == pytest.approx(0.4)
+    assert row["high"] - row["low"] == pytest.approx(np.ptp(np.quantile(draws, [0.025, 0.975])))
