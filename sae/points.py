@@ -141,7 +141,7 @@ def gather(
     """Returns the evidence for and against the latents of one dictionary.
 
     Args:
-        other: the dictionary of the ranking's `partner_seed`.
+        other: the dictionary of the first of the ranking's `partner_seeds`.
         ranking: from `ranked`.
         embedding: of the ranked images [n, D], not of this layer; see `monosemanticity`.
         cover: share of each patch that the object covers, for the held-out images in layer.model["ids"] [m, patches];
@@ -184,7 +184,8 @@ def gather(
         parts |= {f"probe_{size}": summary.probed(found, size, chosen) for size in (1, 5)}
 
     twin = encode(other, held_out)
-    parts["stability"] = summary.stability(codes, twin, ranking.latents["partner_by_correlation"].to_numpy(), w)
+    partner = ranking.latents["partners_by_correlation"].str[0].to_numpy(np.int64)
+    parts["stability"] = summary.stability(codes, twin, partner, w)
 
     drawn = causality.choose(codes, latents, seed)
     # What correlates, be it confirmed or not; classes with too few images to be tested where there are no others.

@@ -74,8 +74,9 @@ def test_a_renumbered_copy_is_perfectly_stable_whatever_its_units():
     assert len(table) == 60
     np.testing.assert_allclose(table[["stability_cosine", "stability_correlation"]], 1, atol=1e-5)
     first, second = table[table["seed"] == 0], table[table["seed"] == 5]
-    assert (order[first["partner_by_cosine"]] == np.arange(30)).all() and (second["partner_by_cosine"] == order).all()
-    assert (first["partner_seed"] == 5).all() and (second["partner_seed"] == 0).all()
+    there, back = (np.stack(part["partners_by_cosine"])[:, 0] for part in (first, second))
+    assert (order[there] == np.arange(30)).all() and (back == order).all()
+    assert (np.stack(first["partner_seeds"]) == [5]).all() and (np.stack(second["partner_seeds"]) == [0]).all()
 
 
 def test_stability_does_not_depend_on_a_seeds_numbering():
@@ -88,7 +89,8 @@ def test_stability_does_not_depend_on_a_seeds_numbering():
     after = stability(decoders, {seed: csr(z) for seed, z in codes.items()}).set_index(["seed", "latent"])
     np.testing.assert_allclose(after.loc[[0, 2], columns], before.loc[[0, 2], columns], atol=1e-6)
     np.testing.assert_allclose(after.loc[1, columns], before.loc[1, columns].iloc[order], atol=1e-6)
-    assert (order[after.loc[0, "partner_by_cosine"]] == before.loc[0, "partner_by_cosine"]).all()
+    there, before_there = (np.stack(table.loc[0, "partners_by_cosine"]) for table in (after, before))
+    assert (order[there[:, 0]] == before_there[:, 0]).all() and (there[:, 1] == before_there[:, 1]).all()
 
 
 def test_stability_is_the_mean_over_the_other_seeds_and_silence_has_no_correlation():
@@ -101,7 +103,12 @@ def test_stability_is_the_mean_over_the_other_seeds_and_silence_has_no_correlati
     assert not table.loc[(0, 2), "fires"] and table["fires"].sum() == 16
     assert (table["stability_correlation"].isna() == ~table["fires"]).all()
     np.testing.assert_allclose(table.loc[0, "stability_correlation"].dropna(), 0.5, atol=0.05)
-    assert (table.loc[0, "partner_seed"] == 1).all() and (table.loc[1, "partner_seed"] == 0).all()
+    assert (np.stack(table.loc[1, "partner_seeds"]) == [0, 2]).all()
+    r = np.stack(table.loc[0, "partner_correlations"])
+    np.testing.assert_allclose(r[[0, 1, 3, 4, 5], 0], 1, atol=1e-5)
+    fires = table.loc[0, "fires"]
+    np.testing.assert_allclose(r.mean(1)[fires], table.loc[0, "stability_correlation"][fires])
+    assert (np.stack(table.loc[0, "partners_by_cosine"])[:, 0] == np.arange(6)).all()
 
 
 def test_stability_needs_two_dictionaries_of_one_size():

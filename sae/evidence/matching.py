@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from sae.errors import InputError
 
 FATES = ("same", "split", "changed", "merged", "lost", "dead")
+_PARTNERS = ("partner_seeds", "partners_by_cosine", "partners_by_correlation", "partner_correlations")
 _BLOCK = 2**24  # how many correlations are computed at a time, so that 24,576 x 24,576 of them need no tens of GB
 
 
@@ -81,8 +82,8 @@ def stability(decoders: dict[int, np.ndarray], codes: dict[int, sparse.csr_array
 
     Returns:
         a row per seed and latent: seed, latent, fires (on any of the tokens), stability_cosine, stability_correlation
-        (NaN where it does not fire), partner_seed (the first of the other seeds), and its latents partner_by_cosine and
-        partner_by_correlation.
+        (NaN where it does not fire); and for each other seed, in lists: partner_seeds, the counterparts there
+        partners_by_cosine and partners_by_correlation, and partner_correlations, how well the latter correlate.
 
     Raises:
         InputError: there is one seed only, or the dictionaries differ in size.
@@ -93,27 +94,30 @@ def stability(decoders: dict[int, np.ndarray], codes: dict[int, sparse.csr_array
     if len({decoders[seed].shape for seed in seeds}) > 1:
         raise InputError("stability: the seeds' dictionaries differ in size")
     similarity = {name: {seed: [] for seed in seeds} for name in ("cosine", "correlation")}
-    partner: dict[int, dict] = {}
+    partners: dict[int, dict[str, list]] = {seed: {name: [] for name in _PARTNERS} for seed in seeds}
     for one, two in combinations(seeds, 2):
         pairs = {
             "correlation": assign(correlation(codes[one], codes[two])),
             "cosine": assign(_unit(decoders[one]) @ _unit(decoders[two]).T),
         }
-        first, second = {"partner_seed": two}, {"partner_seed": one}
+        for here, there in ((one, two), (two, one)):
+            partners[here]["partner_seeds"].append(np.full(codes[here].shape[1], there))
         for name, found in pairs.items():
             back = np.argsort(found["other"])  # the same pairs, in the order of the second seed's latents
-            similarity[name][one].append(found["similarity"].to_numpy())
-            similarity[name][two].append(found["similarity"].to_numpy()[back])
-            first[f"partner_by_{name}"], second[f"partner_by_{name}"] = found["other"].to_numpy(), back
-        partner.setdefault(one, first)
-        partner.setdefault(two, second)
+            for seed, other, order in ((one, found["other"].to_numpy(), slice(None)), (two, back, back)):
+                values = found["similarity"].to_numpy()[order]
+                similarity[name][seed].append(values)
+                partners[seed][f"partners_by_{name}"].append(other)
+                if name == "correlation":
+                    partners[seed]["partner_correlations"].append(values)
     tables = []
     for seed in seeds:
         fires = codes[seed].sum(0) > 0
         table = {"seed": seed, "latent": np.arange(len(fires)), "fires": fires}
         table["stability_cosine"] = np.mean(similarity["cosine"][seed], 0)
         table["stability_correlation"] = np.where(fires, np.mean(similarity["correlation"][seed], 0), np.nan)
-        tables.append(pd.DataFrame(table | partner[seed]))
+        table |= {name: list(np.stack(lists, 1)) for name, lists in partners[seed].items()}
+        tables.append(pd.DataFrame(table))
     return pd.concat(tables, ignore_index=True)
 
 
