@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
+
+import pandas as pd
 
 from sae.errors import InputError
 from sae.files import sha256
@@ -72,6 +74,12 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
             raise
         finally:
             sys.stderr = terminal
+
+
+def grid(paths: Sequence[str]) -> pd.DataFrame:
+    """Reads tables of grid points, with the layer, k, method and seed that stand in their paths."""
+    table = pd.read_parquet(list(paths), partitioning="hive")
+    return table.astype({"layer": int, "k": int, "method": str, "seed": int})
 
 
 class _Both:

@@ -100,6 +100,7 @@ def code(module):
             if isinstance(node, ast.ImportFrom) and node.module in (
                 "sae",
                 "sae.evidence",
+                "sae.explorer",
             ):
                 package = node.module.removeprefix("sae").lstrip(".")
                 todo += [f"{package}.{a.name}".lstrip(".") for a in node.names]
@@ -108,6 +109,13 @@ def code(module):
             ):
                 todo.append(node.module.removeprefix("sae."))
     return hashlib.sha256(repr(sorted(seen.items())).encode()).hexdigest()[:12]
+
+
+def content(folder):
+    """Returns a hash of the files in a folder of the code, for a param: see `code`."""
+    files = sorted(path for path in (HERE / folder).rglob("*") if path.is_file())
+    parts = [(path.relative_to(HERE).as_posix(), path.read_bytes()) for path in files]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def settings(module, **values):

@@ -1,14 +1,11 @@
 """Concludes: SAEs against every baseline, over the grid."""
 
-import pandas as pd
-
 from sae import figures, files, jobs
 from sae.evidence import conclusion, summary
 
 settings = snakemake.params.settings
 with jobs.job(snakemake):
-    table = pd.read_parquet(list(snakemake.input), partitioning="hive")
-    table = table.astype({"layer": int, "k": int, "method": str, "seed": int})
+    table = jobs.grid(snakemake.input)
     compared = summary.compare(table, settings["methods"], settings["baselines"])
     with files.whole(snakemake.output.page) as part:
         part.write_text(conclusion.page(table, compared, settings["name"]))

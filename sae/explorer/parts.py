@@ -1,0 +1,46 @@
+"""The page's data on disk: small scripts, since a page opened from disk may run scripts but not read files."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write(folder: Path, name: str, value: Any) -> None:
+    """Writes `folder`/`name`.js, which hands `value` to the page.
+
+    Everything outside ASCII is escaped, so that the file means the same in any encoding. NaN is refused.
+    """
+    path = folder / f"{name}.js"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    path.write_text(f"parts.take({json.dumps(name)},{text})\n")
+
+
+def pack(values: np.ndarray, kind: str) -> str:
+    """Returns unsigned integers as base64, little-endian; `kind` is u1, u2 or u4 (bytes each).
+
+    Raises:
+        ValueError: a value does not fit.
+    """
+    values = np.asarray(values)
+    if values.size and (values.min() < 0 or values.max() > np.iinfo(kind).max):
+        raise ValueError(f"values from {values.min()} to {values.max()} do not fit into {kind}")
+    return base64.b64encode(values.astype(f"<{kind}").tobytes()).decode()
+
+
+def numbers(values: Any, digits: int = 3) -> list[float | int | None]:
+    """Returns numbers at so many significant digits, and None for what is not known."""
+    return [number(value, digits) for value in np.asarray(values, np.float64).tolist()]
+
+
+def number(value: float, digits: int = 3) -> float | int | None:
+    """Returns one number as `numbers` does."""
+    if not np.isfinite(value):
+        return None
+    rounded = float(f"{value:.{digits}g}")
+    return int(rounded) if rounded.is_integer() else rounded

@@ -1,0 +1,109 @@
+"use strict";
+// Which view a link means, and what is the same in all of them: the trail, keys, theme, help.
+
+const app = (() => {
+  const main = document.getElementById("main");
+  let grid = null;
+  let params = {};
+  let turn = 0;
+
+  /** Shows what the address asks for. */
+  async function route() {
+    const mine = ++turn;
+    params = link.read(location.hash);
+    try {
+      grid ??= await parts.load("grid");
+      const made = await viewOf(params);
+      if (mine !== turn) return; // another link was followed meanwhile
+      const { view, shown } = Array.isArray(made) ? { view: made } : made;
+      main.replaceChildren(...view.flat(Infinity).filter(Boolean));
+      const title = main.querySelector("h1")?.textContent ?? "";
+      document.title = `${title} · ${grid.name}`;
+      trail();
+      window.scrollTo(0, 0);
+      if (shown) shown();
+      else main.focus({ preventScroll: true });
+      main.dataset.ready = location.hash || "#";
+      performance.mark("shown");
+    } catch (error) {
+      main.replaceChildren(h("h1", {}, "This cannot be shown"), h("p", { class: "error" }, String(error.message ?? error)));
+    }
+  }
+
+  function viewOf(asked) {
+    if (asked.image !== undefined) return imageView(grid, asked);
+    if (asked.images !== undefined) return imagesView(grid, asked);
+    if (asked.latent !== undefined) return latentView(grid, asked);
+    if (asked.layer !== undefined || asked.k !== undefined) return pointView(grid, asked);
+    return gridView(grid, asked);
+  }
+
+  /** Grid › layer 6, k 32 › latent 17 */
+  function trail() {
+    const steps = [h("a", { href: "#" }, grid.name)];
+    const point = params.layer !== undefined || params.k !== undefined ? pointOf(grid, params) : null;
+    if (params.image !== undefined || params.images !== undefined) steps.push(h("a", { href: "#images=" }, "images"));
+    else if (point) steps.push(h("a", { href: link.write(pointLink(grid, point)) }, pointName(grid, point)));
+    if (params.latent !== undefined) steps.push(h("span", { "aria-current": "page" }, `latent ${params.latent}`));
+    if (params.image !== undefined) steps.push(h("span", { "aria-current": "page" }, `image ${params.image}`));
+    document.getElementById("trail").replaceChildren(...steps.flatMap((s, i) => (i ? [" › ", s] : [s])));
+  }
+
+  function up() {
+    const point = pointOf(grid, params);
+    if (params.image !== undefined) return "#images=";
+    return params.latent !== undefined && point ? link.write(pointLink(grid, point)) : "#";
+  }
+
+  function keys(event) {
+    const typing = event.target.closest?.("input, select, textarea, dialog");
+    if (typing || event.ctrlKey || event.metaKey || event.altKey || !grid) return;
+    const click = (id) => document.getElementById(id)?.click();
+    const does = {
+      ArrowLeft: () => click("previous"),
+      ArrowRight: () => click("next"),
+      r: () => click("random"),
+      h: heat.toggle,
+      u: () => (location.hash = up()),
+      g: () => (location.hash = "#"),
+      i: () => (location.hash = "#images="),
+      "?": () => click("help"),
+    }[event.key];
+    does?.();
+  }
+
+  function theme(name) {
+    document.documentElement.dataset.theme = name;
+    remembered.set("theme", name);
+  }
+
+  function start() {
+    const system = matchMedia("(prefers-color-scheme: dark)");
+    document.documentElement.dataset.theme = remembered.get("theme") ?? (system.matches ? "dark" : "light");
+    system.addEventListener("change", (event) => {
+      if (!remembered.get("theme")) document.documentElement.dataset.theme = event.matches ? "dark" : "light";
+      route();
+    });
+    document.getElementById("theme").addEventListener("click", () => {
+      theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+      route(); // charts take their colours when they are drawn
+    });
+    document.getElementById("skip").addEventListener("click", (event) => (event.preventDefault(), main.focus()));
+    const dialog = document.getElementById("help-text");
+    dialog.append(
+      h("h2", {}, "Keys"),
+      h("dl", { class: "keys" }, KEYS.map(([key, what]) => h("div", {}, h("dt", {}, h("kbd", {}, key)), h("dd", {}, what)))),
+      h("p", { class: "quiet" }, "What a number means stands under it when you point at it. Charts: Vega-Lite (BSD 3-clause)."),
+      h("form", { method: "dialog" }, h("button", {}, "close")),
+    );
+    document.getElementById("help").addEventListener("click", () => dialog.showModal());
+    document.addEventListener("keydown", keys);
+    window.addEventListener("hashchange", route);
+    heat.apply();
+    route();
+  }
+
+  return { start };
+})();
+
+app.start();

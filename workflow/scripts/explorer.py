@@ -1,0 +1,26 @@
+"""Writes the explorer's page, the numbers of the grid and the pictures."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from sae import files, jobs
+from sae.explorer import page, parts, point
+
+settings = snakemake.params.settings
+with jobs.job(snakemake):
+    manifest = pd.read_parquet(snakemake.input.manifest)
+    model = files.read_json(snakemake.input.model)
+    metrics, summaries = (jobs.grid(snakemake.input[name]) for name in ("metrics", "summaries"))
+    opened = point.openable(manifest, settings["images"])["id"].tolist()
+    pictured = {*opened}
+    for path in snakemake.input.images:
+        pictured.update(pd.read_parquet(path, columns=["image_id"])["image_id"].unique().tolist())
+    facts = {name: settings[name] for name in ("name", "model", "tokens")} | {"geometry": model["geometry"]}
+    numbers = page.grid(metrics, summaries, settings["methods"], settings["baselines"], facts)
+    data = Path(snakemake.output.grid).parent
+    parts.write(data, "grid", numbers)
+    parts.write(data, "images", page.image_list(manifest, opened, sorted(pictured)))
+    page.pictures(Path(snakemake.output.pictures), manifest, snakemake.input.pixels, sorted(pictured))
+    page.app(Path(snakemake.output.app))
+    page.page(Path(snakemake.output.page))
