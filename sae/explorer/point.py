@@ -71,9 +71,10 @@ def write(
     opened = openable(layer.manifest, most)["id"].to_numpy()
     shown = tables.images[tables.images["panel"] != "silent"]
     lit, on_images = _encode(sae, layer, shown, opened)
-    best = _best(tables.classes)
+    tested = tables.classes[tables.classes["q"].notna()]
+    best, confirmed = _best(tested), _best(tested[tested["confirmed"].astype(bool)])
     parts.write(folder, f"{name}/table", _table(tables, best))
-    about = _latents(sae, tables, best, lit, layer.geometry.grid[1], point, seeds)
+    about = _latents(sae, tables, best, confirmed, lit, layer.geometry.grid[1], point, seeds)
     for first in range(0, len(about), LATENTS_PER_FILE):
         chunk = about[first : first + LATENTS_PER_FILE]
         parts.write(folder, f"{name}/latents/{first // LATENTS_PER_FILE:04d}", chunk)
@@ -168,9 +169,9 @@ def _levels(values: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _best(classes: pd.DataFrame) -> pd.DataFrame:
-    """Returns by latent the row of the tested class with the highest MCC on train images."""
-    tested = classes[classes["q"].notna()].sort_values(["latent", "mcc", "attribute"], ascending=[True, False, True])
-    return tested.drop_duplicates("latent").set_index("latent")
+    """Returns by latent the row of the class with the highest MCC on train images, as `classes.named` does."""
+    order = classes.sort_values(["latent", "mcc", "attribute"], ascending=[True, False, True])
+    return order.drop_duplicates("latent").set_index("latent")
 
 
 def _table(tables: Tables, best: pd.DataFrame) -> dict[str, Any]:
@@ -203,6 +204,7 @@ def _latents(
     sae: SparseAutoencoder,
     tables: Tables,
     best: pd.DataFrame,
+    confirmed: pd.DataFrame,
     lit: Mapping[tuple[int, int], tuple[np.ndarray, np.ndarray]],
     grid_columns: int,
     point: Mapping[str, Any],
@@ -217,9 +219,10 @@ def _latents(
     for fact, (_index, score) in zip(tables.latents.to_dict("records"), tables.scores.iterrows(), strict=True):
         latent = fact["latent"]
         of_class = best.loc[latent] if latent in best.index else None
+        other = confirmed.loc[latent] if latent in confirmed.index else None
         cause = causes.loc[latent] if latent in causes.index else None
         entry = {
-            "headline": words.headline(fact, of_class),
+            "headline": words.headline(fact, of_class, other),
             "checks": words.checks(fact, of_class, score, cause),
         }
         if fact["status"] != "dead":
@@ -340,9 +343,13 @@ def _relatives(tables: Tables, point: Mapping[str, Any], seeds: Sequence[int]) -
                 add(row.latent, {"k": int(row.next_k)}, child, None if place else row.r_best, row.fate)
             if not children:
                 add(row.latent, {"k": int(row.next_k)}, None, row.r_best, row.fate)
-        before = tables.fates[(tables.fates["next_k"] == k) & (tables.fates["r_best"] >= RELATED)]
-        for row in before.sort_values("r_best", ascending=False).groupby("best").head(3).itertuples():
+        before = tables.fates[tables.fates["next_k"] == k]
+        kin = before[before["r_best"] >= RELATED].sort_values("r_best", ascending=False)
+        for row in kin.groupby("best").head(3).itertuples():
             add(row.best, {"k": int(row.k)}, row.latent, row.r_best, row.fate)
+        for other_k in before["k"].unique():
+            for latent in np.setdiff1d(tables.latents["latent"], kin["best"]).tolist():
+                add(latent, {"k": int(other_k)}, None, None, "none")
     if len(tables.chains):
         chains = tables.chains[~tables.chains["shuffled"]]
         layers = sorted(chains["layer"].unique().tolist())

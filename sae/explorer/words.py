@@ -17,12 +17,13 @@ _ROLES = {
 }
 
 
-def headline(fact: Mapping[str, Any], best: pd.Series | None) -> str:
+def headline(fact: Mapping[str, Any], best: pd.Series | None, other: pd.Series | None = None) -> str:
     """Returns in one sentence what a latent responds to, as far as is known.
 
     Args:
         fact: its row of latents.parquet.
         best: the row of classes.parquet of the tested class with the highest MCC on train images; None: there is none.
+        other: the row of the confirmed class with the highest one, if that is another.
     """
     if fact["status"] == "dead":
         return "Dead: it fires on no token of any image, so there is nothing to be said of it."
@@ -32,6 +33,8 @@ def headline(fact: Mapping[str, Any], best: pd.Series | None) -> str:
         return "No class is known for it: none in whose train images it fires has enough images to be tested."
     name = _class(best)
     if not best["confirmed"]:
+        if other is not None:
+            return f"The class that fits best on train images, {name}, is not confirmed; {_class(other)}, which fits less, is."
         return f"No class is confirmed for it. The best on train images, {name}, may be chance on held-out ones."
     right, flagged, support = (int(best[c]) for c in ("right_held_out", "flagged_held_out", "support_held_out"))
     return (

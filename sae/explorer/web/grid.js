@@ -121,7 +121,9 @@ function frontier(grid, saes) {
 function overLayers(grid, saes, measure) {
   const baselines = grid.points.filter((p) => grid.baselines.includes(p.method));
   const format = measure.unit === "share" ? "%" : "~g";
-  const y = { field: "value", type: "quantitative", title: measure.name, axis: { format }, scale: { zero: false } };
+  const every = [...saes, ...baselines].map((p) => p.values[measure.key]).filter((v) => typeof v === "number");
+  const scale = measure.log && Math.min(...every) > 0 ? { type: "log" } : { zero: false };
+  const y = { field: "value", type: "quantitative", title: measure.name, axis: { format, tickCount: 6 }, scale };
   const x = { field: "layer", type: "ordinal", title: "layer", axis: { labelAngle: 0 }, scale: { type: "point", padding: 0.6 } };
   const ks = [...new Set(saes.map((p) => p.k))].sort((a, b) => a - b);
   const shades = { domain: ks, range: ks.map((_, i) => `rgb(${viridis(ks.length > 1 ? 0.1 + (0.7 * i) / (ks.length - 1) : 0.3)})`) };
@@ -140,6 +142,6 @@ function overLayers(grid, saes, measure) {
     layer.unshift({ data: { values: lines }, mark: { type: "point", size: 45, color: charts.colour("quiet"), opacity: 0.7 }, encoding: { x, y, shape, tooltip } });
   }
   const about = `${measure.name} over the layers; band: 95 % interval on held-out images, where there is one; grey: baselines.`;
-  const spec = { title: `${measure.name[0].toUpperCase()}${measure.name.slice(1)} by layer`, height: 260, layer, resolve: { scale: { color: "independent" } } };
+  const spec = { title: `${measure.name[0].toUpperCase()}${measure.name.slice(1)} by layer`, height: 260, layer };
   return charts.chart({ name: `${grid.name}-${measure.key}`, about, spec, drawn: openPoint(grid) });
 }

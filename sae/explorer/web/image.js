@@ -102,7 +102,7 @@ async function imageView(grid, params) {
         h("a", { href }, f.latent),
         h("span", { class: "bar" }, h("span", { style: `width:${(100 * f.value) / most}%` })),
         h("span", { class: "number" }, show(f.value)),
-        h("span", { class: "name" }, name ?? (role ? `(${role})` : ""), token === null && patches ? h("small", { class: "quiet" }, ` ${f.places.length} patch${f.places.length === 1 ? "" : "es"}`) : ""),
+        h("span", { class: "name", title: `${name ?? role ?? "no confirmed class"}; fires on ${f.everywhere ? f.places.length : "some"} of ${rows * columns} patches` }, name ?? (role ? `(${role})` : "")),
       );
     });
     return h("section", {}, h("h3", {}, `layer ${point.layer}`), items.length ? h("ol", {}, items) : h("p", { class: "quiet" }, "None."));

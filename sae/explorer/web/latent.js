@@ -108,7 +108,7 @@ function pictureRows(grid, point, about, images) {
   const note = patches
     ? `Lit where it fires (scale: 0 to ${show(about.scale)}); the box is its strongest patch. Below: activation there, label; * held-out image. Near duplicates of a shown image are left out.`
     : "This SAE reads the class token alone, so there are no maps. Below: activation, label; * held-out image.";
-  return h("section", { "aria-label": "Images" }, h("div", { class: "row" }, h("h2", {}, "Images"), patches && heat.controls()), h("p", { class: "quiet" }, note), rows);
+  return h("section", { "aria-label": "Images" }, h("div", { class: "row" }, h("h2", {}, "Images"), patches && heat.controls()), h("p", { class: "quiet" }, note), rows[0], h("div", { class: "panels" }, rows.slice(1)));
 }
 
 function histogram(grid, point, table, latent, about) {
@@ -118,11 +118,12 @@ function histogram(grid, point, table, latent, about) {
   const spec = {
     height: 150,
     data: { values: values.filter((v) => v.high >= used[0].low && v.low <= used.at(-1).high) },
-    mark: { type: "bar", tooltip: true },
+    mark: { type: "rect", tooltip: true, stroke: charts.colour("paper") },
     encoding: {
       x: { field: "low", type: "quantitative", scale: { type: "log", base: 2, nice: false }, title: "activation", axis: { format: "~g", tickCount: 6 } },
       x2: { field: "high" },
       y: { field: "count", type: "quantitative", title: "tokens", axis: { format: "~s" } },
+      y2: { datum: 0 },
       tooltip: [{ field: "low", format: ".3~g", title: "from" }, { field: "high", format: ".3~g", title: "to" }, { field: "count", title: "tokens" }],
     },
   };
@@ -153,7 +154,7 @@ function classTable(about) {
       {},
       h("tr", {}, h("th", { scope: "rowgroup", rowspan: 2, class: "text" }, name, h("br"), h("small", { class: c.confirmed ? "yes" : "quiet", title: c.q === null ? null : `q = ${c.q}` }, verdict)),
         h("td", {}, "train"), h("td", {}, share(rightTrain, flaggedTrain), h("small", {}, ` ${rightTrain} of ${flaggedTrain}`)), h("td", {}, share(rightTrain, supportTrain), h("small", {}, ` of ${supportTrain}`)), h("td", {}, show(aurocTrain))),
-      h("tr", {}, h("td", {}, "held out"), h("td", {}, share(right, flagged), h("small", {}, ` ${right} of ${flagged}${between(c.precision)}`)), h("td", {}, share(right, support), h("small", {}, ` of ${support}${between(c.recall)}`)), h("td", {}, show(auroc))),
+      h("tr", {}, h("td", { class: "narrow" }, "held out"), h("td", {}, share(right, flagged), h("small", {}, ` ${right} of ${flagged}${between(c.precision)}`)), h("td", {}, share(right, support), h("small", {}, ` of ${support}${between(c.recall)}`)), h("td", {}, show(auroc))),
     );
   });
   const head = [
@@ -210,7 +211,7 @@ async function relatives(grid, point, about) {
       const [[key, value]] = Object.entries(to);
       const where = `${places[key]} ${value}: `;
       const words = meaning[note] ?? note;
-      if (latent === null) return h("li", {}, where, h("span", { class: "quiet" }, `none (the best correlation there is ${show(r)})`));
+      if (latent === null) return h("li", {}, where, h("span", { class: "quiet" }, r === null ? "none" : `none (the best correlation there is ${show(r)})`));
       const other = { ...point, ...to };
       const text = `latent ${latent}`;
       const target = known && grid.points.find((p) => pathOf(p) === pathOf(other));

@@ -1,15 +1,15 @@
 "use strict";
 // What each number means, shown wherever it stands.
 
-/** What can colour the grid's map. higher: whether more is better; null where neither is. */
+/** What can colour the grid's map. higher: whether more is better; null where neither is. log: spread over powers of ten. */
 const MEASURES = [
-  { key: "fvu", name: "FVU", unit: "share", higher: false, about: "Fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − mean‖² over held-out tokens. 0: reconstructed exactly; 100 %: no better than always answering the mean." },
+  { key: "fvu", name: "FVU", unit: "share", log: true, higher: false, about: "Fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − mean‖² over held-out tokens. 0: reconstructed exactly; 100 %: no better than always answering the mean." },
   { key: "l0", name: "L0", unit: "number", higher: null, about: "Latents that fire on a token, mean over held-out tokens." },
   { key: "dead", name: "dead latents", unit: "share", higher: false, about: "Share of latents that fire on no held-out token." },
   { key: "dense", name: "dense latents", unit: "share", higher: null, about: "Share of latents that fire on more than 10 % of the held-out tokens." },
   { key: "top1_agreement", name: "top-1 agreement", unit: "share", higher: true, about: "With the reconstruction in place of the layer's output: share of held-out images whose most likely class stays the same." },
   { key: "ce_recovered_mean", name: "cross-entropy recovered", unit: "share", higher: true, about: "With the reconstruction in place of the layer's output: how much of the cross-entropy is kept. 100 %: all of it; 0: as if every token were the mean token." },
-  { key: "kl", name: "KL", unit: "number", higher: false, about: "How far the ViT's output moves when it sees the reconstruction: KL(untouched ‖ with the SAE), nats per image." },
+  { key: "kl", name: "KL", unit: "number", log: true, higher: false, about: "How far the ViT's output moves when it sees the reconstruction: KL(untouched ‖ with the SAE), nats per image." },
   { key: "output_cosine", name: "output cosine", unit: "number", higher: true, about: "Cosine of the ViT's outputs with and without the reconstruction." },
   { key: "concept_recovery", name: "concept recovery", unit: "number", higher: true, about: "For each class the latent that finds it best, chosen on train images: its F1 on held-out images, mean over classes." },
   { key: "class_coverage", name: "class coverage", unit: "share", higher: true, about: "Share of classes that some latent, chosen on train images, finds with an F1 of 0.5 or more on held-out images." },
@@ -43,7 +43,7 @@ const FILTERS = [
   { key: "position-driven", about: "It fires by place in the image or along its border, whatever is shown there.", is: (t, i) => ["position", "border"].includes(t.roles[t.role[i]]) },
   { key: "artefact or prefix", about: "It fires on tokens of unusual norm, or on class and register tokens.", is: (t, i) => ["artefact", "prefix"].includes(t.roles[t.role[i]]) },
   { key: "unstable", about: "Its counterparts in SAEs of other seeds correlate below 0.5 with it.", is: (t, i, found) => t.stability[i] !== null && t.stability[i] < found },
-  { key: "no confirmed class", about: "No class passes the test on held-out images.", is: (t, i) => t.class[i] < 0 },
+  { key: "no confirmed class", about: "The class that fits it best on train images does not pass the test on held-out ones, or there is none.", is: (t, i) => t.class[i] < 0 },
 ];
 
 /** Where a latent fires: the entries of grid.on, in words. */
