@@ -34,7 +34,7 @@ def headline(fact: Mapping[str, Any], best: pd.Series | None, other: pd.Series |
     name = _class(best)
     if not best["confirmed"]:
         if other is not None:
-            return f"The class that fits best on train images, {name}, is not confirmed; {_class(other)}, which fits less, is."
+            return f"The class that fits best, {name}, is not confirmed on held-out images; {_class(other)} is."
         return f"No class is confirmed for it. The best on train images, {name}, may be chance on held-out ones."
     right, flagged, support = (int(best[c]) for c in ("right_held_out", "flagged_held_out", "support_held_out"))
     return (
