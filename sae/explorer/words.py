@@ -86,7 +86,7 @@ def _alike(score: pd.Series) -> tuple[str, str]:
         return "open", "Are its images alike? It fires on too few to say."
     above = (value - usual) / spread
     verdict = "are more alike than" if above > 2 else "are no more alike than"
-    text = f"Its images {verdict} any: {value:.2f}, {above:+.1f} deviations from chance."
+    text = f"Its images {verdict} any: {value:.3f}, {above:+.1f} deviations from chance."
     return "yes" if above > 2 else "no", text
 
 

@@ -132,10 +132,11 @@ function overLayers(grid, saes, measure) {
   const tooltip = ["method", "layer", "k", "seed", "value", "low", "high"].map((field) => ({ field, format: ["value", "low", "high"].includes(field) ? ".3" : undefined }));
   const detail = [{ field: "method" }, { field: "seed" }];
   const layer = [
-    { data: ours, mark: { type: "area", opacity: 0.18 }, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color, detail }, transform: [{ filter: "isValid(datum.low)" }] },
     { data: ours, mark: { type: "line", strokeWidth: 2 }, encoding: { x, y, color, detail } },
     { data: ours, mark: { type: "point", filled: true, size: 80, opacity: 1, cursor: "pointer" }, encoding: { x, y, color, tooltip } },
   ];
+  const known = ours.values.filter((v) => v.low !== null);
+  if (known.length) layer.unshift({ data: { values: known }, mark: { type: "area", opacity: 0.18 }, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color, detail } });
   const lines = rowsOf(grid, baselines, measure.key);
   if (lines.length) {
     const shape = { field: "method", type: "nominal", title: "baselines", scale: { domain: grid.baselines } };

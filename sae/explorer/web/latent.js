@@ -176,20 +176,23 @@ function causes(grid, point, latent, about) {
   const text = `Taken out on the ${cause.images} held-out images on which it is strongest, it moves the output by ${own} ${unit}; a random latent of the same norm moves it by ${control}${cause.p === null ? "" : ` (p = ${cause.p})`}; added to images on which it is silent, by ${steered}.`;
   const values = cause.effects.map(([kind, attribute, name, effect, se]) => ({ kind: kinds[kind], class: attribute === "label" || attribute === "class" ? name : `${attribute}: ${name}`, effect, low: effect - 2 * (se ?? 0), high: effect + 2 * (se ?? 0) }));
   if (!values.length) return h("p", {}, text);
-  const y = { field: "class", type: "nominal", sort: "-x", title: null, axis: { labelLimit: 150 } };
+  const ends = [Math.min(0, ...values.map((v) => v.low)), Math.max(0, ...values.map((v) => v.high))];
+  const x = { type: "quantitative", scale: { domain: ends, nice: true }, title: null };
+  const y = { field: "class", type: "nominal", sort: null, title: null, axis: { labelLimit: 150, minExtent: 150 } };
+  const shown = Object.values(kinds).filter((kind) => values.some((v) => v.kind === kind));
   const spec = {
-    data: { values },
-    facet: { row: { field: "kind", title: null, sort: Object.values(kinds), header: { labelAngle: 0, labelOrient: "top", labelAnchor: "start" } } },
-    resolve: { scale: { y: "independent" } },
-    spec: {
+    width: undefined,
+    spacing: 8,
+    vconcat: shown.map((kind, place) => ({
+      title: { text: kind, fontSize: 12, fontWeight: "normal" },
+      data: { values: values.filter((v) => v.kind === kind) },
       width: 240,
       height: { step: 15 },
       layer: [
-        { mark: { type: "bar", tooltip: true }, encoding: { y, x: { field: "effect", type: "quantitative", title: "effect on the log-odds, nats" } } },
-        { mark: { type: "rule" }, encoding: { y, x: { field: "low", type: "quantitative" }, x2: { field: "high" }, color: { value: charts.colour("ink") } } },
+        { mark: { type: "bar", tooltip: true }, encoding: { y, x: { ...x, field: "effect", title: place === shown.length - 1 ? "effect on the log-odds, nats" : null } } },
+        { mark: { type: "rule", color: charts.colour("ink") }, encoding: { y, x: { ...x, field: "low" }, x2: { field: "high" } } },
       ],
-    },
-    width: undefined,
+    })),
   };
   const about2 = `${text} Bars: the classes that move most (what the latent does for them; when it is taken out they lose this). Lines: ± 2 standard errors.`;
   return charts.chart({ name: `${grid.name}-${pathOf(point).replaceAll("/", "-")}-latent-${latent}-causes`, about: about2, spec });

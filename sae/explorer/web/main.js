@@ -10,7 +10,8 @@ const app = (() => {
   /** Shows what the address asks for. */
   async function route() {
     const mine = ++turn;
-    params = link.read(location.hash);
+    const asked = location.hash || "#";
+    params = link.read(asked);
     try {
       grid ??= await parts.load("grid");
       const made = await viewOf(params);
@@ -23,7 +24,7 @@ const app = (() => {
       window.scrollTo(0, 0);
       if (shown) shown();
       else main.focus({ preventScroll: true });
-      main.dataset.ready = location.hash || "#";
+      main.dataset.ready = asked;
       performance.mark("shown");
     } catch (error) {
       main.replaceChildren(h("h1", {}, "This cannot be shown"), h("p", { class: "error" }, String(error.message ?? error)));

@@ -4,12 +4,18 @@
 /** What the table of each point shows last: the order in which "next" walks. */
 const orders = new Map();
 
+/** What a table is sorted by at first: what says most of what there is. */
+function first(columns) {
+  const key = ["mcc", "stability"].find((k) => columns.some((c) => c.key === k));
+  return key ? `-${key}` : "latent";
+}
+
 async function pointView(grid, params) {
   const point = pointOf(grid, params);
   if (!point) return notThere(grid, `There is no SAE for ${JSON.stringify(params)} in this grid.`);
   const table = await tableOf(grid, point);
   const columns = filledColumns(table);
-  const state = { filters: readFilters(params.filter), search: params.search ?? "", sort: params.sort ?? (columns.some((c) => c.key === "mcc") ? "-mcc" : "latent"), brush: null };
+  const state = { filters: readFilters(params.filter), search: params.search ?? "", sort: params.sort ?? first(columns), brush: null };
   const count = h("p", { class: "count", role: "status" });
   const clear = h("button", { type: "button", class: "minor", hidden: true }, "clear the brush");
   const height = columns.some((c) => c.key === "mcc") ? "mcc" : columns.some((c) => c.key === "monosemanticity") ? "monosemanticity" : "stability";
@@ -39,21 +45,23 @@ async function pointView(grid, params) {
     clear.hidden = !state.brush;
     const plain = select(table, { ...state, brush: null, found: grid.found });
     scatter?.data("latents", dots(plain)).run();
-    const address = { ...here, filter: writeFilters(state.filters), search: state.search, sort: state.sort === "latent" ? "" : state.sort };
+    const address = { ...here, filter: writeFilters(state.filters), search: state.search, sort: state.sort === first(columns) ? "" : state.sort };
     history.replaceState(null, "", link.write(address));
   }
 
   const dots = (rows) => rows.filter((i) => table.density[i] > 0 && table[height][i] !== null).map((i) => ({ latent: i, density: table.density[i], [height]: table[height][i], class: cellOf(table, "class", i) ?? "not confirmed", confirmed: table.class[i] >= 0 }));
   const column = COLUMNS.find((c) => c.key === height);
   const colours = { domain: [true, false], range: [charts.colour("accent"), charts.colour("quiet")] };
+  // Axes that stay, whatever the filters leave.
+  const domain = (field) => [Math.min, Math.max].map((f) => f(...dots(table.latent).map((d) => d[field])));
   const spec = {
     height: 260,
     data: { name: "latents", values: dots(table.latent) },
     params: [{ name: "brush", select: "interval" }],
     mark: { type: "point", filled: true, size: 22, opacity: 0.65 },
     encoding: {
-      x: { field: "density", type: "quantitative", scale: { type: "log" }, title: "density: share of the held-out tokens on which it fires", axis: { format: "~%", tickCount: 5 } },
-      y: { field: height, type: "quantitative", title: column.name, scale: { zero: false } },
+      x: { field: "density", type: "quantitative", scale: { type: "log", domain: domain("density"), nice: true }, title: "density: share of the held-out tokens on which it fires", axis: { format: "~%", tickCount: 5 } },
+      y: { field: height, type: "quantitative", title: column.name, scale: { zero: false, domain: domain(height), nice: true } },
       color: { field: "confirmed", type: "nominal", scale: colours, title: "class", legend: { labelExpr: "datum.label == 'true' ? 'confirmed' : 'not confirmed'" } },
       tooltip: [{ field: "latent" }, { field: "class" }, { field: "density", format: ".2%" }, { field: height, title: column.name, format: ".2f" }],
     },

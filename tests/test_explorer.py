@@ -1,0 +1,230 @@
+"""The explorer's data: what is written of latents and images is what the SAEs compute."""
+
+import base64
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from explorer_site import KS, LATENTS, LAYERS, SEEDS, build
+from scipy import stats
+
+from sae.evidence import codes
+from sae.explorer import parts, point, words
+
+
+@pytest.fixture(scope="module", params=["patches", "class", "all"])
+def site(request, tmp_path_factory):
+    return build(tmp_path_factory.mktemp("site"), request.param)
+
+
+def read(site, name):
+    text = (site.folder / "data" / f"{name}.js").read_text()
+    assert text.isascii() and text.startswith(f"parts.take({json.dumps(name)},") and text.endswith(")\n")
+    return json.loads(text.removeprefix(f"parts.take({json.dumps(name)},").removesuffix(")\n"))
+
+
+def unpack(text, kind):
+    return np.frombuffer(base64.b64decode(text), f"<{kind}").astype(int)
+
+
+def name_of(layer, k, seed):
+    return f"layer={layer}/k={k}/method=topk/seed={seed}"
+
+
+def test_heat_maps_are_the_activations_on_the_patches(site):
+    key = (0, 4, 0)
+    m, layer, known = site.saes[key], site.layers[0], site.tables[key]
+    x = layer.tokens(m.settings.tokens)
+    z = codes.encode(m, x).z.toarray().reshape(len(x.ids), x.tokens, LATENTS)
+    patches = 0 if m.settings.tokens == "class" else 16
+    about = [a for n in range(2) for a in read(site, f"{name_of(*key)}/latents/{n:04d}")]
+    assert len(about) == LATENTS
+    checked = 0
+    for latent, entry in enumerate(about):
+        if known.latents.at[latent, "status"] == "dead":
+            assert set(entry) == {"headline", "checks"} and entry["headline"].startswith("Dead")
+            continue
+        ends = np.cumsum(unpack(entry["counts"], "u2"))
+        places, values = (np.split(unpack(entry[n], t), ends)[:-1] for n, t in (("patches", "u2"), ("values", "u1")))
+        cells = [cell for panel in ("top", "q75", "q50", "q25") for cell in entry["panels"][panel]]
+        assert len(cells) == len(places)
+        for (image, activation, patch), here, level in zip(cells, places, values, strict=True):
+            truth = z[list(x.ids).index(image), :, latent]
+            assert activation == pytest.approx(truth.max(), rel=0.01)
+            truth = truth[len(truth) - patches :]
+            assert here.tolist() == np.flatnonzero(truth).tolist()
+            np.testing.assert_allclose(level / 255 * entry["scale"], truth[here], atol=entry["scale"] / 250)
+            assert patch == -1 or patch == truth.argmax()
+            checked += len(here)
+        for image, activation, _patch in entry["panels"]["silent"]:
+            assert activation == 0 and z[list(x.ids).index(image), :, latent].max() == 0
+    assert checked or not patches
+
+
+def test_an_images_latents_are_those_that_fire_on_it(site):
+    key = (1, 4, 1)
+    m, layer = site.saes[key], site.layers[1]
+    listing = read(site, "images")
+    opened = [listing["id"][i] for i in listing["opened"]]
+    x = layer.tokens(m.settings.tokens, opened)
+    z = codes.encode(m, x).z.toarray().reshape(len(opened), x.tokens, LATENTS)
+    shown = [entry for n in range(4) for entry in read(site, f"{name_of(*key)}/images/{n:04d}")]
+    assert len(shown) == len(opened) == 60
+    for entry, truth in zip(shown, z, strict=True):
+        latents, counts = unpack(entry["latents"], "u4"), unpack(entry["counts"], "u2")
+        tokens, values = unpack(entry["tokens"], "u2"), unpack(entry["values"], "u1")
+        rebuilt = np.zeros_like(truth)
+        rebuilt[tokens, np.repeat(latents, counts)] = values / 255 * entry["scale"]
+        strongest = np.lexsort((np.arange(LATENTS), -truth.max(0)))[: min(point.PER_IMAGE, (truth.max(0) > 0).sum())]
+        assert latents[: entry["everywhere"]].tolist() == strongest.tolist()
+        np.testing.assert_allclose(entry["strongest"], truth.max(0)[strongest], rtol=0.01)
+        # k = 4 is below what is kept of a token, so that nothing is left out.
+        np.testing.assert_allclose(rebuilt, truth, atol=entry["scale"] / 250)
+
+
+def test_only_the_strongest_of_a_token_are_kept(monkeypatch, site):
+    monkeypatch.setattr(point, "PER_PATCH", 1)
+    monkeypatch.setattr(point, "PER_IMAGE", 1)
+    m, layer = site.saes[0, 4, 0], site.layers[0]
+    encoded = codes.encode(m, layer.tokens(m.settings.tokens, layer.model["ids"]))
+    z = encoded.z.toarray().reshape(len(encoded.ids), encoded.tokens, LATENTS)
+    found = point._on_images(encoded, np.ones(len(encoded.ids), bool))
+    for image, truth in zip(encoded.ids, z, strict=True):
+        entry = found[int(image)]
+        latents = np.repeat(unpack(entry["latents"], "u4"), unpack(entry["counts"], "u2"))
+        kept = set(zip(unpack(entry["tokens"], "u2").tolist(), latents.tolist(), strict=True))
+        first = truth.max(0).argmax()
+        wanted = {(t, int(row.argmax())) for t, row in enumerate(truth) if row.max() > 0}
+        assert kept == wanted | {(int(t), int(first)) for t in np.flatnonzero(truth[:, first])}
+
+
+def test_the_table_says_what_the_tables_say(site):
+    for layer in LAYERS:
+        table, known = read(site, f"{name_of(layer, 2, 0)}/table"), site.tables[layer, 2, 0]
+        latents = known.latents
+        assert unpack(table["alive"], "u1").tolist() == (latents["status"] == "alive").astype(int).tolist()
+        for column, key in {"stability_correlation": "stability", "frequency_held_out": "density"}.items():
+            np.testing.assert_allclose(np.array(table[key], float), latents[column], rtol=0.01)
+        named = [None if c < 0 else table["names"][c] for c in table["class"]]
+        assert [n is not None for n in named] == latents["confirmed"].tolist()
+        assert [n for n in named if n] == latents.loc[latents["confirmed"], "top_name"].tolist()
+        assert [r is not None for r in table["effect"]].count(True) <= len(known.causes)
+
+
+def test_relatives_are_those_of_the_tables(site):
+    about = [a for n in range(2) for a in read(site, f"{name_of(0, 2, 0)}/latents/{n:04d}")]
+    known = site.tables[0, 2, 0]
+    fates = known.fates.set_index("latent")
+    chains = known.chains[known.chains["layer"] == 0].set_index("latent")
+    for latent, entry in enumerate(about):
+        for relative in entry.get("relatives", []):
+            [(key, value)] = relative["to"].items()
+            if key == "seed":
+                assert value == 1 and relative["known"]
+                assert relative["latent"] == known.latents["partners_by_correlation"][latent][0]
+            elif key == "k":
+                assert value == 4
+                lost = fates.at[latent, "fate"] == "lost"
+                assert (relative["latent"] is None) == lost
+                assert lost or relative["latent"] in {fates.at[latent, "best"], *fates.at[latent, "child_latents"]}
+            else:
+                assert value == 1
+                assert relative["latent"] in (None, chains.at[latent, "next"])
+        if entry.get("relatives") and fates.at[latent, "fate"] != "dead":  # it fires on held-out images
+            assert {"k", "layer", "seed"} == {next(iter(r["to"])) for r in entry["relatives"]}
+
+
+def test_nearest_are_the_most_similar_decoder_rows(site):
+    m, known = site.saes[0, 2, 0], site.tables[0, 2, 0]
+    decoder, alive = m.W_dec.numpy(), (known.latents["status"] == "alive").to_numpy()
+    cosine = decoder @ decoder.T / np.outer(*[np.linalg.norm(decoder, axis=1)] * 2)
+    cosine[:, ~alive] = -2
+    np.fill_diagonal(cosine, -2)
+    for latent, found in enumerate(point._nearest(decoder, alive)):
+        assert found[0][0] == cosine[latent].argmax() and latent not in [other for other, _ in found]
+        assert [c for _, c in found] == pytest.approx(sorted((c for _, c in found), reverse=True))
+        assert found[0][1] == pytest.approx(cosine[latent].max(), abs=0.01)
+
+
+def test_the_grid_holds_every_point_and_measure(site):
+    grid = read(site, "grid")
+    assert len(grid["points"]) == 2 * len(LAYERS) * len(KS) * len(SEEDS)
+    assert [p["method"] for p in grid["points"]] == ["topk"] * 8 + ["pca"] * 8
+    first = grid["points"][0]
+    row = site.metrics[(site.metrics["method"] == "topk")].iloc[0]
+    assert first["values"]["fvu"] == pytest.approx(row["fvu"], rel=0.01)
+    low, high = first["intervals"]["stability"]
+    assert low <= first["values"]["stability"] <= high
+    assert grid["answer"].startswith("Over 8 grid points")
+
+
+def test_numbers_that_do_not_fit_are_refused():
+    assert unpack(parts.pack([0, 65535], "u2"), "u2").tolist() == [0, 65535]
+    for values in ([65536], [-1]):
+        with pytest.raises(ValueError, match="do not fit"):
+            parts.pack(values, "u2")
+    assert parts.numbers([0.123456, np.nan, np.inf, 2.0, -0.5]) == [0.123, None, None, 2, -0.5]
+
+
+def test_nan_never_reaches_the_page(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        parts.write(tmp_path, "x", [float("nan")])
+
+
+def test_what_fires_faintly_still_shows():
+    assert point._levels(np.array([1e-6, 0.5, 1.0]), 1.0).tolist() == [1, 128, 255]
+
+
+def test_intervals_are_exact():
+    low, high = point.interval([0, 3, 10, 0], [10, 10, 10, 0])
+    for place, hits in enumerate((0, 3, 10)):
+        truth = stats.binomtest(hits, 10).proportion_ci(method="exact")
+        assert (low[place], high[place]) == pytest.approx((truth.low, truth.high))
+    assert np.isnan(low[3]) and np.isnan(high[3])
+
+
+def latent(**facts):
+    usual = {"status": "alive", "role": "", "stability_correlation": 0.8, "partner_seeds": [1]}
+    return usual | facts
+
+
+def best(**facts):
+    usual = {"attribute": "label", "name": "cat", "confirmed": True, "right_held_out": 9, "flagged_held_out": 10}
+    usual |= {"support_held_out": 12, "images_held_out": 100, "precision_held_out": 0.9, "q": 0.001}
+    return pd.Series(usual | facts)
+
+
+SCORE = pd.Series({"monosemanticity": 0.5, "monosemanticity_chance": 0.0, "monosemanticity_deviation": 0.1})
+CAUSE = pd.Series({"ratio": 2.0, "size": 0.2, "size_control": 0.1, "images": 4})
+
+
+def test_the_headline_says_no_more_than_is_known():
+    assert words.headline(latent(), best()) == (
+        "Responds to “cat”: of 10 held-out images on which it fires strongly 9 show it, of 12 that show it, it finds 9."
+    )
+    assert words.headline(latent(status="dead"), None).startswith("Dead")
+    assert "border" in words.headline(latent(role="border"), best())
+    assert "No class is known" in words.headline(latent(), None)
+    refused = words.headline(latent(), best(confirmed=False))
+    assert "No class is confirmed" in refused and "Responds" not in refused
+    other = words.headline(latent(), best(confirmed=False), best(attribute="colour", name="red"))
+    assert "“cat”, is not confirmed" in other and "colour “red” is" in other
+
+
+def test_checks_for_and_against():
+    def verdicts(*given):
+        return [verdict for verdict, _text in words.checks(*given)]
+
+    assert verdicts(latent(), best(), SCORE, CAUSE) == ["yes"] * 4
+    weak = SCORE.copy()
+    weak["monosemanticity"] = 0.1
+    against = CAUSE.copy()
+    against[["size", "ratio"]] = 0.05, 0.5
+    assert verdicts(latent(stability_correlation=0.2), best(confirmed=False), weak, against) == ["no"] * 4
+    nothing, still = SCORE * np.nan, CAUSE.copy()
+    still["ratio"] = np.nan
+    assert verdicts(latent(stability_correlation=np.nan), None, nothing, None) == ["open"] * 4
+    assert verdicts(latent(), best(), SCORE, still)[3] == "open"
+    assert words.checks(latent(status="dead"), None, SCORE, None) == []
+    assert "2 other seeds" in words.checks(latent(partner_seeds=[1, 2]), best(), SCORE, None)[1][1]
