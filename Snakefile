@@ -22,6 +22,7 @@ rule all:
     default_target: True
     input:
         COMPARISONS,
+        f"{R}/explorer/index.html",
         f"{R}/report/overview.svg",
         expand(f"{R}/report/layer={{layer}}/statistics.svg", layer=GRID["layers"]),
         points(f"{R}/report/{P}/latents.svg"),

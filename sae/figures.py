@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -20,6 +21,8 @@ from sae.files import whole
 from sae.images import HELD_OUT, TRAIN, describe, used
 
 INK, ACCENT, QUIET = "#222222", "#c2410c", "#9aa0a6"
+# One colour for a layer and one for a k in every figure; the explorer has the same scales.
+SCALES = {"layer": ("viridis", 0.82), "k": ("plasma", 0.8)}
 BASELINE_MARKS = {"neurons": "s", "pca": "^", "kmeans": "D", "random": "x", "sampled": "+", "frozen": "v"}
 matplotlib.rcParams.update(
     {
@@ -39,6 +42,13 @@ matplotlib.rcParams.update(
         "svg.hashsalt": "sae",  # the same table gives the same file
     }
 )
+
+
+def colours(kind: str, values: Iterable[int]) -> dict[int, tuple[float, ...]]:
+    """Returns a colour for each of the grid's layers (`kind` layer) or ks, dark to light in their order."""
+    name, end = SCALES[kind]
+    ordered = sorted({*values})
+    return dict(zip(ordered, matplotlib.colormaps[name](np.linspace(0, end, len(ordered))), strict=True))
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -133,7 +143,7 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
     left.set(xscale="log", title="How long the tokens are", xlabel="norm ‖x‖", ylabel="share of the tokens of a role")
     if seen:
         left.set_xlim(min(seen) / 1.5, max(seen) * 2)
-    _plain_numbers(left.xaxis)
+    plain_numbers(left.xaxis)
     left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     left.legend()
 
@@ -158,7 +168,7 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
     return figure
 
 
-def _plain_numbers(axis: Axis) -> None:
+def plain_numbers(axis: Axis) -> None:
     """Writes the ticks of a short logarithmic axis as 0.04 and 60 rather than as powers of ten."""
     axis.set_major_formatter(lambda value, _place: f"{value:g}")
     axis.set_minor_formatter(lambda value, _place: f"{value:g}" if f"{value:e}"[0] in "246" else "")
@@ -180,7 +190,7 @@ def training(log: pd.DataFrame, speed: float, title: str) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.xaxis.set_major_formatter(lambda value, _place: f"{value / 1e6:g} M" if value else "0")
     axes[0].set_yscale("log")
-    _plain_numbers(axes[0].yaxis)
+    plain_numbers(axes[0].yaxis)
     axes[1].set_ylim(0, log["l0"].max() * 1.1)
     axes[2].set_ylim(0, max(0.05, log["dead"].max() * 1.1))
     axes[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from sae.figures import BASELINE_MARKS, INK
+from sae.figures import BASELINE_MARKS, INK, colours, plain_numbers
 
 _FAINT = {"alpha": 0.45, "ms": 4, "linestyle": "none"}
 _MARKS = ("o-", "s--", "^-.", "D:", "v-")  # methods
 
 
-def layers(table: pd.DataFrame) -> Figure:
-    """The comparison across the grid; table has a row per grid point (metrics/P.parquet together)."""
+def layers(table: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
+    """The comparison across the grid.
+
+    Args:
+        table: a row per grid point (metrics/P.parquet together).
+        intervals: low and high of the FVU per layer, k and method (means over seeds), from `summary.table`.
+    """
     figure, axes = plt.subplots(2, 3, figsize=(13, 7))
     every_layer, every_k = sorted(table["layer"].unique()), sorted(table["k"].unique())
-    by_layer = dict(
-        zip(every_layer, matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(every_layer))), strict=True)
-    )
-    by_k = dict(zip(every_k, matplotlib.colormaps["plasma"](np.linspace(0, 0.8, len(every_k))), strict=True))
+    by_layer, by_k = colours("layer", every_layer), colours("k", every_k)
     # A mark per method; means are over seeds. Baselines are small and faint, without lines.
     found = sorted(table["method"].unique())
     methods = dict(zip((m for m in found if m not in BASELINE_MARKS), _MARKS, strict=False))
@@ -42,15 +43,16 @@ def layers(table: pd.DataFrame) -> Figure:
         title="Sparsity against fidelity, by layer",
         xlabel="L0: latents active per token",
         ylabel="FVU (lower is better)",
-        ylim=(0, 1.1 * mean["fvu"].max()),
+        yscale="log",
     )
+    plain_numbers(ax.yaxis)
     ax.set(xscale="log", xlim=(0.7 * mean["l0"].min(), 1.4 * mean["l0"].max()))
     ax.set_xticks(every_k, map(str, every_k))
     ax.set_xticks([], minor=True)
     ax.legend()
 
     panels = [
-        (axes[0, 1], "fvu", "Variance left unexplained", "FVU (lower is better)", None),
+        (axes[0, 1], "fvu", "Variance left unexplained", "FVU (lower is better; bands: 95 %)", None),
         (axes[0, 2], "dead", "Latents silent on all held-out tokens", "share of all latents", None),
         (
             axes[1, 0],
@@ -67,6 +69,9 @@ def layers(table: pd.DataFrame) -> Figure:
             for method, mark in methods.items():
                 part = mean[(mean["k"] == k) & (mean["method"] == method)].sort_values("layer")
                 name = f"k = {k}" if mark == _MARKS[0] else None
+                if column == "fvu":
+                    band = intervals[(intervals["k"] == k) & (intervals["method"] == method)].sort_values("layer")
+                    ax.fill_between(band["layer"], band["low"], band["high"], color=by_k[k], alpha=0.25, linewidth=0)
                 ax.plot(part["layer"], part[column], mark, color=by_k[k], label=name, zorder=3)
             for method, mark in baselines.items():
                 part = mean[(mean["k"] == k) & (mean["method"] == method)]
@@ -82,7 +87,8 @@ def layers(table: pd.DataFrame) -> Figure:
                 0.5, 0.5, "not known for this model\nand these images", transform=ax.transAxes, ha="center", color=INK
             )
         if column == "fvu":
-            ax.set_ylim(0, 1.1 * mean["fvu"].max())
+            ax.set_yscale("log")
+            plain_numbers(ax.yaxis)
         elif column == "ce_recovered_mean":
             ax.set_ylim(min(0, 1.1 * mean[column].min()), 1.08)
         else:
@@ -104,8 +110,9 @@ def layers(table: pd.DataFrame) -> Figure:
     points, seeds = int(table["method"].isin(methods).sum()), table["seed"].nunique()
     beside = " beside their baselines" if baselines else ""
     over = f", means over {seeds} seeds" if seeds > 1 else ""
+    size = f"{table['tokens'].iloc[0]:,} tokens of held-out images, {table['images'].iloc[0]:,} of them through the ViT"
     figure.suptitle(
-        f"Layers compared: {points} SAEs{beside} on held-out images{over}",
+        f"Layers compared: {points} SAEs{beside} on {size}{over}",
         x=0.01,
         ha="left",
         fontweight="bold",
@@ -117,7 +124,7 @@ def other_ks(table: pd.DataFrame) -> Figure:
     """FVU against the number of latents kept; table has a row per grid point and at_k (other_ks/P.parquet together)."""
     layers, methods = sorted(table["layer"].unique()), dict(zip(sorted(table["method"].unique()), _MARKS, strict=False))
     every_k = sorted(table["k"].unique())
-    by_k = dict(zip(every_k, matplotlib.colormaps["plasma"](np.linspace(0, 0.8, len(every_k))), strict=True))
+    by_k = colours("k", every_k)
     columns = min(4, len(layers))
     figure, axes = plt.subplots(
         -(-len(layers) // columns), columns, figsize=(3.4 * columns + 1, 3.4 * -(-len(layers) // columns)),

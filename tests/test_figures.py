@@ -100,6 +100,11 @@ def test_nothing_to_show_is_said():
     figures.density(table.assign(frequency_held_out=0.0), "t")
 
 
+def bands(table):
+    """FVU's intervals for a table of metrics."""
+    return table[["layer", "k", "method"]].assign(low=0.9 * table["fvu"], high=1.1 * table["fvu"])
+
+
 @pytest.mark.parametrize(
     "missing",
     [
@@ -112,28 +117,30 @@ def test_layers_of_any_grid(tmp_path, missing):
     rows = [
         {"layer": layer, "k": k, "method": "topk", "seed": s, "fvu": 1 / k, "l0": k, "dead": 0.1, "top1_agreement": 0.9}
         | {"top1_agreement_mean_ablated": 0.1, "ce_recovered_mean": 0.8, "accuracy": 0.7, "accuracy_clean": 0.9}
+        | {"tokens": 9000, "images": 50}
         for layer in (0, 11) for k in (4, 64) for s in (0, 1)
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     table[list(missing)] = np.nan
-    figure = grid_figures.layers(table)
+    figure = grid_figures.layers(table, bands(table))
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
     assert len(set(titles)) == 6 and "Latents silent on all held-out tokens" in titles
     if missing:
         assert "not known" in texts(figure)
     figures.save(figure, tmp_path / "a.svg")
-    figures.save(grid_figures.layers(table), tmp_path / "b.svg")
+    figures.save(grid_figures.layers(table, bands(table)), tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    figures.save(grid_figures.layers(table.head(1)), tmp_path / "one.png")
+    figures.save(grid_figures.layers(table.head(1), bands(table.head(1))), tmp_path / "one.png")
 
 
 def test_methods_are_told_apart():
     rows = [
         {"layer": 0, "k": k, "method": method, "seed": 0, "fvu": 1 / k, "l0": k, "dead": 0.1, "top1_agreement": 0.9}
         | {"top1_agreement_mean_ablated": 0.1, "ce_recovered_mean": 0.8, "accuracy": 0.7, "accuracy_clean": 0.9}
+        | {"tokens": 9000, "images": 50}
         for k in (4, 64) for method in ("topk", "relu")
     ]  # fmt: skip
-    figure = grid_figures.layers(pd.DataFrame(rows))
+    figure = grid_figures.layers(pd.DataFrame(rows), bands(pd.DataFrame(rows)))
     assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["k = 4", "k = 64", "relu", "topk"]
     marks = {line.get_marker() for line in figure.axes[0].get_lines()}
     assert len(marks) == 2
@@ -156,12 +163,26 @@ def test_layers_shows_the_saes_among_all_baselines():
     rows = [
         {"layer": layer, "k": k, "method": m, "seed": 0, "fvu": value, "l0": k, "dead": 0.1, "top1_agreement": 0.9}
         | {"top1_agreement_mean_ablated": 0.1, "ce_recovered_mean": 0.8, "accuracy": 0.7, "accuracy_clean": 0.9}
+        | {"tokens": 9000, "images": 50}
         for layer in (0, 6) for k in (4, 8)
         for m, value in [("topk", 0.11 * k), *((b, 0.7) for b in figures.BASELINE_MARKS)]
     ]  # fmt: skip
-    figure = grid_figures.layers(pd.DataFrame(rows))
+    figure = grid_figures.layers(pd.DataFrame(rows), bands(pd.DataFrame(rows)))
     lines = [line for line in figure.axes[1].lines if line.get_linestyle() == "-"]
     assert sorted(line.get_ydata()[0] for line in lines) == [0.44, 0.88]
-    assert figure.get_suptitle() == "Layers compared: 4 SAEs beside their baselines on held-out images"
+    title = (
+        "Layers compared: 4 SAEs beside their baselines on 9,000 tokens of held-out images, 50 of them through the ViT"
+    )
+    assert figure.get_suptitle() == title
+    heights = [band.get_paths()[0].get_extents().height for band in figure.axes[1].collections]
+    assert sorted(heights)[:2] == pytest.approx([0.2 * 0.44, 0.2 * 0.88])  # the SAEs' intervals
+    assert len(heights) == 2
     named = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert named == list(figures.BASELINE_MARKS)
+
+
+def test_a_layer_and_a_k_have_one_colour_in_every_figure():
+    layers, ks = (figures.colours(kind, [11, 0, 6]) for kind in ("layer", "k"))
+    assert list(layers) == [0, 6, 11] and tuple(layers[0]) != tuple(ks[0])
+    light = [sum(c[:3]) for c in layers.values()]
+    assert light == sorted(light) and light[-1] < 2.2  # told apart when printed in grey, and never white on white

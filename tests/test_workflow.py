@@ -76,6 +76,14 @@ def test_everything_of_the_contract_is_made(finished):
         "ranking/layer=3/k=4/method=pca/seed=0/latents.parquet",
         "fates/layer=3/method=topk/seed=0.parquet",
         "report/layer=3/fates-topk-0.svg",
+        "explorer/index.html",
+        "explorer/app/vega.js",
+        "explorer/data/grid.js",
+        "explorer/data/images.js",
+        f"explorer/data/{POINT}/table.js",
+        f"explorer/data/{POINT}/latents/0000.js",
+        f"explorer/data/{POINT}/images/0000.js",
+        "explorer/pictures/0.webp",
         "report/conclusion.html",
         "report/conclusion.csv",
         "report/conclusion.svg",
@@ -104,6 +112,8 @@ def test_an_added_k_trains_that_point_only(copy):
         "train": 2, "evaluate": 1, "rank": 1, "evidence": 1, "baselines": 1, "fates": 1, "fates_figure": 1,
         "layers_table": 1, "layers_figure": 1, "other_ks_figure": 1, "conclusion": 1, "evidence_figures": 1,
         "latents_figure": 1, "classes_figure": 1, "density_figure": 1, "training_figure": 1,
+        # The other points' latents get relatives at the new k.
+        "explorer_point": 3, "explorer": 1,
     }  # fmt: skip
 
 

@@ -68,7 +68,8 @@ rule layers_table:
 
 rule layers_figure:
     input:
-        f"{R}/report/layers.csv",
+        table=f"{R}/report/layers.csv",
+        summaries=points(EVIDENCE["summary"]),
     output:
         report(
             f"{R}/report/layers.{{ending}}",

@@ -126,7 +126,8 @@ function overLayers(grid, saes, measure) {
   const y = { field: "value", type: "quantitative", title: measure.name, axis: { format, tickCount: 6 }, scale };
   const x = { field: "layer", type: "ordinal", title: "layer", axis: { labelAngle: 0 }, scale: { type: "point", padding: 0.6 } };
   const ks = [...new Set(saes.map((p) => p.k))].sort((a, b) => a - b);
-  const shades = { domain: ks, range: ks.map((_, i) => `rgb(${viridis(ks.length > 1 ? 0.1 + (0.7 * i) / (ks.length - 1) : 0.3)})`) };
+  const dark = document.documentElement.dataset.theme === "dark";
+  const shades = { domain: ks, scheme: { name: "plasma", extent: dark ? [0.3, 1] : [0, 0.8] } };
   const color = { field: "k", type: "ordinal", title: "k (SAEs)", scale: shades };
   const ours = { values: rowsOf(grid, saes, measure.key) };
   const tooltip = ["method", "layer", "k", "seed", "value", "low", "high"].map((field) => ({ field, format: ["value", "low", "high"].includes(field) ? ".3" : undefined }));
