@@ -20,7 +20,7 @@ def names(requirements):
 def imported():
     """Returns the distributions that the code imports: the package, the scripts and the Snakefile's files."""
     modules = set()
-    files = [*(ROOT / "sae").glob("*.py"), *(ROOT / "workflow/scripts").glob("*.py")]
+    files = [*(ROOT / "sae").rglob("*.py"), *(ROOT / "workflow/scripts").glob("*.py")]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
