@@ -10,7 +10,7 @@ from explorer_site import KS, LATENTS, LAYERS, SEEDS, build
 from scipy import stats
 
 from sae.evidence import codes
-from sae.explorer import parts, point, words
+from sae.explorer import parts, point, relatives, words
 
 
 @pytest.fixture(scope="module", params=["patches", "class", "all"])
@@ -141,7 +141,7 @@ def test_nearest_are_the_most_similar_decoder_rows(site):
     cosine = decoder @ decoder.T / np.outer(*[np.linalg.norm(decoder, axis=1)] * 2)
     cosine[:, ~alive] = -2
     np.fill_diagonal(cosine, -2)
-    for latent, found in enumerate(point._nearest(decoder, alive)):
+    for latent, found in enumerate(relatives.nearest(decoder, alive)):
         assert found[0][0] == cosine[latent].argmax() and latent not in [other for other, _ in found]
         assert [c for _, c in found] == pytest.approx(sorted((c for _, c in found), reverse=True))
         assert found[0][1] == pytest.approx(cosine[latent].max(), abs=0.01)

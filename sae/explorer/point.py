@@ -16,16 +16,14 @@ from tqdm import tqdm
 from sae import images
 from sae.autoencoder import SparseAutoencoder
 from sae.evidence.codes import Codes, stream
-from sae.explorer import parts, words
+from sae.explorer import parts, relatives, words
 from sae.explorer.parts import number, numbers, pack
 from sae.points import Layer
 
 LATENTS_PER_FILE = 32
 IMAGES_PER_FILE = 16
 PER_PATCH, PER_IMAGE = 6, 24  # the strongest latents that are kept of each token, and everywhere of each image
-_NEAREST = 6
 _CLASSES = 5
-RELATED = 0.3  # correlation below which a latent of another SAE is no relative
 PANELS = ("top", "q75", "q50", "q25", "silent")
 ON = ("on_class", "on_register", "on_patch", "on_border", "on_high_norm", "by_row", "by_column", "by_place")
 
@@ -213,8 +211,8 @@ def _latents(
     """Returns what the page shows of each latent."""
     pictures, classes, effects = (_by_latent(part) for part in (tables.images, _shown(tables.classes), tables.effects))
     causes = tables.causes.set_index("latent")
-    nearest = _nearest(sae.W_dec.cpu().numpy(), (tables.latents["status"] == "alive").to_numpy())
-    relatives = _relatives(tables, point, seeds)
+    nearest = relatives.nearest(sae.W_dec.cpu().numpy(), (tables.latents["status"] == "alive").to_numpy())
+    elsewhere = relatives.relatives(tables.latents, tables.fates, tables.chains, point, seeds)
     about = []
     for fact, (_index, score) in zip(tables.latents.to_dict("records"), tables.scores.iterrows(), strict=True):
         latent = fact["latent"]
@@ -234,7 +232,7 @@ def _latents(
                 "on": numbers([fact[column] for column in ON], 2),
                 "classes": _class_rows(classes[latent]) if latent in classes else [],
                 "nearest": nearest[latent],
-                "relatives": relatives.get(latent, []),
+                "relatives": elsewhere.get(latent, []),
                 "cause": None if cause is None else _cause(cause, effects.get(latent)),
             }
         about.append(entry)
@@ -305,69 +303,6 @@ def _class_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for row in rows.to_dict("records")
     ]
-
-
-def _nearest(decoder: np.ndarray, alive: np.ndarray) -> list[list[list[float]]]:
-    """Returns for each latent those with the most similar decoder rows: pairs of latent and cosine."""
-    unit = decoder / np.maximum(np.linalg.norm(decoder, axis=1, keepdims=True), 1e-30)
-    found, block = [], 1024
-    for first in range(0, len(unit), block):
-        cosine = unit[first : first + block] @ unit.T
-        cosine[:, ~alive] = -np.inf
-        cosine[np.arange(len(cosine)), first + np.arange(len(cosine))] = -np.inf
-        order = np.argsort(-cosine, axis=1, kind="stable")[:, :_NEAREST]
-        values = np.take_along_axis(cosine, order, 1)
-        for others, row in zip(order.tolist(), values, strict=True):
-            found.append([[o, number(c)] for o, c in zip(others, row, strict=True) if np.isfinite(c)])
-    return found
-
-
-def _relatives(tables: Tables, point: Mapping[str, Any], seeds: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
-    """Returns by latent what corresponds to it elsewhere: `to` (what differs in the link), latent, r, and a word on it.
-
-    In other seeds its counterpart; at the next k its fate, and those of the k before of which it is the best match; in
-    the layers before and after the best match. latent is missing where there is none.
-    """
-    found: dict[int, list[dict[str, Any]]] = {}
-
-    def add(latent: int, to: dict[str, int], other: int | None, r: float | None, note: str, known: bool = True) -> None:
-        relative = {"to": to, "latent": None if other is None else int(other), "r": None if r is None else number(r)}
-        found.setdefault(latent, []).append(relative | {"note": note, "known": known})
-
-    k, layer = point["k"], point["layer"]
-    if len(tables.fates):
-        here = tables.fates[tables.fates["k"] == k]
-        for row in here[here["fate"] != "dead"].itertuples():
-            children = [] if row.fate == "lost" else [row.best, *(c for c in row.child_latents if c != row.best)]
-            for place, child in enumerate(children[: 1 if row.fate != "split" else 4]):
-                add(row.latent, {"k": int(row.next_k)}, child, None if place else row.r_best, row.fate)
-            if not children:
-                add(row.latent, {"k": int(row.next_k)}, None, row.r_best, row.fate)
-        before = tables.fates[tables.fates["next_k"] == k]
-        kin = before[before["r_best"] >= RELATED].sort_values("r_best", ascending=False)
-        for row in kin.groupby("best").head(3).itertuples():
-            add(row.best, {"k": int(row.k)}, row.latent, row.r_best, row.fate)
-        for other_k in before["k"].unique():
-            for latent in np.setdiff1d(tables.latents["latent"], kin["best"]).tolist():
-                add(latent, {"k": int(other_k)}, None, None, "none")
-    if len(tables.chains):
-        chains = tables.chains[~tables.chains["shuffled"]]
-        layers = sorted(chains["layer"].unique().tolist())
-        here = chains[(chains["layer"] == layer) & chains["fires"]]
-        for side, step in (("previous", -1), ("next", 1)):
-            place = layers.index(layer) + step
-            if not 0 <= place < len(layers):
-                continue
-            for row in here[["latent", side, f"r_{side}"]].itertuples(index=False):
-                latent, other, r = row
-                related = r >= RELATED
-                add(latent, {"layer": layers[place]}, other if related else None, r, "" if related else "none")
-    for row in tables.latents[
-        ["latent", "partner_seeds", "partners_by_correlation", "partner_correlations"]
-    ].itertuples(index=False):
-        for seed, other, r in zip(*row[1:], strict=True):
-            add(row.latent, {"seed": int(seed)}, other, r, "", int(seed) in seeds)
-    return found
 
 
 def _cause(cause: pd.Series, effects: pd.DataFrame | None) -> dict[str, Any]:

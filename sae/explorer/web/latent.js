@@ -177,7 +177,7 @@ function causes(grid, point, latent, about) {
   const values = cause.effects.map(([kind, attribute, name, effect, se]) => ({ kind: kinds[kind], class: attribute === "label" || attribute === "class" ? name : `${attribute}: ${name}`, effect, low: effect - 2 * (se ?? 0), high: effect + 2 * (se ?? 0) }));
   if (!values.length) return h("p", {}, text);
   const ends = [Math.min(0, ...values.map((v) => v.low)), Math.max(0, ...values.map((v) => v.high))];
-  const x = { type: "quantitative", scale: { domain: ends, nice: true }, title: null };
+  const x = { type: "quantitative", scale: { domain: ends, nice: true }, axis: { tickCount: 5 }, title: null };
   const y = { field: "class", type: "nominal", sort: null, title: null, axis: { labelLimit: 150, minExtent: 150 } };
   const shown = Object.values(kinds).filter((kind) => values.some((v) => v.kind === kind));
   const spec = {
@@ -207,13 +207,13 @@ function nearest(grid, point, table, about) {
 }
 
 async function relatives(grid, point, about) {
-  const places = { layer: "layer", k: "k", seed: "seed" };
-  const meaning = { same: "the same", split: "splits into", changed: "changed", merged: "merged into one with others", lost: "lost", none: "" };
+  // A word on what becomes of a latent from one k to the next: seen from the first, and from the second.
+  const fates = { same: ["the same", "the same"], split: ["a part of it", "of which it is a part"], changed: ["changed", "changed"], merged: ["in which it merges with others", "merged into it"] };
   const items = await Promise.all(
     about.relatives.map(async ({ to, latent, r, note, known }) => {
       const [[key, value]] = Object.entries(to);
-      const where = `${places[key]} ${value}: `;
-      const words = meaning[note] ?? note;
+      const where = `${key} ${value}: `;
+      const words = fates[note]?.[key === "k" && value > point.k ? 0 : 1];
       if (latent === null) return h("li", {}, where, h("span", { class: "quiet" }, r === null ? "none" : `none (the best correlation there is ${show(r)})`));
       const other = { ...point, ...to };
       const text = `latent ${latent}`;
