@@ -10,6 +10,7 @@ import timm
 import sae
 from sae import activations, extraction, faithfulness, points, vit
 from sae.evidence import summary
+from sae.explorer import point
 
 N = 40
 
@@ -34,7 +35,7 @@ def layer(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("tokens", ["patches", "class", "all"])
-def test_a_point_is_measured_whatever_the_images_and_the_model_lack(layer, tokens):
+def test_a_point_is_measured_whatever_the_images_and_the_model_lack(layer, tokens, tmp_path):
     _folder, shard, manifest, facts, model, logits = layer
     train = manifest.loc[manifest["split"] == "train", "id"]
     here = points.Layer([shard], manifest, facts, activations.statistics([shard], tokens, train))
@@ -52,6 +53,11 @@ def test_a_point_is_measured_whatever_the_images_and_the_model_lack(layer, token
     assert found.summary.set_index("measure").loc["fvu", "value"] == pytest.approx(row["fvu"], rel=1e-3)
     assert len(found.scores) == 24 and len(found.probes) == 0 and len(found.localisation) == 0
     assert (found.causes["size"] >= 0).all() and len(found.causes) <= 5
+    tables = (ranking.latents, ranking.images, ranking.classes, found.scores, found.causes, found.effects)
+    nothing = pd.DataFrame()  # one layer, one k
+    where = {"layer": 0, "k": 4, "method": "topk", "seed": 0}
+    point.write(tmp_path, where, pair[0], here, point.Tables(*tables, nothing, nothing), [0], 10)
+    assert (tmp_path / "layer=0/k=4/method=topk/seed=0/latents/0000.js").read_text().count("headline") == 24
     again = points.gather(pair[0], pair[1], here, model, ranking, e, None, 5, 2)
     for name, table in found.tables().items():
         pd.testing.assert_frame_equal(table, again.tables()[name])

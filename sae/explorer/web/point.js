@@ -131,7 +131,7 @@ async function pointView(grid, params) {
     h("h1", {}, `SAE at ${pointName(grid, point)}`),
     h("details", { class: "numbers" }, h("summary", {}, `FVU ${show(point.values.fvu, "share")}, L0 ${show(point.values.l0)}, ${show(point.values.dead, "share")} dead: all numbers`), h("dl", {}, facts), h("p", { class: "quiet" }, "In brackets: 95 % intervals on held-out images drawn again.")),
     h("section", { "aria-label": "Filters" }, h("div", { class: "row" }, h("label", {}, "Search ", search), chips), untested && h("p", { class: "quiet" }, untested)),
-    h("section", {}, charts.chart({ name: `${grid.name}-${pathOf(point).replaceAll("/", "-")}-latents`, about: `How often the latents fire, and ${column.name} (${column.about.split(":")[0].toLowerCase()}). Drag to choose some of them for the table; double click opens one.`, spec, drawn })),
+    h("section", {}, !dots(table.latent).length ? h("p", { class: "quiet" }, "No latent fires on held-out images.") : charts.chart({ name: `${grid.name}-${pathOf(point).replaceAll("/", "-")}-latents`, about: `How often the latents fire, and ${column.name} (${column.about.split(":")[0].toLowerCase()}). Drag to choose some of them for the table; double click opens one.`, spec, drawn })),
     h("section", {}, h("div", { class: "row" }, count, clear, h("button", { type: "button", class: "minor", onclick: exported }, "save this table as CSV")), shownTable.element),
   ];
   refresh();
