@@ -1,12 +1,8 @@
-"""The explorer in a real browser, from disk: what a person sees and does, on images with hostile names."""
+"""The explorer in a real Chromium, from disk: what a person sees and does, on images with hostile names."""
 
 import csv
-import json
 import re
 import shutil
-import socket
-import subprocess
-import time
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -18,7 +14,6 @@ from explorer_site import HOSTILE, LATENTS, build
 from sae.evidence import codes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FIREFOX = shutil.which("firefox") or shutil.which("firefox-esr")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 POINT = (0, 4, 0)
 # Elements whose text stands out less from what is behind it than WCAG's 4.5 to 1.
@@ -492,64 +487,3 @@ def test_small_functions(visitor):
     assert js(chosen, [table, {"search": " B "}]) == [0]
     assert js(chosen, [table, {"search": "#3"}]) == [3]
     assert js(chosen, [table, {"brush": {"density": [0.02, 1], "mcc": [0, 0.3]}}]) == [3]
-
-
-class Firefox:
-    """Firefox without a screen, through Marionette, the remote control that is built into it."""
-
-    def __init__(self, profile):
-        (profile / "user.js").write_text('user_pref("marionette.port", 0);\n')
-        command = [FIREFOX, "--headless", "--no-remote", "--marionette", "--profile", str(profile)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port, patience = profile / "MarionetteActivePort", time.monotonic() + 60
-        while not (port.exists() and port.read_text().strip()) and time.monotonic() < patience:
-            time.sleep(0.1)
-        self._socket = socket.create_connection(("127.0.0.1", int(port.read_text())), timeout=60)
-        self._receive()
-        self.call("WebDriver:NewSession", {})
-
-    def _receive(self):
-        size = b""
-        while not size.endswith(b":"):
-            size += self._socket.recv(1)
-        text = b""
-        while len(text) < int(size[:-1]):
-            text += self._socket.recv(int(size[:-1]) - len(text))
-        return json.loads(text)
-
-    def call(self, name, arguments):
-        message = json.dumps([0, 1, name, arguments])
-        self._socket.sendall(f"{len(message.encode())}:{message}".encode())
-        _kind, _number, error, result = self._receive()
-        assert error is None, error
-        return result.get("value") if isinstance(result, dict) else result
-
-    def wait(self, condition):
-        """Returns the condition's first true value."""
-        patience = time.monotonic() + 30
-        while not (value := self.call("WebDriver:ExecuteScript", {"script": f"return {condition}", "args": []})):
-            assert time.monotonic() < patience, condition
-            time.sleep(0.05)
-        return value
-
-    def close(self):
-        self._process.kill()
-        self._process.wait()
-
-
-@pytest.mark.skipif(FIREFOX is None, reason="needs Firefox")
-def test_firefox_shows_every_view_from_disk_too(site, tmp_path):
-    firefox = Firefox(tmp_path)
-    try:
-        views = {"": "What the latents of vit respond to", "#layer=0&k=4&seed=0": "SAE at layer 0, k 4, seed 0"}
-        views |= {f"#layer=0&k=4&seed=0&latent={loudest(site)}": f"Latent {loudest(site)}", "#images=": "Images"}
-        for link, title in views.items():
-            firefox.call("WebDriver:Navigate", {"url": "about:blank"})
-            firefox.call("WebDriver:Navigate", {"url": site.url + link})
-            assert firefox.wait("document.getElementById('main').dataset.ready") == (link or "#")
-            assert firefox.wait("document.querySelector('h1').textContent") == title
-            firefox.wait("[...document.querySelectorAll('.plot')].every((e) => e.querySelector('canvas'))")
-            firefox.wait("![...document.images].some((i) => i.getBoundingClientRect().top < 300 && !i.naturalWidth)")
-            assert firefox.wait("document.querySelectorAll('.error').length + 1") == 1
-    finally:
-        firefox.close()
