@@ -238,11 +238,14 @@ def loudest(site):
     return int(latents["max_activation"].idxmax())
 
 
-def test_heat_maps_lie_where_the_table_says(visitor, site):
+def test_heat_maps_lie_where_the_latent_fires_and_boxes_where_the_table_says(visitor, site):
     latent = loudest(site)
     page = visitor.open(f"#layer=0&k=4&seed=0&latent={latent}").page
     images = site.tables[POINT].images
     rows = images[(images["latent"] == latent) & (images["panel"] == "top")].sort_values("rank")
+    x = site.layers[0].tokens("patches", rows["image_id"].tolist())
+    fires = codes.encode(site.saes[POINT], x).z[:, latent].toarray().reshape(len(rows), 16)
+    place_of = {image: place for place, image in enumerate(x.ids)}
     shown = page.locator("[data-panel=top] .picture")
     assert shown.count() == len(rows)
     for place, row in enumerate(rows.itertuples()):
@@ -250,16 +253,19 @@ def test_heat_maps_lie_where_the_table_says(visitor, site):
             """figure => {
                 const canvas = figure.querySelector("canvas");
                 const { data } = canvas.getContext("2d").getImageData(0, 0, 4, 4);
-                const alpha = data.filter((_, i) => i % 4 === 3);
                 const frame = figure.querySelector(".frame").getBoundingClientRect();
                 const [box, map] = [figure.querySelector(".box"), canvas].map((e) => e.getBoundingClientRect());
                 const middle = [box.top + box.height / 2 - frame.top, box.left + box.width / 2 - frame.left];
-                return { strongest: alpha.indexOf(Math.max(...alpha)),
+                return { alpha: [...data.filter((_, i) => i % 4 === 3)],
                          cell: middle.map((m) => m / frame.width * 4),
                          covers: map.width / frame.width, src: figure.querySelector("img").getAttribute("src") };
             }"""
         )
-        assert seen["strongest"] == row.token_row * 4 + row.token_col
+        z = fires[place_of[row.image_id]]
+        expected = np.where(z > 0, 0.35 + 0.65 * z / rows["activation"].max(), 0)
+        assert np.array(seen["alpha"]) / 255 == pytest.approx(expected, abs=0.006)
+        assert ((np.array(seen["alpha"]) > 0) == (z > 0)).all()
+        assert z[row.token_row * 4 + row.token_col] == pytest.approx(z.max())
         assert seen["cell"] == pytest.approx([row.token_row + 0.5, row.token_col + 0.5], abs=0.05)
         assert seen["covers"] == pytest.approx(1) and seen["src"] == f"pictures/{row.image_id}.webp"
         assert f"{row.activation:.3g}" in shown.nth(place).inner_text()
