@@ -321,10 +321,10 @@ def _facts(latent: int, fact: pd.Series) -> str:
     if fact["confirmed"]:
         kind = "" if fact["top_attribute"] == "label" else f"{fact['top_attribute']}: "
         lines.append(fill(kind + fact["top_name"], 26))
-        scores = f"{fact['top_precision_held_out']:.0%}, recall {fact['top_recall_held_out']:.0%}"
-        lines.append(f"(held out: precision {scores})")
+        scores = f"precision {fact['top_precision_held_out']:.0%}, recall {fact['top_recall_held_out']:.0%}"
+        lines += [scores, "(on held-out images)"]
     else:
-        lines.append("no class" if pd.notna(fact["top_mcc"]) else "no class: too few images to test")
+        lines.append("no class" if pd.notna(fact["top_mcc"]) else "no class: too few images")
     if fact["role"]:
         lines.append(f"flagged: {fact['role']}")
     return "\n".join(lines)

@@ -25,9 +25,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in longest)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One thread, and the same random numbers for what a test or its fixtures draw without a seed: untrained ViTs."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB", **save: object) -> Path:

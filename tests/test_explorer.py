@@ -228,3 +228,15 @@ def test_checks_for_and_against():
     assert verdicts(latent(), best(), SCORE, still)[3] == "open"
     assert words.checks(latent(status="dead"), None, SCORE, None) == []
     assert "2 other seeds" in words.checks(latent(partner_seeds=[1, 2]), best(), SCORE, None)[1][1]
+
+
+def test_of_many_classes_those_that_an_effect_moves_most_are_shown():
+    moved = np.array([0.1, -5.0, 2.0, 0.0, 0.2, -0.3, 0.4, -0.5, 0.6, 0.7, 3.0])
+    names = [f"class {i}" for i in range(len(moved))]
+    rows = {"latent": 7, "kind": "ablate", "attribute": "label", "class": names, "effect": moved, "se": 0.1}
+    cause = pd.Series({"measure": "kl", "images": 4, "size": 1.0, "size_control": 0.5, "size_steered": 0.2, "p": 0.03})
+    effects = pd.concat([pd.DataFrame(rows), pd.DataFrame(rows | {"kind": "steer"}).head(2)])
+    shown = point._cause(cause, effects)["effects"]
+    assert [row[3] for row in shown if row[0] == "ablate"] == [3.0, 2.0, 0.7, 0.6, 0.4, -0.3, -0.5, -5.0]
+    assert [row[2:4] for row in shown if row[0] == "steer"] == [["class 0", 0.1], ["class 1", -5.0]]
+    assert point._cause(cause, None)["effects"] == []

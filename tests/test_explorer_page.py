@@ -103,7 +103,7 @@ def test_the_first_view_is_the_grid_and_small(visitor, site):
     cells = page.locator(".saes td a")
     assert cells.count() == 8 and page.locator(".baselines td").count() == 4
     fvu = site.metrics.set_index(["method", "layer", "k", "seed"])["fvu"]
-    assert cells.first.inner_text().replace(" %", "") == f"{100 * fvu['topk', 0, 2, 0]:.3g}"
+    assert float(cells.first.inner_text().rstrip("% \u00a0")) == pytest.approx(100 * fvu["topk", 0, 2, 0], rel=0.01)
     paths = {Path(unquote(urlparse(url).path)) for url in visitor.loaded if url.startswith("file://")}
     assert sum(path.stat().st_size for path in paths) < 3e6
     assert not any("latents" in path.name or "images" in path.parts for path in paths)  # parts come on demand
@@ -224,6 +224,19 @@ def test_the_table_is_saved_as_csv(visitor, site):
         assert row["class"] == wanted  # whatever quotes and commas it holds; a formula is text
 
 
+@pytest.mark.parametrize("link", ["", "#layer=0&k=4&seed=0", "#layer=0&k=4&seed=0&latent={}"])
+def test_nothing_moves_when_charts_are_drawn(visitor, site, link):
+    visitor.page.add_init_script(
+        """window.moved = 0;
+        new PerformanceObserver((list) => { for (const entry of list.getEntries()) window.moved += entry.value })
+            .observe({ type: "layout-shift", buffered: true });"""
+    )
+    visitor.open(link.format(int(site.tables[POINT].causes["latent"].iloc[0])))
+    assert plotted(visitor) > 0
+    visitor.page.evaluate("() => new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))")
+    assert visitor.page.evaluate("window.moved") < 0.02  # of the viewport's area and height, as browsers count it
+
+
 def test_a_chart_is_saved_as_svg(visitor):
     page = visitor.open().page
     plotted(visitor)
@@ -289,18 +302,19 @@ def test_pictures_load_and_maps_can_be_dimmed_and_switched_off(visitor, site):
 
 def test_a_latents_page_tells_all_that_is_known(visitor, site):
     known = site.tables[POINT]
-    latent = int(known.causes["latent"].iloc[0])
+    causes, images = known.causes.set_index("latent"), known.images
+    latent = next(i for i in causes.index if "silent" in images.loc[images["latent"] == i, "panel"].array)
     visitor.open(f"#layer=0&k=4&seed=0&latent={latent}")
     assert plotted(visitor) == 2  # the histogram, and the effects
     titles = visitor.page.locator("h2, h3").all_inner_texts()
-    images = {"Strongest images", "Around 75 % of its images", "Around 25 %", "Silent on these, drawn at random"}
+    panels = {"Strongest images", "Around 75 % of its images", "Around 25 %", "Silent on these, drawn at random"}
     evidence = {"How strongly it fires", "Classes", "What it does to the ViT's output"}
-    assert images | evidence | {"Nearest in this SAE", "Its relatives elsewhere"} <= {*titles}
+    assert panels | evidence | {"Nearest in this SAE", "Its relatives elsewhere"} <= {*titles}
     assert visitor.page.locator(".checks li").count() == 4
     table = visitor.text("table.plain")
     assert "train" in table and "held out" in table and " to " in table
     text = visitor.text("main")
-    assert f"{known.causes.iloc[0]['images']} held-out images on which it is strongest" in text
+    assert f"{causes.at[latent, 'images']} held-out images on which it is strongest" in text
 
 
 def test_links_lead_to_neighbours_relatives_and_back(visitor, site):
@@ -395,7 +409,7 @@ def test_images_are_found_by_name_and_class(visitor, site):
 
 
 def test_hostile_names_stay_text(visitor, site):
-    latent = int(site.tables[POINT].latents.query("confirmed")["latent"].iloc[0])
+    latent = loudest(site)
     for link in ("", "#layer=0&k=4&seed=0", f"#layer=0&k=4&seed=0&latent={latent}", "#images=", "#image=1",
                  "#layer=%3Cimg%20src%3Dx%20onerror%3Dboom()%3E", "#image=%3Cb%3E", "#metric=__proto__",
                  "#layer=0&k=4&seed=0&search=%3Cimg%20src%3Dx%20onerror%3Dboom()%3E"):  # fmt: skip
@@ -479,7 +493,8 @@ def test_small_functions(visitor):
     assert js("() => link.write({a: 1, b: undefined, c: ''})") == "#a=1"
     assert js("() => [0, 1].map(viridis)") == [[68, 1, 84], [253, 231, 37]]
     assert js("() => unpack('AQACAA==', 2)") == [1, 2]
-    assert js("() => [0.00004, 0.5, 1, null].map((v) => show(v, 'share'))") == ["<0.01 %", "50 %", "100 %", "–"]
+    shares = js("() => [0.00004, 0.5, 1, null].map((v) => show(v, 'share'))")
+    assert shares == ["<0.01\u00a0%", "50\u00a0%", "100\u00a0%", "–"]
     assert js("() => [...readFilters('dead,-dense,nonsense')]") == [["dead", True], ["dense", False]]
     assert js("() => spread([2, 0, 1], [5, 6, 7], [1, 2, 3]).map((s) => s.places)") == [[5, 6], [], [7]]
     table = {"latent": [0, 1, 2, 3], "alive": [1, 1, 0, 1], "density": [0.3, 0.01, 0, 0.05], "names": ["b", "a"],

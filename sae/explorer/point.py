@@ -23,7 +23,7 @@ from sae.points import Layer
 LATENTS_PER_FILE = 32
 IMAGES_PER_FILE = 16
 PER_PATCH, PER_IMAGE = 6, 24  # the strongest latents that are kept of each token, and everywhere of each image
-_CLASSES = 5
+_CLASSES, _MOVED = 5, 8  # how many classes are shown of a latent, and how many of each of its effects
 PANELS = ("top", "q75", "q50", "q25", "silent")
 ON = ("on_class", "on_register", "on_patch", "on_border", "on_high_norm", "by_row", "by_column", "by_place")
 
@@ -306,8 +306,12 @@ def _class_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _cause(cause: pd.Series, effects: pd.DataFrame | None) -> dict[str, Any]:
-    """Returns what taking a latent out, and steering with it, does to the ViT's output."""
-    rows = [] if effects is None else effects.itertuples()
+    """Returns what taking a latent out, and steering with it, do to the ViT's output and the classes it moves most."""
+    rows = []
+    if effects is not None:
+        strongest = effects.sort_values("effect", key=np.abs, ascending=False, kind="stable")
+        most = strongest.groupby("kind", sort=False).head(_MOVED)
+        rows = most.sort_values("effect", ascending=False, kind="stable").itertuples()
     return {
         "measure": cause["measure"],
         "images": int(cause["images"]),

@@ -43,10 +43,11 @@ const charts = (() => {
 
   /**
    * Draws a chart with a button that saves it as SVG.
-   * name: of the saved file. about: what it shows, for those who do not see it. drawn: called with Vega's view.
+   * name: of the saved file. about: what it shows, for those who do not see it. spec: its height is the whole chart's.
+   * drawn: called with Vega's view. room: kept free in pixels, so that nothing below moves when the chart comes.
    */
-  function chart({ name, about, spec, drawn }) {
-    const place = h("div", { class: "plot", role: "img", "aria-label": about }, h("span", { class: "quiet" }, "Drawing…"));
+  function chart({ name, about, spec, drawn, room = spec.height }) {
+    const place = h("div", { class: "plot", role: "img", "aria-label": about, style: `min-height:${room}px` }, h("span", { class: "quiet" }, "Drawing…"));
     let view = null;
     const button = h("button", { type: "button", class: "minor", onclick: saveSvg }, "save SVG");
     async function saveSvg() {
@@ -54,7 +55,7 @@ const charts = (() => {
     }
     loaded()
       .then((embed) => {
-        const whole = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", ...spec };
+        const whole = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", autosize: { type: "fit", contains: "padding" }, ...spec };
         // Waits until the element has a width: charts follow it.
         return new Promise((r) => requestAnimationFrame(r)).then(() =>
           embed(place, whole, { actions: false, config: theme(), renderer: "canvas", tooltip: true, ast: false }),

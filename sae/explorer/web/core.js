@@ -65,7 +65,7 @@ function show(value, unit = "number") {
   if (unit === "share") {
     const percent = 100 * value;
     const small = percent !== 0 && Math.abs(percent) < 0.0095;
-    return small ? "<0.01 %" : `${Number(percent.toPrecision(percent < 10 ? 2 : 3))} %`;
+    return small ? "<0.01\u00a0%" : `${Number(percent.toPrecision(percent < 10 ? 2 : 3))}\u00a0%`;
   }
   if (unit === "id") return String(value);
   return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(3)));

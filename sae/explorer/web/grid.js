@@ -99,7 +99,7 @@ function frontier(grid, saes) {
   const shape = grid.methods.length > 1 ? { field: "method", type: "nominal", scale: { domain: grid.methods }, title: "SAE" } : undefined;
   const spec = {
     title: "Reconstruction against sparsity",
-    height: 260,
+    height: 330,
     encoding: { x, y },
     layer: [
       {
@@ -144,6 +144,6 @@ function overLayers(grid, saes, measure) {
     layer.unshift({ data: { values: lines }, mark: { type: "point", size: 45, color: charts.colour("quiet"), opacity: 0.7 }, encoding: { x, y, shape, tooltip } });
   }
   const about = `${measure.name} over the layers; band: 95 % interval on held-out images, where there is one; grey: baselines.`;
-  const spec = { title: `${measure.name[0].toUpperCase()}${measure.name.slice(1)} by layer`, height: 260, layer };
+  const spec = { title: `${measure.name[0].toUpperCase()}${measure.name.slice(1)} by layer`, height: 330, layer };
   return charts.chart({ name: `${grid.name}-${measure.key}`, about, spec, drawn: openPoint(grid) });
 }

@@ -116,7 +116,7 @@ function histogram(grid, point, table, latent, about) {
   const used = values.filter((v) => v.count);
   const total = used.reduce((sum, v) => sum + v.count, 0);
   const spec = {
-    height: 150,
+    height: 205,
     data: { values: values.filter((v) => v.high >= used[0].low && v.low <= used.at(-1).high) },
     mark: { type: "rect", tooltip: true, stroke: charts.colour("paper") },
     encoding: {
@@ -182,6 +182,7 @@ function causes(grid, point, latent, about) {
   const shown = Object.values(kinds).filter((kind) => values.some((v) => v.kind === kind));
   const spec = {
     width: undefined,
+    autosize: undefined,
     spacing: 8,
     vconcat: shown.map((kind, place) => ({
       title: { text: kind, fontSize: 12, fontWeight: "normal" },
@@ -195,7 +196,7 @@ function causes(grid, point, latent, about) {
     })),
   };
   const about2 = `${text} Bars: the classes that move most (what the latent does for them; when it is taken out they lose this). Lines: ± 2 standard errors.`;
-  return charts.chart({ name: `${grid.name}-${pathOf(point).replaceAll("/", "-")}-latent-${latent}-causes`, about: about2, spec });
+  return charts.chart({ name: `${grid.name}-${pathOf(point).replaceAll("/", "-")}-latent-${latent}-causes`, about: about2, spec, room: 15 * values.length + 60 * shown.length });
 }
 
 function nearest(grid, point, table, about) {

@@ -55,7 +55,7 @@ async function pointView(grid, params) {
   // Axes that stay, whatever the filters leave.
   const domain = (field) => [Math.min, Math.max].map((f) => f(...dots(table.latent).map((d) => d[field])));
   const spec = {
-    height: 260,
+    height: 310,
     data: { name: "latents", values: dots(table.latent) },
     params: [{ name: "brush", select: "interval" }],
     mark: { type: "point", filled: true, size: 22, opacity: 0.65 },
@@ -92,6 +92,7 @@ async function pointView(grid, params) {
   const search = h("input", {
     type: "search",
     id: "search",
+    size: 26,
     placeholder: "class name or latent number",
     value: state.search,
     oninput: (event) => ((state.search = event.target.value), refresh()),
