@@ -124,7 +124,7 @@ def train(
         optimiser.step()
         schedule.step()
         if (step + 1) % max(1, steps // 40) == 0:
-            seen = accuracy(model, 500, device)
+            seen = accuracy(model, min(500, held_out), device)
             values = " ".join(f"{name} {value:.2f}" for name, value in seen.items())
             progress.write(f"step {step + 1}: loss {class_loss:.3f} held out: {values}")
             _save(model, folder)
