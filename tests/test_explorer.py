@@ -9,8 +9,9 @@ import pytest
 from explorer_site import KS, LATENTS, LAYERS, SEEDS, build
 from scipy import stats
 
+from sae import images
 from sae.evidence import codes
-from sae.explorer import parts, point, relatives, words
+from sae.explorer import page, parts, point, relatives, words
 
 
 @pytest.fixture(scope="module", params=["patches", "class", "all"])
@@ -230,6 +231,22 @@ def test_checks_for_and_against():
     assert "2 other seeds" in words.checks(latent(partner_seeds=[1, 2]), best(), SCORE, None)[1][1]
 
 
+def test_a_class_that_no_held_out_image_reaches_the_threshold_for_is_told_as_that():
+    nothing = best(confirmed=False, right_held_out=0, flagged_held_out=0, precision_held_out=0.0)
+    verdict, text = words.checks(latent(), nothing, SCORE, None)[0]
+    assert verdict == "no" and text.startswith("It flags no held-out image") and "cat" in text
+
+
+def test_images_keep_the_attributes_that_all_images_make():
+    n = 40
+    rows = {"id": range(n), "path": [f"{i}.png" for i in range(n)], "split": ["train", "held_out"] * 20, "status": "ok"}
+    manifest = pd.DataFrame(rows | {"label": "cat", "artist": [f"a{i // 2}" for i in range(n)]})
+    known = page.image_list(manifest, [0, 4], [4, 9])  # of the artists of these three images none is there twice
+    artist = known["attributes"]["artist"]
+    assert known["id"] == [0, 4, 9] and known["opened"] == [0, 1]
+    assert [artist["names"][code] for code in artist["codes"]] == ["a0", "a2", "a4"]
+
+
 def test_of_many_classes_those_that_an_effect_moves_most_are_shown():
     moved = np.array([0.1, -5.0, 2.0, 0.0, 0.2, -0.3, 0.4, -0.5, 0.6, 0.7, 3.0])
     names = [f"class {i}" for i in range(len(moved))]
@@ -239,4 +256,12 @@ def test_of_many_classes_those_that_an_effect_moves_most_are_shown():
     shown = point._cause(cause, effects)["effects"]
     assert [row[3] for row in shown if row[0] == "ablate"] == [3.0, 2.0, 0.7, 0.6, 0.4, -0.3, -0.5, -5.0]
     assert [row[2:4] for row in shown if row[0] == "steer"] == [["class 0", 0.1], ["class 1", -5.0]]
-    assert point._cause(cause, None)["effects"] == []
+    assert point._cause(cause, effects.iloc[:0])["effects"] == []
+
+
+def test_classes_of_one_name_stay_apart():
+    classes = ["n02012849", "n03126707", "cat", "n02012849"]
+    rows = pd.DataFrame({"attribute": ["label"] * 3 + ["sort"], "class": classes})
+    crane = images.describe("n02012849")
+    assert images.describe("n03126707") == crane != "n02012849"  # ImageNet's bird and ImageNet's machine
+    assert point._names(rows) == [f"{crane} (n02012849)", f"{crane} (n03126707)", "cat", crane]

@@ -348,6 +348,53 @@ def test_keys_walk_in_the_order_of_the_table(visitor, site):
     visitor.ready("#")
 
 
+def test_a_view_that_was_left_does_not_touch_the_address(visitor):
+    page = visitor.page
+    page.route("**/vega.js", lambda route: (page.wait_for_timeout(700), route.continue_()))
+    visitor.open("#layer=0&k=4&seed=0")
+    page.evaluate("location.hash = '#layer=0&k=4&seed=0&latent=5'")
+    visitor.ready("#layer=0&k=4&seed=0&latent=5")
+    page.wait_for_timeout(1000)  # the scatter of the table comes meanwhile
+    assert page.evaluate("location.hash") == "#layer=0&k=4&seed=0&latent=5"
+    page.go_back()
+    visitor.ready("#layer=0&k=4&seed=0")
+
+
+def test_a_slow_view_that_was_overtaken_does_not_either(visitor):
+    page = visitor.open().page
+    page.route("**/table.js", lambda route: (page.wait_for_timeout(500), route.continue_()))
+    page.evaluate("location.hash = '#layer=0&k=4&seed=0'")
+    page.evaluate("location.hash = '#images='")
+    visitor.ready("#images=")
+    page.wait_for_timeout(900)
+    assert page.evaluate("location.hash") == "#images=" and visitor.text("h1") == "Images"
+
+
+def test_the_keyboard_stays_where_it_is(visitor):
+    page = visitor.open("#layer=0&k=4&seed=0").page
+    page.get_by_role("button", name="density", exact=True).focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.textContent") == "density ▼"
+    page.keyboard.press("ArrowDown")
+    box = page.locator(".scroll")
+    row = page.locator(f"#{box.get_attribute('aria-activedescendant')}")
+    assert row.get_attribute("aria-selected") == "true" and row.get_attribute("class") == "active"
+    visitor.open()
+    page.locator("#metric").focus()
+    for _ in range(2):  # a closed list: each press shows the next measure
+        page.keyboard.press("ArrowDown")
+        page.wait_for_function("() => document.getElementById('main').dataset.ready === (location.hash || '#')")
+    third = page.locator("#metric option").nth(2).get_attribute("value")
+    assert page.evaluate("[document.activeElement.id, location.hash]") == ["metric", f"#metric={third}"]
+
+
+def test_a_link_opened_in_another_tab_leaves_this_one(visitor):
+    page = visitor.open("#layer=0&k=4&seed=0").page
+    with page.context.expect_page() as other:
+        page.locator("tbody tr[data-row] a").first.click(modifiers=["Control"])
+    assert "latent=" in other.value.url and "latent=" not in page.url
+
+
 def test_a_random_latent_is_an_interesting_one(visitor, site):
     latents = site.tables[POINT].latents
     page = visitor.open("#layer=0&k=4&seed=0&latent=0").page

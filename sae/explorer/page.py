@@ -83,11 +83,13 @@ def image_list(manifest: pd.DataFrame, opened: Sequence[int], pictured: Sequence
 
     opened: of those that can be opened, their places in the order of the ids.
     """
-    rows = manifest.set_index("id").loc[sorted({*opened, *pictured})].reset_index()
-    named = {}
-    for attribute, values in classes.attributes(rows).items():
-        kinds = [images.describe(str(c)) for c in values.categories]
-        named[attribute] = {"names": kinds, "codes": values.codes.tolist()}
+    used = images.used(manifest).reset_index(drop=True)  # what is an attribute is a matter of all images
+    shown = used["id"].isin({*opened, *pictured}).to_numpy()
+    rows, named = used[shown], {}
+    for attribute, values in classes.attributes(used).items():
+        part = values[shown].remove_unused_categories()
+        kinds = [images.describe(str(c)) for c in part.categories]
+        named[attribute] = {"names": kinds, "codes": part.codes.tolist()}
     return {
         "id": rows["id"].tolist(),
         "path": rows["path"].tolist(),

@@ -233,7 +233,7 @@ def _latents(
                 "classes": _class_rows(classes[latent]) if latent in classes else [],
                 "nearest": nearest[latent],
                 "relatives": elsewhere.get(latent, []),
-                "cause": None if cause is None else _cause(cause, effects.get(latent)),
+                "cause": None if cause is None else _cause(cause, effects.get(latent, tables.effects.iloc[:0])),
             }
         about.append(entry)
     return about
@@ -305,19 +305,26 @@ def _class_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _cause(cause: pd.Series, effects: pd.DataFrame | None) -> dict[str, Any]:
+def _names(rows: pd.DataFrame) -> list[str]:
+    """Returns what classes are called; two of an attribute that are called the same, as ImageNet's cranes, by both."""
+    names = rows["class"].astype(str).map(images.describe)
+    kinds = rows[["attribute", "class"]].assign(name=names).drop_duplicates()
+    twice = kinds[kinds.duplicated(["attribute", "name"], keep=False)].set_index(["attribute", "class"]).index
+    keys = zip(rows["attribute"], rows["class"], strict=True)
+    return [f"{name} ({key[1]})" if key in twice else name for name, key in zip(names, keys, strict=True)]
+
+
+def _cause(cause: pd.Series, effects: pd.DataFrame) -> dict[str, Any]:
     """Returns what taking a latent out, and steering with it, do to the ViT's output and the classes it moves most."""
-    rows = []
-    if effects is not None:
-        strongest = effects.sort_values("effect", key=np.abs, ascending=False, kind="stable")
-        most = strongest.groupby("kind", sort=False).head(_MOVED)
-        rows = most.sort_values("effect", ascending=False, kind="stable").itertuples()
+    strongest = effects.sort_values("effect", key=abs, ascending=False, kind="stable")
+    rows = strongest.groupby("kind", sort=False).head(_MOVED).sort_values("effect", ascending=False, kind="stable")
     return {
         "measure": cause["measure"],
         "images": int(cause["images"]),
         "size": numbers([cause[c] for c in ("size", "size_control", "size_steered")]),
         "p": number(cause["p"], 2),
         "effects": [
-            [row.kind, row.attribute, images.describe(str(row._4)), number(row.effect), number(row.se)] for row in rows
+            [row["kind"], row["attribute"], name, number(row["effect"]), number(row["se"])]
+            for row, name in zip(rows.to_dict("records"), _names(rows), strict=True)
         ],
     }

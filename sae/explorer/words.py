@@ -64,9 +64,10 @@ def _class_check(best: pd.Series | None) -> tuple[str, str]:
     if best is None:
         return "open", "Class: none could be tested."
     usual = best["support_held_out"] / best["images_held_out"]
-    precision = "none" if pd.isna(best["precision_held_out"]) else f"{best['precision_held_out']:.0%}"
-    text = f"{precision} of the held-out images that it flags show {_class(best)}, {usual:.0%} of all do"
-    return "yes" if best["confirmed"] else "no", f"{text} (q = {best['q']:.2g})."
+    if not best["flagged_held_out"]:
+        return "no", f"It flags no held-out image, so nothing confirms {_class(best)} (q = {best['q']:.2g})."
+    shown = f"{best['precision_held_out']:.0%} of the held-out images that it flags show {_class(best)}"
+    return "yes" if best["confirmed"] else "no", f"{shown}, {usual:.0%} of all do (q = {best['q']:.2g})."
 
 
 def _stability(fact: Mapping[str, Any]) -> tuple[str, str]:

@@ -105,7 +105,7 @@ function frontier(grid, saes) {
       {
         data: { values: rowsOf(grid, saes, "fvu") },
         mark: { type: "line", strokeWidth: 2 },
-        encoding: { color: colour, detail: [{ field: "method" }, { field: "seed" }] },
+        encoding: { color: colour, detail: [{ field: "method" }, { field: "seed" }], ...dashed(grid) },
       },
       {
         data: { values: rowsOf(grid, saes, "fvu") },
@@ -117,6 +117,9 @@ function frontier(grid, saes) {
   const about = `FVU against L0: a point per SAE, a line per layer; lower left is better. Points open an SAE.`;
   return charts.chart({ name: `${grid.name}-frontier`, about, spec, drawn: openPoint(grid) });
 }
+
+/** Methods by dashes, where there are several. */
+const dashed = (grid) => (grid.methods.length > 1 ? { strokeDash: { field: "method", type: "nominal", scale: { domain: grid.methods }, title: "SAE" } } : {});
 
 function overLayers(grid, saes, measure) {
   const baselines = grid.points.filter((p) => grid.baselines.includes(p.method));
@@ -133,17 +136,18 @@ function overLayers(grid, saes, measure) {
   const tooltip = ["method", "layer", "k", "seed", "value", "low", "high"].map((field) => ({ field, format: ["value", "low", "high"].includes(field) ? ".3" : undefined }));
   const detail = [{ field: "method" }, { field: "seed" }];
   const layer = [
-    { data: ours, mark: { type: "line", strokeWidth: 2 }, encoding: { x, y, color, detail } },
+    { data: ours, mark: { type: "line", strokeWidth: 2 }, encoding: { x, y, color, detail, ...dashed(grid) } },
     { data: ours, mark: { type: "point", filled: true, size: 80, opacity: 1, cursor: "pointer" }, encoding: { x, y, color, tooltip } },
   ];
   const known = ours.values.filter((v) => v.low !== null);
-  if (known.length) layer.unshift({ data: { values: known }, mark: { type: "area", opacity: 0.18 }, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color, detail } });
+  const band = new Set(known.map((v) => v.layer)).size > 1 ? { type: "area", opacity: 0.18 } : { type: "rule", strokeWidth: 2 };
+  if (known.length) layer.unshift({ data: { values: known }, mark: band, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color, detail } });
   const lines = rowsOf(grid, baselines, measure.key);
   if (lines.length) {
     const shape = { field: "method", type: "nominal", title: "baselines", scale: { domain: grid.baselines } };
     layer.unshift({ data: { values: lines }, mark: { type: "point", size: 45, color: charts.colour("quiet"), opacity: 0.7 }, encoding: { x, y, shape, tooltip } });
   }
-  const about = `${measure.name} over the layers; band: 95 % interval on held-out images, where there is one; grey: baselines.`;
+  const about = `${measure.name} over the layers; ${band.type === "area" ? "band" : "bar"}: 95 % interval on held-out images, where there is one; grey: baselines.`;
   const spec = { title: `${measure.name[0].toUpperCase()}${measure.name.slice(1)} by layer`, height: 330, layer };
   return charts.chart({ name: `${grid.name}-${measure.key}`, about, spec, drawn: openPoint(grid) });
 }

@@ -1,7 +1,7 @@
 "use strict";
 // Images: all that can be opened, and of one (or of a patch in it) the latents that fire there, per layer.
 
-async function imagesView(grid, params) {
+async function imagesView(grid, params, address) {
   const { all, facts } = await imageFacts();
   const every = all.map(facts);
   const most = 120;
@@ -19,7 +19,7 @@ async function imagesView(grid, params) {
     );
     count.textContent = `${show(hits.length)} of ${show(every.length)} images`;
     more.hidden = hits.length <= shown;
-    history.replaceState(null, "", text ? link.write({ images: "", search: text }).replace("#search", "#images=&search") : "#images=");
+    address(text ? link.write({ images: "", search: text }).replace("#search", "#images=&search") : "#images=");
   }
   draw();
   return [h("h1", {}, "Images"), h("p", { class: "quiet" }, "As the model sees them. Choose one to see which latents fire on it. * held-out image."), h("div", { class: "row" }, h("label", {}, "Search ", search), count), place, more];
@@ -34,7 +34,14 @@ async function firing(grid, point, facts) {
   return latents.map((latent, n) => ({ latent, ...lit[n], scale: part.scale, everywhere: n < part.everywhere, strongest: part.strongest[n] }));
 }
 
-async function imageView(grid, params) {
+/** What the tokens in front of the patches are called that the SAE reads: roles, numbered where there are several. */
+function prefixNames(grid) {
+  const roles = { all: grid.geometry.prefix, class: ["class"] }[grid.tokens] ?? [];
+  const same = (role) => roles.filter((other) => other === role).length;
+  return roles.map((role, n) => (same(role) > 1 ? `${role} ${roles.slice(0, n + 1).filter((other) => other === role).length}` : role));
+}
+
+async function imageView(grid, params, address) {
   const images = await imageFacts();
   const id = Number(params.image);
   if (!images.all.includes(id)) return notThere(grid, `Image ${params.image} is not among those that can be opened (explorer.images in the config).`);
@@ -42,7 +49,8 @@ async function imageView(grid, params) {
   const first = pointOf(grid, params) ?? grid.points[0];
   const [rows, columns] = grid.geometry.grid;
   const patches = grid.tokens !== "class";
-  const prefix = grid.tokens === "all" ? grid.geometry.prefix.length : 0;
+  const names = prefixNames(grid);
+  const prefix = names.length;
   const layers = grid.points.filter((p) => p.k === first.k && p.method === first.method && p.seed === first.seed).sort((a, b) => a.layer - b.layer);
   const loaded = await Promise.all(layers.map(async (p) => ({ point: p, table: await tableOf(grid, p), found: await firing(grid, p, facts) })));
 
@@ -56,13 +64,14 @@ async function imageView(grid, params) {
   function readToken(text) {
     const found = /^(\d+),(\d+)$/.exec(text ?? "");
     if (found && patches && Number(found[1]) < rows && Number(found[2]) < columns) return prefix + Number(found[1]) * columns + Number(found[2]);
-    const role = grid.tokens === "all" ? grid.geometry.prefix.indexOf(text) : -1;
-    return role >= 0 ? role : null;
+    const named = patches ? names.indexOf(text) : -1;
+    return named >= 0 ? named : null;
   }
 
-  const writeToken = () => (token === null ? undefined : token < prefix ? grid.geometry.prefix[token] : `${Math.floor((token - prefix) / columns)},${(token - prefix) % columns}`);
+  const writeToken = () => (token === null ? undefined : token < prefix ? names[token] : `${Math.floor((token - prefix) / columns)},${(token - prefix) % columns}`);
 
   function light({ places, values }) {
+    if (!patches) return;
     const kept = places.map((place, n) => [place - prefix, values[n]]).filter(([place]) => place >= 0);
     overlay.replaceChildren(heat.map(rows, columns, kept.map(([p]) => p), kept.map(([, v]) => v)));
   }
@@ -83,9 +92,9 @@ async function imageView(grid, params) {
     box.hidden = patch < 0;
     if (patch >= 0) box.style.cssText = `left:${(100 * (patch % columns)) / columns}%;top:${(100 * Math.floor(patch / columns)) / rows}%;width:${100 / columns}%;height:${100 / rows}%`;
     overlay.replaceChildren();
-    where.textContent = token === null ? "Latents that fire on the whole image" : patch < 0 ? `Latents that fire on the ${grid.geometry.prefix[token]} token` : `Latents that fire on the patch in row ${Math.floor(patch / columns)}, column ${patch % columns}`;
+    where.textContent = token === null ? "Latents that fire on the whole image" : patch < 0 ? `Latents that fire on the ${names[token]} token` : `Latents that fire on the patch in row ${Math.floor(patch / columns)}, column ${patch % columns}`;
     lists.replaceChildren(...loaded.map(column));
-    history.replaceState(null, "", link.write({ image: id, ...pointLink(grid, first), layer: undefined, patch: writeToken() }));
+    address(link.write({ image: id, ...pointLink(grid, first), layer: undefined, patch: writeToken() }));
   }
 
   function column({ point, table, found }) {
@@ -102,7 +111,7 @@ async function imageView(grid, params) {
         h("a", { href }, f.latent),
         h("span", { class: "bar" }, h("span", { style: `width:${(100 * f.value) / most}%` })),
         h("span", { class: "number" }, show(f.value)),
-        h("span", { class: "name", title: `${name ?? role ?? "no confirmed class"}; fires on ${f.everywhere ? f.places.length : "some"} of ${rows * columns} patches` }, name ?? (role ? `(${role})` : "")),
+        h("span", { class: "name", title: `${name ?? role ?? "no confirmed class"}${patches ? `; fires on ${f.everywhere ? f.places.filter((p) => p >= prefix).length : "some"} of ${rows * columns} patches` : ""}` }, name ?? (role ? `(${role})` : "")),
       );
     });
     return h("section", {}, h("h3", {}, `layer ${point.layer}`), items.length ? h("ol", {}, items) : h("p", { class: "quiet" }, "None."));
@@ -139,9 +148,9 @@ async function imageView(grid, params) {
   const kinds = [...new Map(grid.points.filter((p) => grid.methods.includes(p.method)).map((p) => [JSON.stringify([p.k, p.method, p.seed]), p])).values()];
   const select = h("select", { id: "which", onchange: (e) => (location.hash = link.write({ image: id, ...pointLink(grid, kinds[e.target.value]), layer: undefined, patch: writeToken() })) },
     kinds.map((p, n) => h("option", { value: n, selected: p.k === first.k && p.method === first.method && p.seed === first.seed }, pointName(grid, p).replace(/^layer \d+, /, ""))));
-  const buttons = [h("button", { type: "button", class: "minor", onclick: () => choose(null) }, "whole image"), ...(prefix ? grid.geometry.prefix.map((role, n) => h("button", { type: "button", class: "minor", onclick: () => choose(n) }, `${role} token`)) : [])];
+  const buttons = [h("button", { type: "button", class: "minor", onclick: () => choose(null) }, "whole image"), ...names.map((name, n) => h("button", { type: "button", class: "minor", onclick: () => choose(n) }, `${name} token`))];
   const named = facts.named.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)));
-  const note = `Listed of the whole image: its ${grid.kept.image} strongest latents; of a patch: the ${grid.kept.patch} strongest there, and those of the ${grid.kept.image} that fire on it. Point at one to see where it fires.`;
+  const note = !patches ? `These SAEs read the class token alone. Listed: its ${grid.kept.image} strongest latents.` : `Listed of the whole image: its ${grid.kept.image} strongest latents; of a patch: the ${grid.kept.patch} strongest there, and those of the ${grid.kept.image} that fire on it. Point at one to see where it fires.`;
   choose(token);
   return {
     view: [

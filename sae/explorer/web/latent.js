@@ -190,7 +190,7 @@ function causes(grid, point, latent, about) {
       width: 240,
       height: { step: 15 },
       layer: [
-        { mark: { type: "bar", tooltip: true }, encoding: { y, x: { ...x, field: "effect", title: place === shown.length - 1 ? "effect on the log-odds, nats" : null } } },
+        { mark: { type: "bar", tooltip: true }, encoding: { y, x: { ...x, field: "effect", stack: null, title: place === shown.length - 1 ? "effect on the log-odds, nats" : null } } },
         { mark: { type: "rule", color: charts.colour("ink") }, encoding: { y, x: { ...x, field: "low" }, x2: { field: "high" } } },
       ],
     })),

@@ -6,36 +6,45 @@ const app = (() => {
   let grid = null;
   let params = {};
   let turn = 0;
+  // These show the view anew; whoever uses them by keyboard stays on them.
+  const KEEP_FOCUS = ["metric", "which", "theme"];
 
   /** Shows what the address asks for. */
   async function route() {
     const mine = ++turn;
     const asked = location.hash || "#";
     params = link.read(asked);
+    // A view keeps its address up to date; one that has been left must not.
+    const address = (text) => mine === turn && history.replaceState(null, "", text);
+    const focused = document.activeElement?.id;
     try {
       grid ??= await parts.load("grid");
-      const made = await viewOf(params);
+      const made = await viewOf(params, address);
       if (mine !== turn) return; // another link was followed meanwhile
       const { view, shown } = Array.isArray(made) ? { view: made } : made;
       main.replaceChildren(...view.flat(Infinity).filter(Boolean));
       const title = main.querySelector("h1")?.textContent ?? "";
       document.title = `${title} · ${grid.name}`;
       trail();
-      window.scrollTo(0, 0);
-      if (shown) shown();
-      else main.focus({ preventScroll: true });
+      if (KEEP_FOCUS.includes(focused) && document.getElementById(focused)) document.getElementById(focused).focus({ preventScroll: true });
+      else {
+        window.scrollTo(0, 0);
+        if (shown) shown();
+        else main.focus({ preventScroll: true });
+      }
       main.dataset.ready = asked;
       performance.mark("shown");
     } catch (error) {
+      if (mine !== turn) return;
       main.replaceChildren(h("h1", {}, "This cannot be shown"), h("p", { class: "error" }, String(error.message ?? error)));
     }
   }
 
-  function viewOf(asked) {
-    if (asked.image !== undefined) return imageView(grid, asked);
-    if (asked.images !== undefined) return imagesView(grid, asked);
+  function viewOf(asked, address) {
+    if (asked.image !== undefined) return imageView(grid, asked, address);
+    if (asked.images !== undefined) return imagesView(grid, asked, address);
     if (asked.latent !== undefined) return latentView(grid, asked);
-    if (asked.layer !== undefined || asked.k !== undefined) return pointView(grid, asked);
+    if (asked.layer !== undefined || asked.k !== undefined) return pointView(grid, asked, address);
     return gridView(grid, asked);
   }
 

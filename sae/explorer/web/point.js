@@ -10,7 +10,7 @@ function first(columns) {
   return key ? `-${key}` : "latent";
 }
 
-async function pointView(grid, params) {
+async function pointView(grid, params, address) {
   const point = pointOf(grid, params);
   if (!point) return notThere(grid, `There is no SAE for ${JSON.stringify(params)} in this grid.`);
   const table = await tableOf(grid, point);
@@ -35,6 +35,11 @@ async function pointView(grid, params) {
     sorted: (sort) => ((state.sort = sort), refresh()),
   });
 
+  /** The dots of the rows that pass, whatever the brush. */
+  function redraw() {
+    scatter?.data("latents", dots(select(table, { ...state, brush: null, found: grid.found }))).run();
+  }
+
   /** The rows as they are, everywhere: table, count, scatter, and the address, so that a link shows the same. */
   function refresh() {
     const rows = select(table, { ...state, found: grid.found });
@@ -43,10 +48,9 @@ async function pointView(grid, params) {
     const dead = table.alive.filter((a) => !a).length;
     count.textContent = `${show(rows.length)} of ${show(table.size)} latents${dead ? ` (${show(dead)} of them dead)` : ""}`;
     clear.hidden = !state.brush;
-    const plain = select(table, { ...state, brush: null, found: grid.found });
-    scatter?.data("latents", dots(plain)).run();
-    const address = { ...here, filter: writeFilters(state.filters), search: state.search, sort: state.sort === first(columns) ? "" : state.sort };
-    history.replaceState(null, "", link.write(address));
+    redraw();
+    const asked = { ...here, filter: writeFilters(state.filters), search: state.search, sort: state.sort === first(columns) ? "" : state.sort };
+    address(link.write(asked));
   }
 
   const dots = (rows) => rows.filter((i) => table.density[i] > 0 && table[height][i] !== null).map((i) => ({ latent: i, density: table.density[i], [height]: table[height][i], class: cellOf(table, "class", i) ?? "not confirmed", confirmed: table.class[i] >= 0 }));
@@ -74,7 +78,7 @@ async function pointView(grid, params) {
       drawn.soon = setTimeout(refreshRows, 60);
     });
     view.addEventListener("dblclick", (_event, item) => item?.datum?.latent !== undefined && (location.hash = link.write({ ...here, latent: item.datum.latent })));
-    refresh();
+    redraw(); // filters may have been set before it came
   };
   // Brushing must not redraw what is brushed.
   function refreshRows() {

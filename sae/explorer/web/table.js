@@ -67,10 +67,11 @@ const ROW = 34; // pixels; style.css agrees
 function virtualTable({ columns, cell, open, sorted, label }) {
   let rows = [];
   let active = 0;
-  const body = h("tbody");
-  const head = h("tr");
-  const table = h("table", { class: "latents", role: "grid", "aria-label": label }, h("thead", {}, head), body);
-  const box = h("div", { class: "scroll", tabindex: "0", onscroll: draw, onkeydown: keys }, table);
+  const body = h("tbody", { role: "rowgroup" });
+  const head = h("tr", { role: "row" });
+  const table = h("table", { class: "latents", role: "presentation" }, h("thead", { role: "rowgroup" }, head), body);
+  // The focus stays on the box; which row is meant is told by its id.
+  const box = h("div", { class: "scroll", tabindex: "0", role: "grid", "aria-label": label, onscroll: draw, onkeydown: keys }, table);
   const inSight = () => Math.max(1, Math.floor((box.clientHeight - ROW) / ROW));
 
   function draw() {
@@ -79,10 +80,12 @@ function virtualTable({ columns, cell, open, sorted, label }) {
     const spacer = (n) => h("tr", { "aria-hidden": "true", style: `height:${n * ROW}px` });
     const lines = rows.slice(first, last).map((row, n) => {
       const at = first + n;
-      const cells = columns.map((c) => h("td", { class: c.unit === "text" ? "text" : null }, cell(row, c)));
-      return h("tr", { "aria-rowindex": at + 2, class: at === active ? "active" : null, "data-row": row, onclick: () => open(row) }, cells);
+      const cells = columns.map((c) => h("td", { role: "gridcell", class: c.unit === "text" ? "text" : null }, cell(row, c)));
+      return h("tr", { "aria-rowindex": at + 2, class: at === active ? "active" : null, "data-row": row, id: `row-${row}`, role: "row", "aria-selected": String(at === active), onclick: (event) => event.target.closest("a") || open(row) }, cells);
     });
     body.replaceChildren(spacer(first), ...lines, spacer(rows.length - last));
+    if (active >= first && active < last) box.setAttribute("aria-activedescendant", `row-${rows[active]}`);
+    else box.removeAttribute("aria-activedescendant");
   }
 
   function move(to) {
@@ -105,7 +108,8 @@ function virtualTable({ columns, cell, open, sorted, label }) {
     rows = shown;
     active = 0;
     box.scrollTop = 0;
-    table.setAttribute("aria-rowcount", rows.length + 1);
+    box.setAttribute("aria-rowcount", rows.length + 1);
+    const pressed = [...head.children].findIndex((th) => th.contains(document.activeElement));
     head.replaceChildren(
       ...columns.map((c) => {
         const by = sort.replace("-", "") === c.key;
@@ -114,9 +118,10 @@ function virtualTable({ columns, cell, open, sorted, label }) {
         const state = by ? (down ? "descending" : "ascending") : "none";
         const mark = by ? (down ? " ▼" : " ▲") : "";
         const button = h("button", { type: "button", title: c.about, onclick: () => sorted(next) }, c.name, mark);
-        return h("th", { scope: "col", "aria-sort": state, class: c.unit === "text" ? "text" : null }, button);
+        return h("th", { scope: "col", role: "columnheader", "aria-sort": state, class: c.unit === "text" ? "text" : null }, button);
       }),
     );
+    head.children[pressed]?.firstChild.focus({ preventScroll: true });
     draw();
   }
 
