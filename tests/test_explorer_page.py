@@ -350,11 +350,19 @@ def test_keys_walk_in_the_order_of_the_table(visitor, site):
 
 def test_a_view_that_was_left_does_not_touch_the_address(visitor):
     page = visitor.page
-    page.route("**/vega.js", lambda route: (page.wait_for_timeout(700), route.continue_()))
+    page.add_init_script(
+        """window.held = [];  // charts that wait to be drawn
+        Object.defineProperty(window, "vegaEmbed", {
+            set(embed) { this.embed = embed },
+            get() { return (...all) => new Promise((go) => held.push(go)).then(() => this.embed(...all)) },
+        });"""
+    )
     visitor.open("#layer=0&k=4&seed=0")
+    page.wait_for_function("held.length === 1")
     page.evaluate("location.hash = '#layer=0&k=4&seed=0&latent=5'")
     visitor.ready("#layer=0&k=4&seed=0&latent=5")
-    page.wait_for_timeout(1000)  # the scatter of the table comes meanwhile
+    page.evaluate("held[0]()")  # the chart of the view that was left
+    page.wait_for_timeout(300)
     assert page.evaluate("location.hash") == "#layer=0&k=4&seed=0&latent=5"
     page.go_back()
     visitor.ready("#layer=0&k=4&seed=0")
@@ -362,11 +370,19 @@ def test_a_view_that_was_left_does_not_touch_the_address(visitor):
 
 def test_a_slow_view_that_was_overtaken_does_not_either(visitor):
     page = visitor.open().page
-    page.route("**/table.js", lambda route: (page.wait_for_timeout(500), route.continue_()))
+    page.evaluate(
+        """() => {
+            const load = parts.load;
+            const late = (name) => new Promise((go) => (window.come = go)).then(() => load(name));
+            parts.load = (name) => (name.endsWith("/table") ? late(name) : load(name));
+        }"""
+    )
     page.evaluate("location.hash = '#layer=0&k=4&seed=0'")
+    page.wait_for_function("window.come !== undefined")
     page.evaluate("location.hash = '#images='")
     visitor.ready("#images=")
-    page.wait_for_timeout(900)
+    page.evaluate("come()")
+    page.wait_for_timeout(300)
     assert page.evaluate("location.hash") == "#images=" and visitor.text("h1") == "Images"
 
 
