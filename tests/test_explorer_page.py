@@ -554,6 +554,10 @@ def test_small_functions(visitor):
     link = {"layer": "6", "search": "a&b=c #1", "patch": "3,4"}
     assert js("(l) => link.read(link.write(l))", link) == link
     assert js("() => link.write({a: 1, b: undefined, c: ''})") == "#a=1"
+    grids = [
+        {"tokens": t, "geometry": {"prefix": ["class", "register", "register"]}} for t in ("all", "class", "patches")
+    ]
+    assert js("(grids) => grids.map(prefixNames)", grids) == [["class", "register 1", "register 2"], ["class"], []]
     assert js("() => [0, 1].map(viridis)") == [[68, 1, 84], [253, 231, 37]]
     assert js("() => unpack('AQACAA==', 2)") == [1, 2]
     shares = js("() => [0.00004, 0.5, 1, null].map((v) => show(v, 'share'))")
