@@ -143,7 +143,7 @@ function whereItFires(grid, about) {
 function classTable(about) {
   if (!about.classes.length) return h("p", { class: "quiet" }, "No image on which it fires has a label.");
   const share = (a, b) => (b ? show(a / b, "share") : "–");
-  const between = ([low, high]) => (low === null ? "" : ` (${show(low, "share")} to ${show(high, "share")})`);
+  const between = ([low, high]) => (low === null ? "" : `(${show(low, "share")} to ${show(high, "share")})`);
   const rows = about.classes.map((c) => {
     const [support, flagged, right, auroc] = c.held_out;
     const [supportTrain, flaggedTrain, rightTrain, aurocTrain] = c.train;
@@ -154,7 +154,7 @@ function classTable(about) {
       {},
       h("tr", {}, h("th", { scope: "rowgroup", rowspan: 2, class: "text" }, name, h("br"), h("small", { class: c.confirmed ? "yes" : "quiet", title: c.q === null ? null : `q = ${c.q}` }, verdict)),
         h("td", {}, "train"), h("td", {}, share(rightTrain, flaggedTrain), h("small", {}, ` ${rightTrain} of ${flaggedTrain}`)), h("td", {}, share(rightTrain, supportTrain), h("small", {}, ` of ${supportTrain}`)), h("td", {}, show(aurocTrain))),
-      h("tr", {}, h("td", { class: "narrow" }, "held out"), h("td", {}, share(right, flagged), h("small", {}, ` ${right} of ${flagged}${between(c.precision)}`)), h("td", {}, share(right, support), h("small", {}, ` of ${support}${between(c.recall)}`)), h("td", {}, show(auroc))),
+      h("tr", {}, h("td", { class: "narrow" }, "held out"), h("td", {}, share(right, flagged), h("small", {}, ` ${right} of ${flagged}`), " ", h("small", {}, between(c.precision))), h("td", {}, share(right, support), h("small", {}, ` of ${support}`), " ", h("small", {}, between(c.recall))), h("td", {}, show(auroc))),
     );
   });
   const head = [
