@@ -195,7 +195,7 @@ function causes(grid, point, latent, about) {
       ],
     })),
   };
-  const about2 = `${text} Bars: the classes that move most (what the latent does for them; when it is taken out they lose this). Lines: ± 2 standard errors.`;
+  const about2 = `${text} Bars: effect on the log-odds, in nats, of the classes that move most (what the latent does for them; when it is taken out they lose this). Lines: ± 2 standard errors.`;
   return charts.chart({ name: `${grid.name}-${pathOf(point).replaceAll("/", "-")}-latent-${latent}-causes`, about: about2, spec, room: 15 * values.length + 60 * shown.length });
 }
 

@@ -40,17 +40,21 @@ async function pointView(grid, params, address) {
     scatter?.data("latents", dots(select(table, { ...state, brush: null, found: grid.found }))).run();
   }
 
-  /** The rows as they are, everywhere: table, count, scatter, and the address, so that a link shows the same. */
-  function refresh() {
+  /** The rows as they are everywhere but in the scatter: table, count, and the address, so that a link shows the same. */
+  function refreshRows() {
     const rows = select(table, { ...state, found: grid.found });
     orders.set(pathOf(point), rows);
     shownTable.update(rows, state.sort);
     const dead = table.alive.filter((a) => !a).length;
     count.textContent = `${show(rows.length)} of ${show(table.size)} latents${dead ? ` (${show(dead)} of them dead)` : ""}`;
     clear.hidden = !state.brush;
-    redraw();
     const asked = { ...here, filter: writeFilters(state.filters), search: state.search, sort: state.sort === first(columns) ? "" : state.sort };
     address(link.write(asked));
+  }
+
+  function refresh() {
+    refreshRows();
+    redraw();
   }
 
   const dots = (rows) => rows.filter((i) => table.density[i] > 0 && table[height][i] !== null).map((i) => ({ latent: i, density: table.density[i], [height]: table[height][i], class: cellOf(table, "class", i) ?? "not confirmed", confirmed: table.class[i] >= 0 }));
@@ -75,18 +79,11 @@ async function pointView(grid, params, address) {
     view.addSignalListener("brush", (_name, ranges) => {
       state.brush = Object.keys(ranges).length ? ranges : null;
       clearTimeout(drawn.soon);
-      drawn.soon = setTimeout(refreshRows, 60);
+      drawn.soon = setTimeout(refreshRows, 60); // brushing must not redraw what is brushed
     });
     view.addEventListener("dblclick", (_event, item) => item?.datum?.latent !== undefined && (location.hash = link.write({ ...here, latent: item.datum.latent })));
     redraw(); // filters may have been set before it came
   };
-  // Brushing must not redraw what is brushed.
-  function refreshRows() {
-    const kept = scatter;
-    scatter = null;
-    refresh();
-    scatter = kept;
-  }
   clear.onclick = () => {
     state.brush = null;
     scatter?.signal("brush_tuple", null).run();
