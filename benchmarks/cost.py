@@ -42,7 +42,7 @@ _VARIED = {
 
 def build(way: str, latents: int, width: int, k: int) -> Step:
     model = training._start(Settings(width, latents, k), Recipe(), np.zeros(width), 1.0, 0)
-    return _WAYS[way](model, Recipe(), float("inf"), 100, False)
+    return _WAYS[way](model, Recipe(), float("inf"), 100, "fp32")
 
 
 def seconds(step: Step, x: torch.Tensor) -> float:

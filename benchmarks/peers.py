@@ -263,7 +263,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1, help="repetitions, each with a seed of its own")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="ours alone")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "int8"], default="auto", help="ours alone")
     parser.add_argument("--lr", type=float, help="for every tool; without it each takes its own")
     parser.add_argument("--as-shipped", action="store_true", help="keep peers' warm-ups and dead windows of long runs")
     parser.add_argument("--out", default="peers", help="name of the results")

@@ -170,7 +170,7 @@ class AutogradStep(Step):
             self._last[name].copy_(value)
 
     def _low_precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
 
     def _pre(self, part: torch.Tensor) -> torch.Tensor:
         with self._low_precision():

@@ -49,6 +49,13 @@ def fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
+def fast_int8(device: torch.device) -> bool:
+    """Returns whether this device multiplies matrices of int8, exactly, faster than those of bfloat16."""
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    exact = torch.backends.mkldnn.is_available() and hasattr(torch, "_int_mm")
+    return device.type == "cpu" and exact and bool(able.get("amx_int8") or able.get("avx512_vnni"))
+
+
 def linear(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x [..., d] -> x weightsᵀ + bias, [..., F]; not to be differentiated.
 

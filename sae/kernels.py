@@ -21,14 +21,11 @@ BLOCK = 256  # latents, whose gradients stay in a core's own cache
 
 
 @intrinsic
-def _widened(_typing, bits):
-    """The bits of a bfloat16 -> the float32."""
-
-    def build(_context, builder, _signature, given):
-        wide = builder.zext(given[0], ir.IntType(32))
-        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
-
-    return types.float32(types.int16), build
+def _as_float(_typing, bits):
+    """The bits of a float32 -> the float32."""
+    return types.float32(types.int32), lambda _context, builder, _signature, given: builder.bitcast(
+        given[0], ir.FloatType()
+    )
 
 
 def _real(number):
@@ -38,18 +35,23 @@ def _real(number):
 @overload(_real)
 def _compile_real(number):
     if number == types.int16:
-        return lambda number: _widened(number)
+        return lambda number: _as_float(np.int32(number) << np.int32(16))
     return lambda number: number
 
 
 def _store(numbers, out):
-    """Copies floats; to bfloat16's bits, which take float32: to the nearest, of two equally near ones to the even."""
+    """Copies floats; returns what the copies are to be multiplied by, which is 1 but for int8.
+
+    Into bfloat16's bits, from float32: to the nearest, of two equally near ones to the even. Into int8: to the nearest
+    of the multiples of the largest / 127.
+    """
 
 
 @overload(_store)
 def _compile_store(numbers, out):
     def copy(numbers, out):
         out[:] = numbers
+        return numbers.dtype.type(1)
 
     def round_off(numbers, out):
         bits = numbers.view(np.int32)
@@ -57,13 +59,27 @@ def _compile_store(numbers, out):
         for c in range(len(out)):
             odd = (bits[c] >> sixteen) & one
             out[c] = np.int16((bits[c] + half + odd) >> sixteen)
+        return numbers.dtype.type(1)
 
-    return round_off if out.dtype == types.int16 else copy
+    def quantise(numbers, out):
+        bits, most = numbers.view(np.int32), np.int32(1)
+        for c in range(len(out)):  # positive floats are ordered as their bits are, and the largest of these is found faster
+            most = max(most, bits[c] & np.int32(0x7FFFFFFF))
+        scale = _as_float(most) / np.float32(127)
+        factor = np.float32(1) / scale
+        for c in range(len(out)):
+            out[c] = np.int8(np.rint(numbers[c] * factor))
+        return scale
+
+    return {types.int16: round_off, types.int8: quantise}.get(out.dtype, copy)
 
 
 @compiled
-def fold(first, last, encoder, bias, decoder, gain, shift, low_encoder, low_bias, low_decoder):
-    """Writes encoder ∘ gain, bias + encoder · shift, and the decoder: as they are, or as bfloat16's bits."""
+def fold(first, last, encoder, bias, decoder, gain, shift, low_encoder, low_bias, low_decoder, scales):
+    """Writes encoder ∘ gain, bias + encoder · shift, and the decoder: as they are, or as bfloat16's bits.
+
+    The encoder also as int8; scales [F] become what its rows are to be multiplied by.
+    """
     numbers, folded = np.empty(encoder.shape[1], encoder.dtype), np.empty(last - first, encoder.dtype)
     for i in range(first, last):
         total = bias[i]
@@ -71,7 +87,7 @@ def fold(first, last, encoder, bias, decoder, gain, shift, low_encoder, low_bias
             numbers[c] = encoder[i, c] * gain[c]
             total += encoder[i, c] * shift[c]
         folded[i - first] = total
-        _store(numbers, low_encoder[i])
+        scales[i] = _store(numbers, low_encoder[i])
         _store(decoder[i], low_decoder[i])
     _store(folded, low_bias[first:last])
 
@@ -83,6 +99,26 @@ def standardise(raw, row, mean, scale, target, low):
         for c in range(len(mean)):
             target[row + r, c] = (raw[r, c] - mean[c]) * scale
         _store(target[row + r], low[row + r])
+
+
+@compiled
+def quantise(first, last, u, low, scales):
+    """Writes u, also given as bfloat16's bits, to low [n, d], int8; scales [n] become what its rows are multiplied by."""
+    numbers = np.empty(u.shape[1], scales.dtype)
+    for t in range(first, last):
+        for c in range(len(numbers)):
+            numbers[c] = _real(u[t, c])
+        scales[t] = _store(numbers, low[t])
+
+
+@compiled
+def dequantise(products, rows, columns, bias):
+    """Turns products [m, F] of two int8 matrices into float32, in place: rows [m] · columns [F] · products + bias."""
+    out = products.view(np.float32)
+    for r in range(len(products)):
+        row = rows[r]
+        for c in range(len(columns)):
+            out[r, c] = row * columns[c] * np.float32(products[r, c]) + bias[c]
 
 
 @compiled

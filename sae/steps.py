@@ -70,11 +70,13 @@ class Step(ABC):
         sae: trained in place.
         dead_after: tokens.
         steps: how many there will be.
-        bf16: what is multiplied is rounded to bfloat16; weights, sums and Adam's state stay as they are.
+        precision: of what is multiplied; weights, sums and Adam's state stay as they are. fp32: as the weights, which may
+            be float64. bf16: rounded to bfloat16. int8: bf16, but the encoder's product is one of 8-bit integers, of
+            which each row, of a token or of a latent, has its own scale.
     """
 
-    def __init__(self, sae: SparseAutoencoder, recipe: Recipe, dead_after: float, steps: int, bf16: bool):
-        self.sae, self.recipe, self.dead_after, self.steps, self.bf16 = sae, recipe, dead_after, steps, bf16
+    def __init__(self, sae: SparseAutoencoder, recipe: Recipe, dead_after: float, steps: int, precision: str):
+        self.sae, self.recipe, self.dead_after, self.steps, self.precision = sae, recipe, dead_after, steps, precision
         self.count = 0  # of steps done
         latents, method = sae.settings.latents, sae.settings.method
         shares = PREFIXES if method == "matryoshka" else (1,)

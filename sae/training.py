@@ -78,8 +78,9 @@ def train(
         method: topk, batchtopk, matryoshka, relu, jumprelu, or the baseline frozen.
         batch: tokens (images where `recipe.whole_images`) per step.
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: of what is multiplied: fp32, bf16 (weights, sums and Adam's state stay fp32), or auto: bf16 where the
-            hardware multiplies it faster.
+        precision: of what is multiplied (weights, sums and Adam's state stay fp32): fp32; bf16; int8, which is bf16 with
+            the encoder's product, of the k-sparse methods on a CPU, in scaled 8-bit integers; or auto, the one that the
+            hardware multiplies fastest.
         layer, tokens: where x comes from; kept in the SAE.
         centre: the train set's mean [d] and scale; None: computed from x.
         log: a CSV with a row per logged step: step, epoch, tokens, loss, fvu, l0, dead, lr.
@@ -101,7 +102,6 @@ def train(
     settings = Settings(x.width, latents, k, method, recipe.input, layer, tokens)
     name = f"layer {layer} k {k}" if layer is not None else f"k {k}"
     _check(x, method, epochs, batch, precision, recipe)
-    bf16 = precision == "bf16" or (precision == "auto" and devices.fast_bf16(target))
     try:
         mean, variance = moments(x)
     except InputError as error:
@@ -118,11 +118,17 @@ def train(
     lr = recipe.lr or default_lr(latents, total, batch * (x.tokens if recipe.whole_images else 1))
     every = max(1, total // _LOG_ROWS)
     sae = _start(settings, recipe, mean, scale, seed).to(target)
-    step = _fastest(sae)(sae, recipe, recipe.dead_after * run_tokens, total, bf16)
+    kind = _fastest(sae)
+    precision = _fastest_precision(kind, target) if precision == "auto" else precision
+    if precision == "int8" and not (kind is SparseStep and devices.fast_int8(target)):
+        raise InputError(
+            f"precision int8: method {method} on this {target.type} cannot multiply so; write auto, bf16 or fp32"
+        )
+    step = kind(sae, recipe, recipe.dead_after * run_tokens, total, precision)
     identity = {
         **dataclasses.asdict(settings),
         **{f"recipe.{key}": value for key, value in json.loads(json.dumps(dataclasses.asdict(recipe))).items()},
-        **{"seed": seed, "epochs": epochs, "batch": batch, "bf16": bf16, "device": target.type},
+        **{"seed": seed, "epochs": epochs, "batch": batch, "precision": precision, "device": target.type},
         "step": type(step).__name__,
         "data": hashlib.sha256(mean.tobytes() + variance.tobytes() + x.ids.tobytes()).hexdigest()[:16],
     }
@@ -169,7 +175,7 @@ def train(
     seconds = time.perf_counter() - began
     sae.record = {
         **{"tokens": seen, "steps": step.count, "seconds": round(seconds, 3), "tokens_per_s": round(seen / seconds)},
-        **{"precision": "bf16" if bf16 else "fp32", "device": target.type},
+        **{"precision": precision, "device": target.type},
     }
     saved.remove()
     return sae.eval().requires_grad_(False)
@@ -180,8 +186,8 @@ def _check(x: Activations, method: str, epochs: int, batch: int, precision: str,
         raise InputError(f"method {method}: not trained; there are {', '.join(METHODS)} and frozen")
     if epochs < 1 or batch < 1:
         raise InputError(f"epochs {epochs}, batch {batch}: both must be at least 1")
-    if precision not in ("auto", "fp32", "bf16"):
-        raise InputError(f"precision {precision}: none of auto, fp32, bf16")
+    if precision not in ("auto", "fp32", "bf16", "int8"):
+        raise InputError(f"precision {precision}: none of auto, fp32, bf16, int8")
     have, unit = (len(x), "images") if recipe.whole_images else (len(x) * x.tokens, "tokens")
     if have < batch:
         raise InputError(f"batch {batch}: there are only {have} {unit} to train on; lower training.batch")
@@ -207,6 +213,13 @@ def _fastest(sae: SparseAutoencoder) -> type[Step]:
     """Returns the fastest kind of step for this SAE where it is."""
     sparse = SparseStep is not None and sae.settings.method in ("topk", "batchtopk", "matryoshka", "frozen")
     return SparseStep if sparse and sae.b_dec.device.type == "cpu" else AutogradStep
+
+
+def _fastest_precision(kind: type[Step], target: torch.device) -> str:
+    """Returns what this kind of step multiplies fastest on this device."""
+    if kind is SparseStep and devices.fast_int8(target):
+        return "int8"
+    return "bf16" if devices.fast_bf16(target) else "fp32"
 
 
 def _ramp(step: int, steps: int, recipe: Recipe) -> float:

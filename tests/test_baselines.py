@@ -85,17 +85,17 @@ def test_the_gain_makes_the_error_smallest(tokens):
     assert errors[1] == min(errors)
 
 
-@pytest.mark.parametrize("bf16", ["fp32", "bf16"])
-def test_a_frozen_decoder_never_moves_but_its_encoder_learns(tokens, bf16):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_frozen_decoder_never_moves_but_its_encoder_learns(tokens, precision):
     recipe = sae.Recipe(lr=3e-3)
-    start = sae.train(tokens, 3, 40, "frozen", batch=3000, recipe=sae.Recipe(lr=1e-9), precision=bf16)
-    m = sae.train(tokens, 3, 40, "frozen", epochs=20, batch=100, recipe=recipe, precision=bf16)
+    start = sae.train(tokens, 3, 40, "frozen", batch=3000, recipe=sae.Recipe(lr=1e-9), precision=precision)
+    m = sae.train(tokens, 3, 40, "frozen", epochs=20, batch=100, recipe=recipe, precision=precision)
     assert m.settings.method == "frozen"
     torch.testing.assert_close(m.W_dec, start.W_dec)
     assert (m.W_enc - start.W_enc).abs().max() > 0.05
     learnt, before = (metrics.fvu(tokens, one.decode(one.encode(tokens))) for one in (m, start))
     assert learnt < before
-    free = sae.train(tokens, 3, 40, "topk", epochs=20, batch=100, recipe=recipe, precision=bf16)
+    free = sae.train(tokens, 3, 40, "topk", epochs=20, batch=100, recipe=recipe, precision=precision)
     assert metrics.fvu(tokens, free.decode(free.encode(tokens))) < learnt
 
 

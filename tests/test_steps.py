@@ -68,8 +68,8 @@ def expected_gradients(m, x, dead, recipe):
     return gradients
 
 
-def step_of(kind, m, recipe, dead=None, bf16=False):
-    step = kind(m, recipe, 5.0 if dead is not None else NEVER, 100, bf16)
+def step_of(kind, m, recipe, dead=None, precision="fp32"):
+    step = kind(m, recipe, 5.0 if dead is not None else NEVER, 100, precision)
     if dead is not None:
         step.silent += dead * 10
         if kind is AutogradStep:
@@ -165,7 +165,7 @@ def test_many_steps_of_both_ways_are_the_same(method, recipe):
     ends = []
     for kind in (SparseStep, AutogradStep):
         m = model(method, 6, 20, 3, recipe.input)
-        step = kind(m, recipe, 60.0, 12, False)
+        step = kind(m, recipe, 60.0, 12, "fp32")
         for batch in x:
             step(batch, 0.01)
         step.close()
@@ -183,7 +183,7 @@ def test_threads_change_no_byte():
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         m = model("topk", 16, 300, 5).float()
-        step = SparseStep(m, sae.Recipe(), 500.0, 9, False)
+        step = SparseStep(m, sae.Recipe(), 500.0, 9, "fp32")
         step._rows = 32
         for batch in torch.randn(9, 200, 16, generator=torch.Generator().manual_seed(1)):
             step(batch, 0.01)
@@ -207,7 +207,7 @@ def test_the_run_that_compiles_the_kernels_gives_the_bytes_of_later_ones(tmp_pat
     script = """
 import hashlib, torch, sae
 x = torch.randn(2000, 48, generator=torch.Generator().manual_seed(0))
-for precision in ("fp32", "bf16"):
+for precision in ("fp32", "bf16", "int8"):
     m = sae.train(x, 5, 300, batch=200, precision=precision)
     print(hashlib.sha256(m.W_enc.numpy().tobytes() + m.W_dec.numpy().tobytes()).hexdigest())
 """
@@ -217,7 +217,7 @@ for precision in ("fp32", "bf16"):
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         ends.append(done.stdout)
-    assert ends[0] == ends[1] and len(ends[0]) == 130
+    assert ends[0] == ends[1] and len(ends[0]) == 195
 
 
 @pytest.mark.parametrize("method", K_SPARSE)
@@ -231,7 +231,7 @@ def test_bf16_gives_the_gradients_of_the_product_in_bf16(method):
         m.mean.zero_()
     x = torch.randn(200, 32, generator=torch.Generator().manual_seed(1)).bfloat16().float()
     exact = gradients_of(step_of(SparseStep, m, sae.Recipe()), x)
-    rough = gradients_of(step_of(SparseStep, m, sae.Recipe(), bf16=True), x)
+    rough = gradients_of(step_of(SparseStep, m, sae.Recipe(), precision="bf16"), x)
     for name, gradient in exact.items():
         error = (rough[name] - gradient).norm() / gradient.norm()
         assert 0 < error < 0.15, (name, float(error))
@@ -273,7 +273,7 @@ from sae.sparse_step import SparseStep
 torch.set_num_threads(2)
 rows, latents = 8192, 16384  # 512 MiB
 m = training._start(Settings(16, latents, 8), sae.Recipe(), torch.zeros(16).numpy(), 1.0, 0)
-step = {kind}(m, sae.Recipe(), 1e12, 10, False)
+step = {kind}(m, sae.Recipe(), 1e12, 10, "fp32")
 step(torch.randn(256, 16), 1e-3)
 def peak():
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
