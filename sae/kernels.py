@@ -14,8 +14,9 @@ from numba import njit, types
 from numba.extending import intrinsic, overload
 
 # Sums may be reordered, which is what lets them use vector instructions. NaN and infinity keep their meaning. No kernel
-# that sums floats may call another: whether that one comes from the cache or was just compiled changes how the sums are
-# reordered, and a run that goes on after an interruption would end in other bytes than it would have.
+# that sums floats may call another, but for functions that numba itself puts in place of their calls: whether another
+# comes from the cache or was just compiled changes how the sums are reordered, and a run that goes on after an
+# interruption would end in other bytes than it would have.
 compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 BLOCK = 256  # latents, whose gradients stay in a core's own cache
 
@@ -32,7 +33,7 @@ def _real(number):
     """A float, or a bfloat16's bits -> the float."""
 
 
-@overload(_real)
+@overload(_real, inline="always")
 def _compile_real(number):
     if number == types.int16:
         return lambda number: _as_float(np.int32(number) << np.int32(16))
@@ -47,7 +48,7 @@ def _store(numbers, out):
     """
 
 
-@overload(_store)
+@overload(_store, inline="always")
 def _compile_store(numbers, out):
     def copy(numbers, out):
         out[:] = numbers
@@ -63,7 +64,7 @@ def _compile_store(numbers, out):
 
     def quantise(numbers, out):
         bits, most = numbers.view(np.int32), np.int32(1)
-        for c in range(len(out)):  # positive floats are ordered as their bits are, and the largest of these is found faster
+        for c in range(len(out)):  # the bits of positive floats are in the floats' order, and faster to compare
             most = max(most, bits[c] & np.int32(0x7FFFFFFF))
         scale = _as_float(most) / np.float32(127)
         factor = np.float32(1) / scale
@@ -103,7 +104,7 @@ def standardise(raw, row, mean, scale, target, low):
 
 @compiled
 def quantise(first, last, u, low, scales):
-    """Writes u, also given as bfloat16's bits, to low [n, d], int8; scales [n] become what its rows are multiplied by."""
+    """Writes u, also given as bfloat16's bits, to low [n, d], int8; scales [n] become what to multiply its rows by."""
     numbers = np.empty(u.shape[1], scales.dtype)
     for t in range(first, last):
         for c in range(len(numbers)):

@@ -36,6 +36,22 @@ def _above(_typing, numbers, start, cut):
 
 
 @intrinsic
+def _copy_group(_typing, numbers, start, target, place):
+    """Copies a group of numbers. In a loop LLVM copies them one by one: for all it knows the arrays overlap."""
+
+    def build(context, builder, signature, given):
+        group = ir.VectorType(context.get_data_type(signature.args[0].dtype), _GROUP).as_pointer()
+        ends = []
+        for which in (0, 2):
+            array = arrayobj.make_array(signature.args[which])(context, builder, given[which])
+            ends.append(builder.bitcast(builder.gep(array.data, [given[which + 1]]), group))
+        builder.store(builder.load(ends[0], align=1), ends[1], align=1)
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.int64, target, types.int64), build
+
+
+@intrinsic
 def _ones(_typing, bits):
     """Returns how many bits are 1."""
     return types.int64(types.uint64), lambda _context, builder, _signature, given: builder.ctpop(given[0])
@@ -128,8 +144,7 @@ def largest(bits, k, row, shift, indices, values):
         found = _find(maxima, floor, hits)
         for h in range(found):
             if hits[h] < whole:
-                for i in range(_GROUP):
-                    rank[h * _GROUP + i] = line[hits[h] * _GROUP + i]
+                _copy_group(line, hits[h] * _GROUP, rank, h * _GROUP)
             else:
                 rank[h * _GROUP : (h + 1) * _GROUP] = 0
                 for i in range(whole * _GROUP, latents):

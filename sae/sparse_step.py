@@ -32,10 +32,10 @@ class SparseStep(Step):
         dW_dec[i] = Σ_t z_ti e_t,    dW_enc[i] = gain ∘ Σ_t g_ti u_t + shift · Σ_t g_ti,    db_enc[i] = Σ_t g_ti
 
     over the tokens t on which i is active. A token costs 2·d·F for the encoder's product and 8·k·d for the rest, where
-    dense differentiation costs 10·d·F. In bf16, u, encoder, decoder, pre-activations and e are rounded to bfloat16 where
-    they are multiplied: half the memory to gather from. In int8, u and encoder are rounded to 8 bits for the encoder's
-    product alone, each row by its own scale: at half the cost, pre-activations are off by about a hundredth of their
-    deviation, and of the k largest as many are found as in bfloat16, whose pre-activations have no more than 8 bits.
+    dense differentiation costs 10·d·F. In bf16, u, encoder, decoder, pre-activations and e are rounded to bfloat16
+    where they are multiplied: half the memory to gather from. In int8, u and encoder are rounded to 8 bits for the
+    encoder's product alone, each row by its own scale: at half the cost, pre-activations are off by about a hundredth
+    of their deviation, and of the k largest nearly as many are found as in bfloat16, which has no more than 8 bits.
     """
 
     def __init__(self, *arguments: Any):

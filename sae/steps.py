@@ -70,9 +70,9 @@ class Step(ABC):
         sae: trained in place.
         dead_after: tokens.
         steps: how many there will be.
-        precision: of what is multiplied; weights, sums and Adam's state stay as they are. fp32: as the weights, which may
-            be float64. bf16: rounded to bfloat16. int8: bf16, but the encoder's product is one of 8-bit integers, of
-            which each row, of a token or of a latent, has its own scale.
+        precision: of what is multiplied; weights, sums and Adam's state stay as they are. fp32: as the weights, which
+            may be float64. bf16: rounded to bfloat16. int8: bf16, but the encoder's product is one of 8-bit integers,
+            of which each row, of a token or of a latent, has its own scale.
     """
 
     def __init__(self, sae: SparseAutoencoder, recipe: Recipe, dead_after: float, steps: int, precision: str):

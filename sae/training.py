@@ -78,9 +78,9 @@ def train(
         method: topk, batchtopk, matryoshka, relu, jumprelu, or the baseline frozen.
         batch: tokens (images where `recipe.whole_images`) per step.
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: of what is multiplied (weights, sums and Adam's state stay fp32): fp32; bf16; int8, which is bf16 with
-            the encoder's product, of the k-sparse methods on a CPU, in scaled 8-bit integers; or auto, the one that the
-            hardware multiplies fastest.
+        precision: of what is multiplied (weights, sums and Adam's state stay fp32): fp32; bf16; int8, which is bf16
+            with the encoder's product, of the k-sparse methods on a CPU, in scaled 8-bit integers; or auto, the one
+            that the hardware multiplies fastest.
         layer, tokens: where x comes from; kept in the SAE.
         centre: the train set's mean [d] and scale; None: computed from x.
         log: a CSV with a row per logged step: step, epoch, tokens, loss, fvu, l0, dead, lr.
