@@ -10,12 +10,16 @@ import torch
 from conftest import ROOT
 
 import sae
-from sae import autograd_step, kernels, selection, training
+from sae import autograd_step, device, kernels, selection, training
 from sae.autoencoder import METHODS, Settings, SparseAutoencoder
 from sae.autograd_step import AutogradStep
 from sae.sparse_step import SparseStep
 
 K_SPARSE = ("topk", "batchtopk", "matryoshka")
+FAST_INT8 = device.fast_int8(torch.device("cpu"))
+INT8 = pytest.param(
+    "int8", marks=pytest.mark.skipif(not FAST_INT8, reason="this CPU has no instructions for 8-bit integers")
+)
 NEVER = 1e12  # tokens
 
 
@@ -177,13 +181,14 @@ def test_many_steps_of_both_ways_are_the_same(method, recipe):
         torch.testing.assert_close(ends[0]["W_dec"].norm(dim=1), torch.ones(20, dtype=torch.float64))
 
 
-def test_threads_change_no_byte():
+@pytest.mark.parametrize("precision", ["fp32", "bf16", INT8])
+def test_threads_change_no_byte(precision):
     before = torch.get_num_threads()
     ends = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         m = model("topk", 16, 300, 5).float()
-        step = SparseStep(m, sae.Recipe(), 500.0, 9, "fp32")
+        step = SparseStep(m, sae.Recipe(), 500.0, 9, precision)
         step._rows = 32
         for batch in torch.randn(9, 200, 16, generator=torch.Generator().manual_seed(1)):
             step(batch, 0.01)
@@ -205,33 +210,84 @@ def test_bfloat16_is_rounded_as_torch_rounds_it():
 
 def test_the_run_that_compiles_the_kernels_gives_the_bytes_of_later_ones(tmp_path):
     script = """
-import hashlib, torch, sae
+import hashlib, sys, torch, sae
 x = torch.randn(2000, 48, generator=torch.Generator().manual_seed(0))
-for precision in ("fp32", "bf16", "int8"):
+for precision in sys.argv[1:]:
     m = sae.train(x, 5, 300, batch=200, precision=precision)
     print(hashlib.sha256(m.W_enc.numpy().tobytes() + m.W_dec.numpy().tobytes()).hexdigest())
 """
-    ends = []
+    ends, precisions = [], ["fp32", "bf16"] + ["int8"] * FAST_INT8
     for _ in range(2):
         environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+        command = [sys.executable, "-c", script, *precisions]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         ends.append(done.stdout)
-    assert ends[0] == ends[1] and len(ends[0]) == 195
+    assert ends[0] == ends[1] and len(ends[0]) == 65 * len(precisions)
 
 
+def test_int8_is_rounded_to_the_nearest_part_of_the_largest():
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal((9, 33)) * np.logspace(-20, 20, 9)[:, None]).astype(np.float32)
+    rows[0], rows[1, 3], rows[2, 5], rows[3, 7] = 0, -1e9, np.nan, np.inf
+    low, scales = np.full(rows.shape, 99, np.int8), np.full(9, np.nan, np.float32)
+    kernels.quantise(0, 9, rows, low, scales)
+    for row, got, scale in zip(rows, low, scales, strict=True):
+        if not np.isfinite(row).all():
+            assert not np.isfinite(scale)  # and so is all that it is multiplied with
+            continue
+        most = np.abs(row).max()
+        assert scale == most / np.float32(127)
+        if most:
+            assert np.abs(got).max() == 127
+            assert np.abs(got * np.float64(scale) - row).max() <= scale * 0.5001
+
+    low[0] = 0
+    columns, bias = rng.standard_normal(40).astype(np.float32), rng.standard_normal(40).astype(np.float32)
+    weights = rng.integers(-127, 128, (40, 33))
+    products = (low.astype(np.int64) @ weights.T).astype(np.int32)
+    finite = np.isfinite(scales)
+    expected = scales[finite, None].astype(np.float64) * columns * products[finite] + bias
+    kernels.dequantise(products, scales, columns, bias)
+    got = products.view(np.float32)
+    np.testing.assert_allclose(got[finite], expected, rtol=1e-5)
+    assert finite.sum() == 7 and not np.isfinite(got[~finite]).all(1).any()
+
+
+@pytest.mark.skipif(not FAST_INT8, reason="this CPU has no instructions for 8-bit integers")
 @pytest.mark.parametrize("method", K_SPARSE)
-def test_bf16_gives_the_gradients_of_the_product_in_bf16(method):
-    """The product takes and gives bfloat16: everything else is as exact as without."""
-    m = model(method, 32, 300, 4).float()
-    with torch.no_grad():  # numbers that bfloat16 holds, and no b_dec: the product alone can round
-        m.W_enc.copy_(m.W_enc.bfloat16())
-        m.b_enc.copy_(m.b_enc.bfloat16())
-        m.b_dec.zero_()
+@pytest.mark.parametrize("seed", range(12))
+def test_int8_gives_the_gradients_of_numbers_that_it_holds(method, seed):
+    """Where nothing has to be rounded for the product, the same latents are chosen: errors alone are rounded."""
+    rng = np.random.default_rng(seed)
+    n, width, latents = (1, 5, 9)[seed % 3] * int(rng.integers(1, 40)), int(rng.integers(1, 70)), 1 + 37 * seed
+    m = model(method, width, latents, int(rng.integers(1, latents + 1))).float()
+
+    def whole(rows):  # a row's largest is 127 times a power of 2
+        numbers = rng.integers(-126, 127, (rows, width)).astype(np.float32)
+        numbers[:, rng.integers(width)] = 127
+        return torch.from_numpy(numbers * 2.0 ** rng.integers(-9, -5, (rows, 1)).astype(np.float32))
+
+    with torch.no_grad():
+        m.W_enc.copy_(whole(latents))
+        m.W_dec.copy_(m.W_dec.bfloat16())
         m.mean.zero_()
-    x = torch.randn(200, 32, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    dead = torch.from_numpy(rng.random(latents) < 0.4) if seed % 2 else None
+    x = whole(n)
+    exact = gradients_of(step_of(SparseStep, m, sae.Recipe(), dead), x)
+    rough = gradients_of(step_of(SparseStep, m, sae.Recipe(), dead, "int8"), x)
+    for name, gradient in exact.items():
+        error = (rough[name] - gradient).norm() / gradient.norm()
+        assert error < 0.01, (name, float(error))
+
+
+@pytest.mark.parametrize("precision", ["bf16", INT8])
+@pytest.mark.parametrize("method", K_SPARSE)
+def test_rounded_products_give_nearly_the_gradients_of_exact_ones(method, precision):
+    m = model(method, 32, 300, 4).float()
+    x = torch.randn(200, 32, generator=torch.Generator().manual_seed(1))
     exact = gradients_of(step_of(SparseStep, m, sae.Recipe()), x)
-    rough = gradients_of(step_of(SparseStep, m, sae.Recipe(), precision="bf16"), x)
+    rough = gradients_of(step_of(SparseStep, m, sae.Recipe(), precision=precision), x)
     for name, gradient in exact.items():
         error = (rough[name] - gradient).norm() / gradient.norm()
         assert 0 < error < 0.15, (name, float(error))
@@ -261,8 +317,11 @@ def test_each_method_gets_the_fastest_step_that_it_has(method, monkeypatch):
     assert training._fastest(m) is AutogradStep
 
 
-@pytest.mark.parametrize("kind", ["SparseStep", "AutogradStep"])
-def test_no_matrix_of_batch_times_latents_is_held(kind):
+ONE_INT8 = pytest.param("SparseStep", "int8", marks=INT8.marks)
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("SparseStep", "fp32"), ONE_INT8, ("AutogradStep", "fp32")])
+def test_no_matrix_of_batch_times_latents_is_held(kind, precision):
     script = f"""
 import torch, sae
 from pathlib import Path
@@ -273,7 +332,7 @@ from sae.sparse_step import SparseStep
 torch.set_num_threads(2)
 rows, latents = 8192, 16384  # 512 MiB
 m = training._start(Settings(16, latents, 8), sae.Recipe(), torch.zeros(16).numpy(), 1.0, 0)
-step = {kind}(m, sae.Recipe(), 1e12, 10, "fp32")
+step = {kind}(m, sae.Recipe(), 1e12, 10, {precision!r})
 step(torch.randn(256, 16), 1e-3)
 def peak():
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))

@@ -7,11 +7,15 @@ import torch
 from conftest import planted
 
 import sae
-from sae import metrics, training
+from sae import device, metrics, training
 from sae.activations import Activations
 from sae.autoencoder import METHODS
+from sae.autograd_step import AutogradStep
 from sae.errors import InputError
 from sae.sparse_step import SparseStep
+
+CPU = torch.device("cpu")
+NO_INT8 = "this CPU has no instructions for 8-bit integers"
 
 
 def best_cosines(m, dictionary):
@@ -250,11 +254,40 @@ def test_contradictions_are_explained(data, change, message):
         sae.train(**arguments)
 
 
-def test_bf16_products_reach_nearly_the_same(data):
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "bf16",
+        pytest.param("int8", marks=pytest.mark.skipif(not device.fast_int8(CPU), reason=NO_INT8)),
+    ],
+)
+@pytest.mark.parametrize("method", ["topk", "batchtopk", "matryoshka"])
+def test_rounded_products_reach_nearly_the_same(data, method, precision):
     x, _ = data
-    m = sae.train(x, k=3, latents=96, seed=0, epochs=6, batch=512, precision="bf16", recipe=sae.Recipe(lr=3e-3))
-    assert m.W_dec.dtype == torch.float32
-    assert metrics.fvu(x, m.decode(m.encode(x))) < 0.1
+    m = sae.train(x, 3, 96, method, epochs=12, batch=512, precision=precision, recipe=sae.Recipe(lr=3e-3))
+    assert m.W_dec.dtype == torch.float32 and m.record["precision"] == precision
+    exact = sae.train(x, 3, 96, method, epochs=12, batch=512, precision="fp32", recipe=sae.Recipe(lr=3e-3))
+    errors = [metrics.fvu(x, model.decode(model.encode(x))) for model in (exact, m)]
+    assert errors[1] == pytest.approx(errors[0], abs=0.03)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_auto_is_the_precision_that_this_device_multiplies_fastest(data, monkeypatch, bf16):
+    monkeypatch.setattr(device, "fast_bf16", lambda _device: bf16)
+    for int8 in (True, False):  # the last also where this CPU could
+        monkeypatch.setattr(device, "fast_int8", lambda _device, int8=int8: int8)
+        other = "bf16" if bf16 else "fp32"
+        assert training._fastest_precision(SparseStep, CPU) == ("int8" if int8 else other)
+        assert training._fastest_precision(AutogradStep, CPU) == other
+    assert sae.train(data[0][:1000], 3, 64, batch=500).record["precision"] == other
+    with pytest.raises(InputError, match="precision int8: method topk on this cpu cannot multiply so"):
+        sae.train(data[0][:1000], 3, 64, batch=500, precision="int8")
+
+
+def test_methods_that_are_not_k_sparse_have_no_int8(data):
+    for method in ("relu", "jumprelu"):
+        with pytest.raises(InputError, match=f"precision int8: method {method} on this cpu cannot multiply so"):
+            sae.train(data[0][:1000], 3, 64, method, batch=500, precision="int8")
 
 
 def test_whole_images_stay_together():
