@@ -21,7 +21,7 @@ def train(job: Job) -> Trained:
         precision=asked.precision,
         recipe=sae.Recipe(lr=asked.lr),
     )
-    recipe = f"`sae.train`, default recipe, precision {asked.precision}: centred and scaled, Adam, AuxK 1/32"
+    recipe = f"`sae.train`, default recipe, precision {model.record['precision']}: centred and scaled, Adam, AuxK 1/32"
     return Trained(lambda x: (model(x), model.encode(x)), model.W_dec, recipe)
 
 
