@@ -86,6 +86,7 @@ def variants(lr: float) -> dict[str, dict[str, object]]:
         "no clipping": {"recipe": {"clip": None}},
         "half the learning rate": {"recipe": {"lr": lr / 2}},
         "twice the learning rate": {"recipe": {"lr": lr * 2}},
+        **{f"precision {name}": {"precision": name} for name in ("bf16", "fp32")},
         **{method: {"method": method} for method in ("batchtopk", "matryoshka", "jumprelu", "relu")},
     }
 
@@ -131,6 +132,7 @@ def main() -> None:
                 seed,
                 asked.epochs,
                 asked.batch,
+                precision=change.get("precision", "auto"),
                 recipe=replace(Recipe(), **change.get("recipe", {})),
                 centre=None if change.get("centred", True) else (np.zeros(x.shape[1]), spread),
             )
