@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,25 @@ def resolve(name: str = "auto") -> torch.device:
         # cuBLAS gives the same bytes again only with workspaces of a fixed size; read when CUDA is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device(name)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """While this is open, torch takes only operations that give the same bytes each time they run on this device.
+
+    Raises:
+        RuntimeError: an operation has no such form. None does so on a CPU, where all give the same bytes anyway.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    if device.type != "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # what is read has been written: only slower
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def fast_bf16(device: torch.device) -> bool:

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from queue import Queue
@@ -58,6 +59,7 @@ def train(
     batch: int = 4096,
     device: str = "auto",
     precision: str = "auto",
+    deterministic: bool = False,
     recipe: Recipe | None = None,
     layer: int | None = None,
     tokens: str = "patches",
@@ -69,7 +71,7 @@ def train(
     """Trains an SAE on activations; see `steps` for the loss and `SparseAutoencoder` for the methods.
 
     On a CPU the same arguments give the same bytes on the same machine, whether or not the run was interrupted, and
-    for the k-sparse methods with any number of threads.
+    for the k-sparse methods with any number of threads. On a GPU ask for it by `deterministic`.
 
     Args:
         x: activations [n, d], or a store of them.
@@ -81,6 +83,7 @@ def train(
         precision: of what is multiplied (weights, sums and Adam's state stay fp32): fp32; bf16; int8, which is bf16
             with the encoder's product, of the k-sparse methods on a CPU, in scaled 8-bit integers; or auto, the one
             that the hardware multiplies fastest.
+        deterministic: on a GPU, of all operations those alone that give the same bytes each time: slower.
         layer, tokens: where x comes from; kept in the SAE.
         centre: the train set's mean [d] and scale; None: computed from x.
         log: a CSV with a row per logged step: step, epoch, tokens, loss, fvu, l0, dead, lr.
@@ -134,7 +137,7 @@ def train(
     }
     saved = Checkpoint(checkpoint, identity, checkpoint_every)
     rows, seen, seconds = [], 0, 0.0
-    try:
+    with closing(step), devices.deterministic(target) if deterministic else nullcontext():
         past = saved.load()
         if past is not None:
             state, (rows, seen, seconds) = past
@@ -167,8 +170,6 @@ def train(
                 summary = f"{name} epoch {epoch + 1}/{epochs}: FVU {rows[-1]['fvu']:.3f} L0 {rows[-1]['l0']:.1f} "
                 summary += f"dead {rows[-1]['dead']:.1%}, {speed:,.0f} tokens/s"
                 progress.write(summary, file=progress.fp)
-    finally:
-        step.close()
     if log is not None:
         with whole(log) as part:
             pd.DataFrame(rows).to_csv(part, index=False)

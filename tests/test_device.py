@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from sae import device
+import sae
+from sae import device, training
+from sae.autoencoder import METHODS
+from sae.autograd_step import AutogradStep
 from sae.errors import InputError
 
 
@@ -32,10 +35,45 @@ def test_a_device_that_is_absent_is_an_error_that_says_so(monkeypatch):
         device.resolve("cuda:2")
 
 
+@pytest.mark.parametrize(("kind", "asked"), [("cuda", True), ("cpu", False)])
+def test_deterministic_operations_are_asked_for_and_the_choice_before_given_back(kind, asked):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with pytest.raises(ZeroDivisionError), device.deterministic(torch.device(kind)):
+            assert torch.is_deterministic_algorithms_warn_only_enabled() is not asked
+            assert torch.utils.deterministic.fill_uninitialized_memory is not asked
+            raise ZeroDivisionError
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_training_asks_for_deterministic_operations_in_its_steps(wanted, monkeypatch):
+    plain, enabled = device.deterministic, []
+    monkeypatch.setattr(device, "deterministic", lambda _target: plain(torch.device("cuda")))
+
+    class Noted(AutogradStep):
+        def gradients(self, raw):
+            enabled.append(torch.are_deterministic_algorithms_enabled())
+            super().gradients(raw)
+
+    monkeypatch.setattr(training, "_fastest", lambda _sae: Noted)
+    sae.train(torch.randn(1000, 16), 2, 64, batch=500, deterministic=wanted)
+    assert enabled == [wanted] * 2 and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_deterministic_training_on_a_gpu_gives_the_same_bytes(method):
+    x = torch.randn(5000, 32, generator=torch.Generator().manual_seed(0))
+    ends = [sae.train(x, 4, 64, method, batch=500, device="cuda", deterministic=True).W_enc for _ in range(2)]
+    assert torch.equal(*ends)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_on_a_gpu_matches_the_cpu():
-    import sae
-
     x = torch.randn(5000, 32, generator=torch.Generator().manual_seed(0)).numpy()
     errors = [
         float(((m.decode(m.encode(x)) - x) ** 2).mean())

@@ -19,7 +19,7 @@ def make(layer, x, method, seed):
     if method != "frozen":
         return baselines.build(x, **common)
     options = dict(settings["training"])
-    loop = {name: options.pop(name) for name in ("epochs", "batch", "precision")}
+    loop = {name: options.pop(name) for name in ("epochs", "batch", "precision", "deterministic")}
     return training.train(x, device=settings["device"], recipe=training.Recipe(**options), **common, **loop)
 
 

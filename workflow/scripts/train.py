@@ -26,7 +26,7 @@ with jobs.job(snakemake) as provenance:
         centre=(np.array(statistics["mean"]), statistics["scale"]),
         log=snakemake.output.log,
         checkpoint=snakemake.params.checkpoint,
-        **{name: options.pop(name) for name in ("epochs", "batch", "precision")},
+        **{name: options.pop(name) for name in ("epochs", "batch", "precision", "deterministic")},
         recipe=training.Recipe(input=shape["input"], decoder=shape["decoder"], **options),
     )
     sae.save(Path(snakemake.output.weights).parent, provenance())
