@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -73,8 +74,18 @@ def fast_bf16(device: torch.device) -> bool:
 def fast_int8(device: torch.device) -> bool:
     """Returns whether this device multiplies matrices of int8, exactly, faster than those of bfloat16."""
     able = getattr(torch.cpu, "get_capabilities", dict)()
-    exact = torch.backends.mkldnn.is_available() and hasattr(torch, "_int_mm")
-    return device.type == "cpu" and exact and bool(able.get("amx_int8") or able.get("avx512_vnni"))
+    there = torch.backends.mkldnn.is_available() and hasattr(torch, "_int_mm")
+    return device.type == "cpu" and there and bool(able.get("amx_int8") or able.get("avx512_vnni")) and _exact_int8()
+
+
+@cache
+def _exact_int8() -> bool:
+    """Returns whether products of int8 come out right: held to older instructions, oneDNN lets their sums overflow."""
+    a = torch.full((32, 64), 127, dtype=torch.int8)
+    try:
+        return bool((torch._int_mm(a, a.T) == 64 * 127**2).all())
+    except RuntimeError:  # this torch has it for GPUs alone
+        return False
 
 
 def linear(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

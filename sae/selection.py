@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
@@ -38,6 +39,8 @@ def _above(_typing, numbers, start, cut):
 @intrinsic
 def _copy_group(_typing, numbers, start, target, place):
     """Copies a group of numbers. In a loop LLVM copies them one by one: for all it knows the arrays overlap."""
+    if (numbers.layout, target.layout) != ("C", "C"):
+        raise TypingError("rows must lie in memory one after the other")
 
     def build(context, builder, signature, given):
         group = ir.VectorType(context.get_data_type(signature.args[0].dtype), _GROUP).as_pointer()

@@ -132,6 +132,7 @@ def train(
         **dataclasses.asdict(settings),
         **{f"recipe.{key}": value for key, value in json.loads(json.dumps(dataclasses.asdict(recipe))).items()},
         **{"seed": seed, "epochs": epochs, "batch": batch, "precision": precision, "device": target.type},
+        "deterministic": deterministic or target.type == "cpu",
         "step": type(step).__name__,
         "data": hashlib.sha256(mean.tobytes() + variance.tobytes() + x.ids.tobytes()).hexdigest()[:16],
     }

@@ -1,7 +1,12 @@
 """Where to compute."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import ROOT
 
 import sae
 from sae import device, training
@@ -33,6 +38,15 @@ def test_a_device_that_is_absent_is_an_error_that_says_so(monkeypatch):
     assert device.resolve("cuda:1") == torch.device("cuda:1")
     with pytest.raises(InputError, match=r"this machine has cuda:0\.\.1"):
         device.resolve("cuda:2")
+
+
+@pytest.mark.skipif(not device.fast_int8(torch.device("cpu")), reason="this CPU has no instructions for 8-bit integers")
+def test_products_of_integers_that_overflow_are_not_taken():
+    """An older instruction, which users can hold oneDNN to, lets sums of pairs overflow."""
+    script = "import torch; from sae import device; print(device.fast_int8(torch.device('cpu')))"
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.parametrize(("kind", "asked"), [("cuda", True), ("cpu", False)])

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -158,6 +159,12 @@ def test_the_k_largest_are_exact(kind):
             np.testing.assert_array_equal(chosen[found > 0], order)
             np.testing.assert_array_equal(found[found > 0], line[order])
             assert (np.diff(chosen) >= 0).all() and chosen.min() >= 0 and (found >= 0).all()
+
+
+def test_rows_that_are_not_in_order_in_memory_are_refused():
+    pre = np.zeros((40, 300), np.int32).T
+    with pytest.raises(numba.TypingError, match="one after the other"):
+        selection.largest(pre, 3, 0, 0, np.zeros((300, 3), np.int32), np.zeros((300, 3), np.int32))
 
 
 @pytest.mark.parametrize("method", K_SPARSE)
