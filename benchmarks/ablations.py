@@ -23,8 +23,8 @@ from peers import machine, recovery
 
 import sae
 from sae import training
-from sae.metrics import fvu
-from sae.steps import Recipe
+from sae.evidence.fidelity import fvu
+from sae.training.step import Recipe
 
 _HERE = Path(__file__).resolve().parent
 

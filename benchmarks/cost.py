@@ -21,9 +21,9 @@ from peers import machine
 
 from sae import Recipe, training
 from sae.autoencoder import Settings
-from sae.autograd_step import AutogradStep
-from sae.sparse_step import SparseStep
-from sae.steps import Step
+from sae.training.autograd import AutogradStep
+from sae.training.sparse import SparseStep
+from sae.training.step import Step
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

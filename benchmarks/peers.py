@@ -34,7 +34,7 @@ import torch
 from data import Data, Planted, stored, synthetic
 from report import draw, table
 
-from sae.metrics import fvu
+from sae.evidence.fidelity import fvu
 
 _HERE = Path(__file__).resolve().parent
 _ENVIRONMENTS, _DATA = _HERE / ".environments", _HERE / ".data"

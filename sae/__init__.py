@@ -5,7 +5,7 @@ from importlib import import_module
 _HOME = {
     "Activations": "activations",
     "InputError": "errors",
-    "Recipe": "steps",
+    "Recipe": "training.step",
     "SparseAutoencoder": "autoencoder",
     "load": "autoencoder",
     "splice": "vit",

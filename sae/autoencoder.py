@@ -17,7 +17,7 @@ from sae.errors import InputError
 from sae.files import read_json, whole, write_json
 
 try:
-    from sae import selection
+    from sae.kernels import topk
 except ImportError:  # no numba for this machine or Python: the same latents, slower
     selection = None
 
@@ -122,7 +122,7 @@ class SparseAutoencoder(nn.Module):
         values, indices = torch.empty(len(pre), k, dtype=pre.dtype), torch.empty(len(pre), k, dtype=torch.int32)
         integer = {4: torch.int32, 8: torch.int64}[pre.element_size()]
         bits, places = pre.contiguous().view(integer).numpy(), values.view(integer).numpy()
-        selection.largest(bits, k, 0, 0, indices.numpy(), places)  # a tenth of topk's time
+        topk.largest(bits, k, 0, 0, indices.numpy(), places)  # a tenth of topk's time
         return values, indices.long()
 
     def combine(self, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

@@ -13,14 +13,14 @@ import pandas as pd
 from scipy import sparse
 from torch import nn
 
-from sae import images, metrics
+from sae import images
 from sae.activations import Activations
 from sae.autoencoder import SparseAutoencoder
-from sae.evidence import classes, matching, summary
-from sae.evidence.codes import Codes, encode
+from sae.codes import Codes, encode
+from sae.evidence import classes, fidelity, matching, summary
+from sae.evidence.ranking import Ranking, rank
 from sae.files import read_json
 from sae.geometry import Geometry
-from sae.ranking import Ranking, rank
 
 _MOST_RANKED = 50_000  # images: each takes about 10 kB
 _MOST_PROBED = 4000
@@ -87,14 +87,15 @@ def evaluate(
         logits: the untouched model's, of the images in layer.model["ids"].
         batch: images in one forward pass.
     """
-    from sae import faithfulness, vit  # here: timm takes seconds to import, and ranking does without
+    from sae import vit  # here: timm takes seconds to import, and ranking does without
+    from sae.evidence import splice  # here: timm takes seconds to import, and ranking does without
 
     held_out = layer.tokens(sae.settings.tokens, images.used(layer.manifest, images.HELD_OUT)["id"])
     ids = layer.model["ids"]
-    truth = faithfulness.targets(layer.manifest.set_index("id").loc[ids], vit.class_names(model))
-    row = metrics.reconstruction(sae, held_out)
-    row |= faithfulness.evaluate(model, sae, layer.tokens("all", ids), logits, truth, layer.centre[0], batch)
-    return row, metrics.at_other_ks(sae, held_out, ks)
+    truth = splice.targets(layer.manifest.set_index("id").loc[ids], vit.class_names(model))
+    row = fidelity.reconstruction(sae, held_out)
+    row |= splice.evaluate(model, sae, layer.tokens("all", ids), logits, truth, layer.centre[0], batch)
+    return row, fidelity.at_other_ks(sae, held_out, ks)
 
 
 def ranked(
@@ -149,7 +150,7 @@ def gather(
         latents, per_latent: how many latents are ablated, and on how many images each.
         dense: probe the raw activations too, which are the same for all dictionaries of a layer.
     """
-    from sae.evidence import causality, monosemanticity, probing, roles
+    from sae.evidence import interventions, monosemanticity, probing, token_types
 
     rows, ids = layer.ranked, layer.model["ids"]
     train = (rows["split"] != images.HELD_OUT).to_numpy()
@@ -187,11 +188,11 @@ def gather(
     partner = ranking.latents["partners_by_correlation"].str[0].to_numpy(np.int64)
     parts["stability"] = summary.stability(codes, twin, partner, w)
 
-    drawn = causality.choose(codes, latents, seed)
+    drawn = interventions.choose(codes, latents, seed)
     # What correlates, be it confirmed or not; classes with too few images to be tested where there are no others.
     named = ranking.classes.assign(tested=ranking.classes["q"].notna())
     named = named.sort_values(["latent", "tested", "mcc"], ascending=[True, False, False])
-    causes = causality.measure(model, sae, layer.tokens("all", ids), codes, drawn, named, per_latent, seed)
+    causes = interventions.measure(model, sae, layer.tokens("all", ids), codes, drawn, named, per_latent, seed)
     parts |= summary.causes(causes.latents, seed)
 
     local = pd.DataFrame()
@@ -202,7 +203,7 @@ def gather(
             for name in ("shape", "colour", "texture", "size")
             for value in here[name].categories
         }
-        local, hit, seen = roles.localisation(patches, cover, ranking.recovery, shown)
+        local, hit, seen = token_types.localisation(patches, cover, ranking.recovery, shown)
         if seen.any():
             parts["pointing"] = summary.pointing(hit, seen, w)
     return Evidence(table, found.table, causes.latents, causes.effects, local, summary.table(parts))

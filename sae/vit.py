@@ -19,7 +19,7 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from timm.models import load_state_dict
 from torch import nn
 
-from sae import backbone  # noqa: F401 -- registers vit_tiny_concepts with timm
+from sae import concept_vit  # noqa: F401 -- registers vit_tiny_concepts with timm
 from sae import device as devices
 from sae.errors import InputError
 from sae.geometry import Geometry

@@ -12,8 +12,8 @@ import timm
 from PIL import Image
 
 import sae
-from sae import activations, extraction, faithfulness, images, points, vit
-from sae.evidence import codes, matching
+from sae import activations, codes, extraction, images, points, vit
+from sae.evidence import matching, splice
 from sae.explorer import page, parts, point
 
 HOSTILE = ("<img src=x onerror=boom()>", "'; boom()//", '=1+1, "quoted"')
@@ -52,8 +52,8 @@ def build(folder: Path, tokens: str = "patches", count: int = 72) -> Site:
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=3).eval().requires_grad_(False)
     shown = np.stack([np.asarray(Image.open(pictures / path)) for path in images.used(manifest)["path"]])
     np.save(folder / "pixels.npy", shown)
-    held_out = faithfulness.sample(manifest, 100)
-    logits = faithfulness.predict(model, [folder / "pixels.npy"], manifest, held_out)
+    held_out = splice.sample(manifest, 100)
+    logits = splice.predict(model, [folder / "pixels.npy"], manifest, held_out)
     facts = {"geometry": asdict(vit.geometry(model)), "ids": held_out}
     train = images.used(manifest, images.TRAIN)["id"]
     layers, saes = {}, {}

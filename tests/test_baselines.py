@@ -5,10 +5,11 @@ import pytest
 import torch
 
 import sae
-from sae import baselines, metrics
+from sae import baselines
 from sae.activations import Activations, moments
 from sae.autoencoder import BASELINES
 from sae.errors import InputError
+from sae.evidence import fidelity
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_each_has_k_latents_active_unit_rows_and_beats_the_mean(tokens, method, 
     z = m.encode(tokens)
     assert ((z > 0).sum(1) <= 3).all() and (z > 0).sum(1).mean() > 2.5
     np.testing.assert_allclose(np.linalg.norm(m.W_dec, axis=1), 1, rtol=1e-5)
-    assert metrics.fvu(tokens, m.decode(z)) < 0.9
+    assert fidelity.fvu(tokens, m.decode(z)) < 0.9
     m.save(tmp_path)
     np.testing.assert_array_equal(sae.load(tmp_path).encode(tokens[:50]), z[:50])
 
@@ -47,14 +48,14 @@ def test_signed_neurons_keep_the_k_largest_deviations(tokens):
 
 def test_pca_is_the_best_orthogonal_dictionary_and_its_gain_is_one(tokens, monkeypatch):
     m = build(tokens, "pca", k=12)
-    assert metrics.fvu(tokens, m.decode(m.encode(tokens))) < 1e-6  # every direction has a sign that fires
+    assert fidelity.fvu(tokens, m.decode(m.encode(tokens))) < 1e-6  # every direction has a sign that fires
     np.testing.assert_allclose(np.linalg.norm(m.W_enc, axis=1), 1, rtol=1e-4)
     monkeypatch.setattr(baselines, "_FIT_TOKENS", 200)  # a sample tunes the gain, not the components
     for seed in (0, 1):
         torch.testing.assert_close(build(tokens, "pca", seed=seed).W_dec, m.W_dec[:24])
     first = np.linalg.svd(tokens - tokens.mean(0), full_matrices=False)[2][0]
     assert abs(first @ m.W_dec[0].numpy()) == pytest.approx(1, abs=1e-4)
-    assert (metrics.fvu(tokens, build(tokens, "pca").decode(build(tokens, "pca").encode(tokens)))) < metrics.fvu(
+    assert (fidelity.fvu(tokens, build(tokens, "pca").decode(build(tokens, "pca").encode(tokens)))) < fidelity.fvu(
         tokens, build(tokens, "neurons").decode(build(tokens, "neurons").encode(tokens))
     )
 
@@ -81,7 +82,7 @@ def test_sampled_directions_are_tokens_and_seeds_differ_where_chance_enters(toke
 def test_the_gain_makes_the_error_smallest(tokens):
     m = build(tokens, "random")
     z = m.encode(tokens)
-    errors = [metrics.fvu(tokens, m.decode(z * factor)) for factor in (0.95, 1, 1.05)]
+    errors = [fidelity.fvu(tokens, m.decode(z * factor)) for factor in (0.95, 1, 1.05)]
     assert errors[1] == min(errors)
 
 
@@ -93,10 +94,10 @@ def test_a_frozen_decoder_never_moves_but_its_encoder_learns(tokens, precision):
     assert m.settings.method == "frozen"
     torch.testing.assert_close(m.W_dec, start.W_dec)
     assert (m.W_enc - start.W_enc).abs().max() > 0.05
-    learnt, before = (metrics.fvu(tokens, one.decode(one.encode(tokens))) for one in (m, start))
+    learnt, before = (fidelity.fvu(tokens, one.decode(one.encode(tokens))) for one in (m, start))
     assert learnt < before
     free = sae.train(tokens, 3, 40, "topk", epochs=20, batch=100, recipe=recipe, precision=precision)
-    assert metrics.fvu(tokens, free.decode(free.encode(tokens))) < learnt
+    assert fidelity.fvu(tokens, free.decode(free.encode(tokens))) < learnt
 
 
 def test_mistakes_are_told(tokens):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy import sparse
 
-from sae import InputError, metrics, vit
+from sae import InputError, vit
 from sae.activations import Activations
 from sae.autoencoder import Settings, SparseAutoencoder
-from sae.evidence import causality
-from sae.evidence.causality_figures import causality_figure
-from sae.evidence.codes import Codes, encode
+from sae.codes import Codes, encode
+from sae.evidence import fidelity, interventions
+from sae.figures.interventions import causality_figure
 
 IMAGES = 12
 
@@ -79,7 +79,7 @@ def case():
 
 @pytest.fixture(scope="module")
 def found(case):
-    return causality.measure(*case[:4], range(24), top=1000)
+    return interventions.measure(*case[:4], range(24), top=1000)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def cause():
 @pytest.fixture(scope="module")
 def caused(cause):
     *inputs, classes = cause
-    return causality.measure(*inputs, range(37), classes)
+    return interventions.measure(*inputs, range(37), classes)
 
 
 def streams(monkeypatch, case, latent, **options):
@@ -99,8 +99,8 @@ def streams(monkeypatch, case, latent, **options):
     seen, resume = [], vit.resume
     with monkeypatch.context() as patch:
         patch.setattr(vit, "resume", lambda m, tokens, layer: seen.append(tokens.clone()) or resume(m, tokens, layer))
-        changes = list(causality._changes(codes, [latent], sae.W_dec.norm(dim=1).numpy(), seed=0, **options))
-        causality.measure(model, sae, x, codes, [latent], **options)
+        changes = list(interventions._changes(codes, [latent], sae.W_dec.norm(dim=1).numpy(), seed=0, **options))
+        interventions.measure(model, sae, x, codes, [latent], **options)
     clean = x.read(np.array([c.image for c in changes])).astype(np.float32)
     return changes, torch.cat(seen).numpy()[-len(changes) :] - clean
 
@@ -127,14 +127,14 @@ def test_classes_shuffled_among_the_latents_agree_by_chance(cause):
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(37)
         shuffled = classes.assign(latent=classes["latent"].to_numpy()[order])
-        means.append(causality.measure(*inputs, range(37), shuffled).latents["agreement"].mean())
+        means.append(interventions.measure(*inputs, range(37), shuffled).latents["agreement"].mean())
     assert np.mean(means) == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_effect_is_that_of_an_edited_forward_pass(case):
     model, sae, x, codes, images = case
     latent = int(codes.images.sum(0).argmax())
-    result = causality.measure(model, sae, x, codes, [latent], images=1, top=1000)
+    result = interventions.measure(model, sae, x, codes, [latent], images=1, top=1000)
     place = int(codes.images[:, [latent]].toarray().argmax())
     clean = torch.from_numpy(x.read(np.array([place]))).float()
     z = codes.z[place * codes.tokens : (place + 1) * codes.tokens].toarray()[:, latent]
@@ -157,14 +157,14 @@ def test_the_effect_is_that_of_an_edited_forward_pass(case):
     rows = result.effects[result.effects["kind"] == "ablate"].set_index("class")["effect"]
     np.testing.assert_allclose(rows[vit.class_names(model)["label"]], expected, atol=2e-5)
     assert abs(expected).max() > 1e-2
-    assert result.latents["size"].item() == pytest.approx(float(metrics.kl(*outputs)), rel=1e-2)
+    assert result.latents["size"].item() == pytest.approx(float(fidelity.kl(*outputs)), rel=1e-2)
     assert result.latents["causal_class"].item() == vit.class_names(model)["label"][expected.argmax()]
 
 
 def test_the_control_is_as_long_as_the_ablation_token_by_token(monkeypatch, case):
     latent = int(case[3].images.sum(0).argmax())
     changes, delta = streams(monkeypatch, case, latent, images=3)
-    by_kind = {kind: [i for i, c in enumerate(changes) if c.kind == kind] for kind in causality.KINDS}
+    by_kind = {kind: [i for i, c in enumerate(changes) if c.kind == kind] for kind in interventions.KINDS}
     assert len(by_kind["ablate"]) == len(by_kind["control"]) == 3
     fires = case[3].z[:, [latent]].toarray().reshape(IMAGES, -1) > 0
     for a, c in zip(by_kind["ablate"], by_kind["control"], strict=True):
@@ -195,7 +195,7 @@ def test_a_latent_without_a_decoder_direction_changes_nothing(cause):
     directions = sae.W_dec.clone()
     sae.W_dec[5] = 0
     try:
-        result = causality.measure(model, sae, x, codes, [5, 6], classes)
+        result = interventions.measure(model, sae, x, codes, [5, 6], classes)
     finally:
         sae.W_dec[:] = directions
     row, other = (result.latents.set_index("latent").loc[i] for i in (5, 6))
@@ -208,7 +208,7 @@ def test_a_latent_without_a_decoder_direction_changes_nothing(cause):
 
 def test_rows_follow_the_latents_asked_for(cause, caused):
     *inputs, classes = cause
-    some = causality.measure(*inputs, [20, 3, 11], classes)
+    some = interventions.measure(*inputs, [20, 3, 11], classes)
     assert some.latents["latent"].tolist() == [20, 3, 11]
     expected = caused.latents.set_index("latent").loc[[20, 3, 11]].reset_index()
     pd.testing.assert_frame_equal(some.latents, expected, rtol=1e-3, atol=1e-5)  # other batches, other rounding
@@ -221,7 +221,7 @@ def test_renumbering_the_latents_renumbers_the_ablations(cause, caused):
     renamed.W_dec[:] = sae.W_dec[order]
     moved = class_token(codes.z.toarray()[:, order], codes.ids)
     table = classes.assign(latent=np.argsort(order))
-    found = causality.measure(model, renamed, x, moved, range(37), table).latents
+    found = interventions.measure(model, renamed, x, moved, range(37), table).latents
     columns = ["images", "size", "causal_class", "causal_effect", "agreement", "correlated_class"]
     before = caused.latents.set_index("latent").loc[order, columns].reset_index(drop=True)
     pd.testing.assert_frame_equal(found[columns], before, rtol=1e-3, atol=1e-5)
@@ -242,7 +242,7 @@ def test_sizes_and_effects_keep_their_rules(found, case):
 
 
 def test_only_the_classes_that_move_most_are_kept(case, found):
-    few = causality.measure(*case[:4], range(24), top=2).effects
+    few = interventions.measure(*case[:4], range(24), top=2).effects
     assert (few.groupby(["latent", "kind", "attribute"]).size() == 2).all()
     largest = found.effects.assign(size=found.effects["effect"].abs()).groupby(["latent", "kind"])["size"].max()
     kept = few.assign(size=few["effect"].abs()).groupby(["latent", "kind"])["size"].max()
@@ -254,9 +254,9 @@ def test_silent_latents_have_no_row(cause):
     z = codes.z.toarray()
     z[:, [4, 7]] = 0
     silenced = class_token(z, codes.ids)
-    result = causality.measure(model, sae, x, silenced, [3, 4, 7, 8], classes)
+    result = interventions.measure(model, sae, x, silenced, [3, 4, 7, 8], classes)
     assert result.latents["latent"].tolist() == [3, 8]
-    nothing = causality.measure(model, sae, x, silenced, [4, 7], classes)
+    nothing = interventions.measure(model, sae, x, silenced, [4, 7], classes)
     assert nothing.latents.empty and nothing.effects.empty
     causality_figure(nothing.latents, nothing.effects, "nothing")
 
@@ -265,7 +265,7 @@ def test_a_latent_alone_has_no_control_and_one_that_always_fires_is_not_steered(
     model, sae, x, _, classes = cause
     z = np.zeros((40, 37), np.float32)
     z[:, 9] = 1
-    row = causality.measure(model, sae, x, class_token(z, x.ids), [9], classes).latents.iloc[0]
+    row = interventions.measure(model, sae, x, class_token(z, x.ids), [9], classes).latents.iloc[0]
     assert row["agreement"] == 1 and row["size"] > 0
     assert row[["size_control", "size_steered", "p", "ratio", "agreement_control", "agreement_steered"]].isna().all()
 
@@ -273,7 +273,7 @@ def test_a_latent_alone_has_no_control_and_one_that_always_fires_is_not_steered(
 def test_patches_behind_the_last_block_move_nothing():
     model, sae, x, codes, _ = real(layer=11)
     classes = pd.DataFrame({"latent": range(24), "attribute": "label", "class": "n02123045"})
-    result = causality.measure(model, sae, x, codes, range(24), classes)
+    result = interventions.measure(model, sae, x, codes, range(24), classes)
     assert (result.latents["size"] == 0).all() and result.latents["agreement"].isna().all()
     assert (result.latents["correlated_class"] == "n02123045").all()
     causality_figure(result.latents, result.effects, "nothing moves")
@@ -281,7 +281,7 @@ def test_patches_behind_the_last_block_move_nothing():
 
 def test_a_model_without_a_head_is_measured_by_cosine():
     model, sae, x, codes, _ = real("vit_small_patch14_reg4_dinov2", 42)
-    result = causality.measure(model, sae, x, codes, range(8), images=4)
+    result = interventions.measure(model, sae, x, codes, range(8), images=4)
     assert (result.latents["measure"] == "cosine distance").all()
     assert result.latents["size"].between(0, 2).all() and (result.latents["size"] > 0).any()
     assert result.effects.empty and result.latents["causal_class"].isna().all()
@@ -292,7 +292,7 @@ def test_outputs_without_names_are_numbered():
     model, sae, x, codes, _ = real(num_classes=5)
     assert vit.class_names(model) == {}
     classes = pd.DataFrame({"latent": range(24), "attribute": "label", "class": "cat"})
-    result = causality.measure(model, sae, x, codes, range(8), classes, images=4)
+    result = interventions.measure(model, sae, x, codes, range(8), classes, images=4)
     assert (result.effects["attribute"] == "output").all() and set(result.effects["class"]) == set("01234")
     assert (result.latents["measure"] == "kl").all() and result.latents["agreement"].isna().all()
 
@@ -309,8 +309,8 @@ def test_the_first_class_that_the_head_knows_counts():
         ],
         columns=["latent", "attribute", "class"],
     )
-    assert causality._correlated(classes, names) == {0: ("colour", 1), 1: ("label", 1)}
-    assert causality._correlated(None, names) == {}
+    assert interventions._correlated(classes, names) == {0: ("colour", 1), 1: ("label", 1)}
+    assert interventions._correlated(None, names) == {}
 
 
 def test_latents_are_chosen_blindly_among_those_that_fire_often_enough(cause):
@@ -319,18 +319,18 @@ def test_latents_are_chosen_blindly_among_those_that_fire_often_enough(cause):
         z[: latent % 6, latent] = 1
     codes = class_token(z, np.arange(10))
     often = [i for i in range(30) if i % 6 >= 4]
-    assert causality.choose(codes, 99) == often
-    drawn = [causality.choose(codes, 4, seed) for seed in range(60)]
+    assert interventions.choose(codes, 99) == often
+    drawn = [interventions.choose(codes, 4, seed) for seed in range(60)]
     assert all(len(set(d)) == 4 and set(d) <= set(often) for d in drawn)
     assert set(np.concatenate(drawn)) == set(often)
-    assert causality.choose(codes, 4, 1) == causality.choose(codes, 4, 1)
-    assert causality.choose(codes, 3, at_least=11) == []
+    assert interventions.choose(codes, 4, 1) == interventions.choose(codes, 4, 1)
+    assert interventions.choose(codes, 3, at_least=11) == []
 
 
 def test_codes_of_other_images_are_refused(cause):
     model, sae, x, codes, _ = cause
     with pytest.raises(InputError, match="same images"):
-        causality.measure(model, sae, x, replace(codes, ids=codes.ids + 1), [0])
+        interventions.measure(model, sae, x, replace(codes, ids=codes.ids + 1), [0])
 
 
 def test_the_figure_says_what_was_found(caused):
@@ -348,7 +348,7 @@ def test_rounding_is_no_effect():
     changed = clean.clone()
     changed[0, 2] += 1e-5
     changed[1, 2] -= 1e-2
-    size, effects = causality._sizes(clean, changed, {"shape": ["a", "b"], "colour": ["c", "d", "e", "f"]})
+    size, effects = interventions._sizes(clean, changed, {"shape": ["a", "b"], "colour": ["c", "d", "e", "f"]})
     assert (size > 0).tolist() == [False, True, False]
     assert not effects["colour"][[0, 2]].any() and not effects["shape"].any()
     np.testing.assert_allclose(effects["colour"][1], [7.5e-3, -2.5e-3, -2.5e-3, -2.5e-3], rtol=1e-6)

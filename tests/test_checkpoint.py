@@ -13,11 +13,11 @@ import torch
 from conftest import ROOT
 
 import sae
-from sae import checkpoint as checkpoints
 from sae.autoencoder import METHODS
-from sae.autograd_step import AutogradStep
 from sae.errors import InputError
-from sae.sparse_step import SparseStep
+from sae.training import checkpoint as checkpoints
+from sae.training.autograd import AutogradStep
+from sae.training.sparse import SparseStep
 
 _INTERRUPTED = """
 import sys

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from sae import codes
 from sae.activations import Activations
 from sae.autoencoder import METHODS, Settings, SparseAutoencoder
-from sae.evidence import codes
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from sae import backbone, concepts, vit
+from sae import concept_vit, concepts, vit
 from sae.files import sha256
 
 
@@ -67,8 +67,8 @@ def test_write_keeps_the_ground_truth(tmp_path):
 
 
 def test_the_shipped_backbone_is_what_its_record_says():
-    facts = json.loads((backbone.FOLDER / "backbone.json").read_text())
-    weights = backbone.FOLDER / f"{backbone.NAME}.safetensors"
+    facts = json.loads((concept_vit.FOLDER / "backbone.json").read_text())
+    weights = concept_vit.FOLDER / f"{concept_vit.NAME}.safetensors"
     assert sha256(weights) == facts["sha256"]
     assert weights.stat().st_size <= 12e6
     assert min(facts["accuracy"].values()) >= 0.95
@@ -76,15 +76,15 @@ def test_the_shipped_backbone_is_what_its_record_says():
 
 
 def test_the_shipped_backbone_reads_off_every_factor():
-    model = timm.create_model(backbone.NAME, pretrained=True).eval()
-    recorded = json.loads((backbone.FOLDER / "backbone.json").read_text())["accuracy"]
-    for factor, share in backbone.accuracy(model, 300).items():
+    model = timm.create_model(concept_vit.NAME, pretrained=True).eval()
+    recorded = json.loads((concept_vit.FOLDER / "backbone.json").read_text())["accuracy"]
+    for factor, share in concept_vit.accuracy(model, 300).items():
         assert share >= 0.92, factor  # 300 images: at 0.95 and above, 0.92 is over two standard errors below
         assert share == pytest.approx(recorded[factor], abs=0.05)
 
 
 def test_the_workflow_sees_the_backbone_as_any_timm_model():
-    model = vit.load(backbone.NAME)
+    model = vit.load(concept_vit.NAME)
     assert vit.geometry(model).grid == (7, 7)
     assert vit.class_names(model) == {name: list(values) for name, values in concepts.FACTORS.items()}
     concept = concepts.draw(9, 1)
@@ -93,13 +93,13 @@ def test_the_workflow_sees_the_backbone_as_any_timm_model():
 
 
 def test_training_learns_on_a_small_scale(tmp_path):
-    facts = backbone.train(tmp_path, images=1600, batch=16, lr=1e-3, depth=1, held_out=100, seed=1)
+    facts = concept_vit.train(tmp_path, images=1600, batch=16, lr=1e-3, depth=1, held_out=100, seed=1)
     assert facts["accuracy"]["colour"] > 0.5  # chance: 1 in 8
-    assert facts["sha256"] == sha256(tmp_path / f"{backbone.NAME}.safetensors")
+    assert facts["sha256"] == sha256(tmp_path / f"{concept_vit.NAME}.safetensors")
     assert json.loads((tmp_path / "backbone.json").read_text()) == facts
-    weights = tmp_path / f"{backbone.NAME}.safetensors"
-    again = timm.create_model(backbone.NAME, depth=1, checkpoint_path=str(weights))
-    assert backbone.accuracy(again, 100)["colour"] == pytest.approx(facts["accuracy"]["colour"], abs=0.03)
+    weights = tmp_path / f"{concept_vit.NAME}.safetensors"
+    again = timm.create_model(concept_vit.NAME, depth=1, checkpoint_path=str(weights))
+    assert concept_vit.accuracy(again, 100)["colour"] == pytest.approx(facts["accuracy"]["colour"], abs=0.03)
     assert all(p.dtype == torch.float32 for p in again.parameters())
 
 

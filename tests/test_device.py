@@ -11,8 +11,8 @@ from conftest import ROOT
 import sae
 from sae import device, training
 from sae.autoencoder import METHODS
-from sae.autograd_step import AutogradStep
 from sae.errors import InputError
+from sae.training.autograd import AutogradStep
 
 
 def test_auto_is_the_best_there_is():

@@ -9,8 +9,7 @@ import pytest
 from explorer_site import KS, LATENTS, LAYERS, SEEDS, build
 from scipy import stats
 
-from sae import images
-from sae.evidence import codes
+from sae import codes, images
 from sae.explorer import page, parts, point, relatives, words
 
 

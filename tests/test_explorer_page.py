@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from explorer_site import HOSTILE, LATENTS, build
 
-from sae.evidence import codes
+from sae import codes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

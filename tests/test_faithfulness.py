@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from sae import extraction, faithfulness, metrics, vit
+from sae import extraction, vit
 from sae.activations import Activations
 from sae.autoencoder import Settings, SparseAutoencoder
+from sae.evidence import fidelity, splice
 
 LAYER = 4
 
@@ -25,7 +26,7 @@ def setting(request, tmp_path_factory):
     manifest = pd.DataFrame(
         {"id": range(12), "status": "ok", "split": "held_out", "sha256": [f"{i:02d}" for i in range(12)]}
     )
-    clean = faithfulness.predict(model, [folder / "pixels.npy"], manifest, list(range(12)), batch=5)
+    clean = splice.predict(model, [folder / "pixels.npy"], manifest, list(range(12)), batch=5)
     return model, Activations.open([folder / "shard.npy"], "all"), clean
 
 
@@ -48,7 +49,7 @@ def evaluate(setting, sae, mean, truth=None):
     model, x, clean = setting
     names = vit.class_names(model)
     truth = np.full((len(x), len(names)), -1) if truth is None else truth
-    return faithfulness.evaluate(model, sae, x, clean, truth, mean, batch=5)
+    return splice.evaluate(model, sae, x, clean, truth, mean, batch=5)
 
 
 def test_predictions_are_the_models_own(setting):
@@ -121,16 +122,16 @@ def test_targets_match_synsets_and_attributes():
         {"label": ["n02123045", "x/n02123045", "cat", None], "colour": ["red", "blue", None, "red"]}
     )
     names = {"label": ["n01", "n02123045"], "colour": ["blue", "red"], "shape": ["round"]}
-    assert faithfulness.targets(manifest, names).tolist() == [[1, 1, -1], [1, 0, -1], [-1, -1, -1], [-1, 1, -1]]
-    assert faithfulness.targets(manifest, {}).shape == (4, 0)
+    assert splice.targets(manifest, names).tolist() == [[1, 1, -1], [1, 0, -1], [-1, -1, -1], [-1, 1, -1]]
+    assert splice.targets(manifest, {}).shape == (4, 0)
 
 
 def test_agreement_with_a_shuffled_model_is_at_chance():
     rng = np.random.default_rng(0)
     logits = torch.from_numpy(rng.standard_normal((4000, 10)))
     shuffled = logits[rng.permutation(4000)]
-    assert faithfulness._agreement(logits, shuffled, {}) == pytest.approx(0.1, abs=0.02)
-    assert metrics.kl(logits, shuffled).mean() > 0.5
+    assert splice._agreement(logits, shuffled, {}) == pytest.approx(0.1, abs=0.02)
+    assert fidelity.kl(logits, shuffled).mean() > 0.5
 
 
 def test_the_sample_is_stable_when_images_are_added():
@@ -144,6 +145,6 @@ def test_the_sample_is_stable_when_images_are_added():
             }
         )
 
-    assert faithfulness.sample(manifest(50), 100) == list(range(50))
-    few, more = set(faithfulness.sample(manifest(50), 20)), set(faithfulness.sample(manifest(55), 20))
+    assert splice.sample(manifest(50), 100) == list(range(50))
+    few, more = set(splice.sample(manifest(50), 20)), set(splice.sample(manifest(55), 20))
     assert len(few) == 20 and len(few & more) >= 15

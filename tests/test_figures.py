@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae import figures, grid_figures
+from sae.figures import grid
+from sae.figures import latents as figures
 
 
 def latents(n=30, classes=True):
@@ -122,15 +123,15 @@ def test_layers_of_any_grid(tmp_path, missing):
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     table[list(missing)] = np.nan
-    figure = grid_figures.layers(table, bands(table))
+    figure = grid.layers(table, bands(table))
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
     assert len(set(titles)) == 6 and "Latents silent on all held-out tokens" in titles
     if missing:
         assert "not known" in texts(figure)
     figures.save(figure, tmp_path / "a.svg")
-    figures.save(grid_figures.layers(table, bands(table)), tmp_path / "b.svg")
+    figures.save(grid.layers(table, bands(table)), tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    figures.save(grid_figures.layers(table.head(1), bands(table.head(1))), tmp_path / "one.png")
+    figures.save(grid.layers(table.head(1), bands(table.head(1))), tmp_path / "one.png")
 
 
 def test_methods_are_told_apart():
@@ -140,7 +141,7 @@ def test_methods_are_told_apart():
         | {"tokens": 9000, "images": 50}
         for k in (4, 64) for method in ("topk", "relu")
     ]  # fmt: skip
-    figure = grid_figures.layers(pd.DataFrame(rows), bands(pd.DataFrame(rows)))
+    figure = grid.layers(pd.DataFrame(rows), bands(pd.DataFrame(rows)))
     assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["k = 4", "k = 64", "relu", "topk"]
     marks = {line.get_marker() for line in figure.axes[0].get_lines()}
     assert len(marks) == 2
@@ -151,7 +152,7 @@ def test_other_ks_shows_every_layer_and_rings_the_trained_k(tmp_path):
         {"layer": layer, "k": k, "method": "topk", "seed": 0, "at_k": n, "fvu": 1 / n, "l0": n}
         for layer in (0, 3, 6, 9, 11) for k in (4, 16) for n in (1, 4, 16, 64)
     ]  # fmt: skip
-    figure = grid_figures.other_ks(pd.DataFrame(rows))
+    figure = grid.other_ks(pd.DataFrame(rows))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert [t for t in titles if t] == [f"layer {n}" for n in (0, 3, 6, 9, 11)]
     rings = [line.get_xdata()[0] for line in figure.axes[0].get_lines() if line.get_markersize() == 10]
@@ -167,7 +168,7 @@ def test_layers_shows_the_saes_among_all_baselines():
         for layer in (0, 6) for k in (4, 8)
         for m, value in [("topk", 0.11 * k), *((b, 0.7) for b in figures.BASELINE_MARKS)]
     ]  # fmt: skip
-    figure = grid_figures.layers(pd.DataFrame(rows), bands(pd.DataFrame(rows)))
+    figure = grid.layers(pd.DataFrame(rows), bands(pd.DataFrame(rows)))
     lines = [line for line in figure.axes[1].lines if line.get_linestyle() == "-"]
     assert sorted(line.get_ydata()[0] for line in lines) == [0.44, 0.88]
     title = (

@@ -9,8 +9,9 @@ import pytest
 from scipy import sparse
 
 from sae.errors import InputError
-from sae.evidence import matching, matching_figures
+from sae.evidence import matching
 from sae.evidence.matching import assign, chains, correlation, fates, layer_summary, shuffled_rows, stability
+from sae.figures import matching as matching_figures
 
 TOKENS = 8  # per image
 
@@ -317,9 +318,7 @@ def test_the_stability_figure_says_what_the_median_is_beside_the_null():
 
 def test_the_fates_figure_has_a_bar_per_pair_and_all_shares():
     one, two = planted_fates()
-    figure = matching_figures.fates_figure(
-        {"k = 16 in k = 32": judged(one, two), "itself": judged(one, one)}, "At all k"
-    )
+    figure = matching_figures.fates_figure({"k = 16 in k = 32": judged(one, two), "itself": judged(one, one)}, "At all k")
     widths = np.array([[bar.get_width() for bar in bars] for bars in figure.axes[0].containers])
     ends = np.array([[bar.get_x() + bar.get_width() for bar in bars] for bars in figure.axes[0].containers])
     np.testing.assert_allclose(ends, np.cumsum(widths, 0))

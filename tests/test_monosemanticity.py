@@ -11,7 +11,7 @@ from scipy import sparse
 from sae import vit
 from sae.errors import InputError
 from sae.evidence.monosemanticity import chance, embed, embedding_pixels, monosemanticity, shuffled
-from sae.evidence.probing_figures import monosemanticity_figure
+from sae.figures.probing import monosemanticity_figure
 
 
 def drawn(n, latents, dimensions, seed=0, density=0.5):

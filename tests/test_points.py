@@ -8,8 +8,8 @@ import pytest
 import timm
 
 import sae
-from sae import activations, extraction, faithfulness, points, vit
-from sae.evidence import summary
+from sae import activations, extraction, points, vit
+from sae.evidence import splice, summary
 from sae.explorer import point
 
 N = 40
@@ -28,8 +28,8 @@ def layer(request, tmp_path_factory):
     manifest["split"] = np.where(np.arange(N) % 4 == 0, "held_out", "train")
     shard = folder / "shard=0000.npy"
     extraction.extract(model, folder / "pixels.npy", range(N), 0, shard)
-    ids = faithfulness.sample(manifest, 100)
-    logits = faithfulness.predict(model, [folder / "pixels.npy"], manifest, ids)
+    ids = splice.sample(manifest, 100)
+    logits = splice.predict(model, [folder / "pixels.npy"], manifest, ids)
     facts = {"geometry": asdict(vit.geometry(model)), "ids": ids}
     return folder, shard, manifest, facts, model, logits
 

@@ -9,7 +9,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from sae.errors import InputError
 from sae.evidence import probing
 from sae.evidence.probing import measure, probe
-from sae.evidence.probing_figures import probing_figure
+from sae.figures.probing import probing_figure
 
 N, LATENTS, D, CLASS_OF_3 = 240, 40, 6, 3
 NAMES = np.array(["ant", "bee", "cow", "dog"], object)

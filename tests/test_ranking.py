@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from sae import images, ranking
+from sae import images
 from sae.activations import Activations
 from sae.autoencoder import Settings, SparseAutoencoder
+from sae.evidence import ranking
 from sae.geometry import Geometry
 
 GRID = Geometry(12, 6, ("class",), (2, 3), (32, 48), 10)

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from sae.evidence import roles
-from sae.evidence.codes import Codes
+from sae.codes import Codes
+from sae.evidence import token_types
 from sae.geometry import Geometry
 
 GRID = Geometry(2, 4, ("class",), (6, 8), (96, 128), 0)
@@ -45,7 +45,7 @@ def planted():
 
 
 def table_of(z, norms, **changes):
-    counts = roles.Roles(z.shape[2], GRID.roles, GRID, 1.0)
+    counts = token_types.Roles(z.shape[2], GRID.roles, GRID, 1.0)
     for part in (slice(0, 25), slice(25, N)):  # in blocks
         counts.add(codes_of(z[part], norms[part]))
     return counts.table()
@@ -85,7 +85,7 @@ def test_localisation_of_a_latent_on_the_object_beside_one_that_only_knows_the_i
     z[red, (place[red] + 24) % 48, 1] = 1  # in the right images, elsewhere
     z[:, :, 2] = rng.random((N, 48))  # anywhere
     recovered = pd.DataFrame({"attribute": "colour", "class": ["red", "red", "red", "blue"], "latent": [0, 1, 2, 0]})
-    table, hit, seen = roles.localisation(codes_of(z), cover, recovered, {("colour", "red"): red})
+    table, hit, seen = token_types.localisation(codes_of(z), cover, recovered, {("colour", "red"): red})
     assert hit[red].all(0).tolist() == [True, False, False] and (seen[:, 0] == red).all()
     table = table.set_index("latent")
     assert len(table) == 3  # blue is not known here

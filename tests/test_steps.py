@@ -11,10 +11,12 @@ import torch
 from conftest import ROOT
 
 import sae
-from sae import autograd_step, device, kernels, selection, sparse_step, training
+from sae import device, training
 from sae.autoencoder import METHODS, Settings, SparseAutoencoder
-from sae.autograd_step import AutogradStep
-from sae.sparse_step import SparseStep
+from sae.kernels import step, topk
+from sae.training import autograd
+from sae.training.autograd import AutogradStep
+from sae.training.sparse import SparseStep
 
 K_SPARSE = ("topk", "batchtopk", "matryoshka")
 FAST_INT8 = device.fast_int8(torch.device("cpu"))
@@ -151,7 +153,7 @@ def test_the_k_largest_are_exact(kind):
             pre[:] = 1e-30
         indices, values = np.full((rows + 1, k), -7, np.int32), torch.full((rows + 1, k), -7, dtype=wide)
         shift = 16 if kind == torch.bfloat16 else 0
-        selection.largest(pre.view(integer[kind]).numpy(), k, 1, shift, indices, values.view(integer[wide]).numpy())
+        topk.largest(pre.view(integer[kind]).numpy(), k, 1, shift, indices, values.view(integer[wide]).numpy())
         assert (values[0] == -7).all()
         for line, chosen, found in zip(pre.to(wide).numpy(), indices[1:], values[1:].numpy(), strict=True):
             order = np.sort(np.argsort(-line, kind="stable")[:k])
@@ -164,7 +166,7 @@ def test_the_k_largest_are_exact(kind):
 def test_rows_that_are_not_in_order_in_memory_are_refused():
     pre = np.zeros((40, 300), np.int32).T
     with pytest.raises(numba.TypingError, match="one after the other"):
-        selection.largest(pre, 3, 0, 0, np.zeros((300, 3), np.int32), np.zeros((300, 3), np.int32))
+        topk.largest(pre, 3, 0, 0, np.zeros((300, 3), np.int32), np.zeros((300, 3), np.int32))
 
 
 @pytest.mark.parametrize("method", K_SPARSE)
@@ -211,7 +213,7 @@ def test_bfloat16_is_rounded_as_torch_rounds_it():
     raw = torch.randn(300, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-20, 20, 64)
     raw[0, :5] = torch.tensor([0.0, torch.inf, -torch.inf, 1 + 2**-8, 1 + 3 * 2**-8])  # the last two lie half-way
     target, low = np.empty((301, 64), np.float32), np.zeros((301, 64), np.int16)
-    kernels.standardise(raw.numpy(), 1, np.zeros(64, np.float32), np.float32(1), target, low)
+    step.standardise(raw.numpy(), 1, np.zeros(64, np.float32), np.float32(1), target, low)
     assert torch.equal(torch.from_numpy(low[1:]).view(torch.bfloat16), raw.bfloat16())
 
 
@@ -238,7 +240,7 @@ def test_int8_is_rounded_to_the_nearest_part_of_the_largest():
     rows = (rng.standard_normal((9, 33)) * np.logspace(-20, 20, 9)[:, None]).astype(np.float32)
     rows[0], rows[1, 3], rows[2, 5], rows[3, 7] = 0, -1e9, np.nan, np.inf
     low, scales = np.full(rows.shape, 99, np.int8), np.full(9, np.nan, np.float32)
-    kernels.quantise(0, 9, rows, low, scales)
+    step.quantise(0, 9, rows, low, scales)
     for row, got, scale in zip(rows, low, scales, strict=True):
         if not np.isfinite(row).all():
             assert not np.isfinite(scale)  # and so is all that it is multiplied with
@@ -255,7 +257,7 @@ def test_int8_is_rounded_to_the_nearest_part_of_the_largest():
     products = (low.astype(np.int64) @ weights.T).astype(np.int32)
     finite = np.isfinite(scales)
     expected = scales[finite, None].astype(np.float64) * columns * products[finite] + bias
-    kernels.dequantise(products, scales, columns, bias)
+    step.dequantise(products, scales, columns, bias)
     got = products.view(np.float32)
     np.testing.assert_allclose(got[finite], expected, rtol=1e-5)
     assert finite.sum() == 7 and not np.isfinite(got[~finite]).all(1).any()
@@ -282,7 +284,7 @@ def test_int8_gives_the_gradients_of_numbers_that_it_holds(method, seed, monkeyp
     dead = torch.from_numpy(rng.random(latents) < 0.4) if seed % 2 else torch.zeros(latents, dtype=torch.bool)
     x = whole(n)
     if seed % 4 < 2:
-        monkeypatch.setattr(sparse_step, "_PRE_ACTIVATIONS", 1)  # blocks of 32 rows
+        monkeypatch.setattr(sparse, "_PRE_ACTIVATIONS", 1)  # blocks of 32 rows
     recipe = sae.Recipe(auxk=4.0)
     exact = gradients_of(step_of(SparseStep, m, recipe, dead), x)
     rough = gradients_of(step_of(SparseStep, m, recipe, dead, "int8"), x)
@@ -306,11 +308,11 @@ def test_rounded_products_give_nearly_the_gradients_of_exact_ones(method, precis
 
 def test_jumprelu_slopes_are_the_papers():
     torch.manual_seed(0)
-    width = autograd_step._BANDWIDTH
+    width = autograd._BANDWIDTH
     pre = torch.linspace(0, 2, 401, dtype=torch.float64)[:, None].repeat(1, 3).requires_grad_()
     threshold = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64, requires_grad=True)
     weight = torch.randn(401, 3, dtype=torch.float64)
-    z, active = autograd_step._Jump.apply(pre, threshold)
+    z, active = autograd._Jump.apply(pre, threshold)
     torch.testing.assert_close(z, torch.where(pre > threshold, pre, 0.0))
     assert float(active.detach()) == float((pre > threshold).sum())
     ((z * weight).sum() + 0.3 * active).backward()
@@ -338,8 +340,8 @@ import torch, sae
 from pathlib import Path
 from sae import training
 from sae.autoencoder import Settings
-from sae.autograd_step import AutogradStep
-from sae.sparse_step import SparseStep
+from sae.training.autograd import AutogradStep
+from sae.training.sparse import SparseStep
 torch.set_num_threads(2)
 rows, latents = 8192, 16384  # 512 MiB
 m = training._start(Settings(16, latents, 8), sae.Recipe(), torch.zeros(16).numpy(), 1.0, 0)

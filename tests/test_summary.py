@@ -6,9 +6,10 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from sae.evidence import classes, conclusion, summary
-from sae.evidence.codes import Codes
-from sae.metrics import fvu
+from sae.codes import Codes
+from sae.evidence import classes, summary
+from sae.evidence.fidelity import fvu
+from sae.figures import conclusion
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import torch
 from conftest import planted
 
 import sae
-from sae import device, metrics, training
+from sae import device, training
 from sae.activations import Activations
 from sae.autoencoder import METHODS
-from sae.autograd_step import AutogradStep
 from sae.errors import InputError
-from sae.sparse_step import SparseStep
+from sae.evidence import fidelity
+from sae.training.autograd import AutogradStep
+from sae.training.sparse import SparseStep
 
 CPU = torch.device("cpu")
 NO_INT8 = "this CPU has no instructions for 8-bit integers"
@@ -50,7 +51,7 @@ def test_a_planted_dictionary_is_recovered(data, by_method, method):
     random /= np.linalg.norm(random, axis=1, keepdims=True)
     assert np.abs(dictionary @ random.T).max(1).mean() < 0.6  # what chance gives here
     # L1 shrinks what it keeps: the known price of that method.
-    assert metrics.fvu(x, m.decode(m.encode(x))) < (0.5 if method == "relu" else 0.1)
+    assert fidelity.fvu(x, m.decode(m.encode(x))) < (0.5 if method == "relu" else 0.1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -87,7 +88,7 @@ def test_the_first_latents_of_a_matryoshka_reconstruct_on_their_own(data, by_met
     for method in ("topk", "matryoshka"):
         z = by_method[method].encode(x)
         z[:, 48:] = 0
-        fvu[method] = metrics.fvu(x, by_method[method].decode(z))
+        fvu[method] = fidelity.fvu(x, by_method[method].decode(z))
     assert fvu["matryoshka"] < 0.7 * fvu["topk"]
 
 
@@ -98,11 +99,11 @@ def test_another_k_than_it_was_trained_for(data, trained, by_method):
         assert ((z > 0).sum(1) == 2).all()
         best = np.sort(m.encode(x, k=96), axis=1)[:, -2:]
         np.testing.assert_allclose(np.sort(z, axis=1)[:, -2:], best, atol=1e-5)
-    table = metrics.at_other_ks(trained, Activations.of(x), [8, 1, 3, 1000])
+    table = fidelity.at_other_ks(trained, Activations.of(x), [8, 1, 3, 1000])
     assert table["at_k"].tolist() == [1, 3, 8]  # no more than there are latents
     for row in table.itertuples():
         z = trained.encode(x, k=row.at_k)
-        assert row.fvu == pytest.approx(metrics.fvu(x, trained.decode(z)), rel=1e-5)
+        assert row.fvu == pytest.approx(fidelity.fvu(x, trained.decode(z)), rel=1e-5)
         assert row.l0 == pytest.approx((z > 0).sum(1).mean())
     with pytest.raises(InputError, match="k 97"):
         trained.encode(x, k=97)
@@ -115,8 +116,8 @@ def test_without_numba_torch_trains_the_same(data, monkeypatch):
         monkeypatch.setattr(training, "SparseStep", sparse)
         ends.append(sae.train(x, k=3, latents=64, epochs=2, batch=500, precision="fp32"))
     torch.testing.assert_close(ends[0].W_dec, ends[1].W_dec, atol=1e-4, rtol=0)
-    assert metrics.fvu(x, ends[0].decode(ends[0].encode(x))) == pytest.approx(
-        metrics.fvu(x, ends[1].decode(ends[1].encode(x))), rel=1e-3
+    assert fidelity.fvu(x, ends[0].decode(ends[0].encode(x))) == pytest.approx(
+        fidelity.fvu(x, ends[1].decode(ends[1].encode(x))), rel=1e-3
     )
 
 
@@ -125,7 +126,7 @@ def test_a_smaller_k_leaves_more_unexplained(data):
     values = []
     for k in (1, 2, 4):
         m = sae.train(x, k=k, latents=96, epochs=3, batch=512, recipe=sae.Recipe(lr=3e-3))
-        values.append(metrics.fvu(x, m.decode(m.encode(x))))
+        values.append(fidelity.fvu(x, m.decode(m.encode(x))))
     assert values[0] > values[1] > values[2]
 
 
@@ -151,8 +152,8 @@ def test_reconstruction_is_in_the_units_of_x_and_follows_shift_and_scale(data, t
     x, _ = data
     moved = sae.train(x * 7 + 100, k=3, latents=96, seed=0, epochs=12, batch=512, recipe=sae.Recipe(lr=3e-3))
     theirs = moved.decode(moved.encode(x * 7 + 100))
-    assert metrics.fvu(x * 7 + 100, theirs) == pytest.approx(
-        metrics.fvu(x, trained.decode(trained.encode(x))), abs=0.02
+    assert fidelity.fvu(x * 7 + 100, theirs) == pytest.approx(
+        fidelity.fvu(x, trained.decode(trained.encode(x))), abs=0.02
     )
     assert abs(theirs.mean() - (x * 7 + 100).mean()) < 0.5
 
@@ -226,7 +227,7 @@ def test_the_notebooks_recipe(data, tmp_path):
     log = pd.read_csv(tmp_path / "log.csv")
     np.testing.assert_allclose(log.groupby("epoch")["lr"].max(), [0.002, 0.0014, 0.00098])
     assert (log.groupby("epoch")["lr"].nunique() == 1).all()
-    assert metrics.fvu(x, m.decode(m.encode(x))) < 0.5
+    assert fidelity.fvu(x, m.decode(m.encode(x))) < 0.5
     m.save(tmp_path / "m")
     np.testing.assert_array_equal(sae.load(tmp_path / "m").encode(x[:9]), m.encode(x[:9]))
     assert not np.allclose(m.W_dec.norm(dim=1).numpy(), 1, atol=1e-4)  # normalised at the start only
@@ -267,7 +268,7 @@ def test_rounded_products_reach_nearly_the_same(data, method, precision):
     m = sae.train(x, 3, 96, method, epochs=12, batch=512, precision=precision, recipe=sae.Recipe(lr=3e-3))
     assert m.W_dec.dtype == torch.float32 and m.record["precision"] == precision
     exact = sae.train(x, 3, 96, method, epochs=12, batch=512, precision="fp32", recipe=sae.Recipe(lr=3e-3))
-    errors = [metrics.fvu(x, model.decode(model.encode(x))) for model in (exact, m)]
+    errors = [fidelity.fvu(x, model.decode(model.encode(x))) for model in (exact, m)]
     assert errors[1] == pytest.approx(errors[0], abs=0.03)
 
 

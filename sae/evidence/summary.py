@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from sae.codes import Codes
 from sae.evidence import probing
-from sae.evidence.codes import Codes
 from sae.evidence.probing import Probes
 
 DRAWS = 200

@@ -13,8 +13,9 @@ import vl_convert
 from PIL import Image
 
 from sae import images
-from sae.evidence import classes, conclusion, summary
+from sae.evidence import classes, summary
 from sae.explorer import parts, point, words
+from sae.figures import conclusion
 from sae.files import whole
 
 _WEB = Path(__file__).parent / "web"

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sae import images
 from sae.autoencoder import SparseAutoencoder
-from sae.evidence.codes import Codes, stream
+from sae.codes import Codes, stream
 from sae.explorer import parts, relatives, words
 from sae.explorer.parts import number, numbers, pack
 from sae.points import Layer

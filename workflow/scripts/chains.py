@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 import sae
-from sae import device, files, jobs
+from sae import codes, device, files, jobs
 from sae.activations import Activations
-from sae.evidence import codes, matching
+from sae.evidence import matching
 
 settings = snakemake.params.settings
 with jobs.job(snakemake) as provenance:

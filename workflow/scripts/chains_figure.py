@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from sae import figures, jobs
-from sae.evidence import matching_figures
+from sae import jobs
+from sae.figures import latents as figures
+from sae.figures import matching
 
 point = snakemake.wildcards
 with jobs.job(snakemake):
@@ -11,4 +12,4 @@ with jobs.job(snakemake):
     found, control = (table[table["shuffled"] == shuffled] for shuffled in (False, True))
     title = f"k {point.k}, {point.method}, seed {point.seed}: latents across layers"
     layers = snakemake.params.settings["layers"]
-    figures.save(matching_figures.layers_figure(found, control, layers, title), snakemake.output[0])
+    figures.save(matching.layers_figure(found, control, layers, title), snakemake.output[0])

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from sae import figures, jobs
+from sae import jobs
+from sae.figures import latents as figures
 
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake):

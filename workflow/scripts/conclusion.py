@@ -1,7 +1,9 @@
 """Concludes: SAEs against every baseline, over the grid."""
 
-from sae import figures, files, jobs
-from sae.evidence import conclusion, summary
+from sae import files, jobs
+from sae.evidence import summary
+from sae.figures import conclusion
+from sae.figures import latents as figures
 
 settings = snakemake.params.settings
 with jobs.job(snakemake):

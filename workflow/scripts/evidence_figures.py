@@ -3,9 +3,12 @@
 import numpy as np
 import pandas as pd
 
-from sae import figures, images, jobs
+from sae import images, jobs
 from sae.activations import Activations
-from sae.evidence import causality_figures, matching, matching_figures, probing_figures
+from sae.evidence import matching
+from sae.figures import interventions, probing
+from sae.figures import matching as matching_figures
+from sae.figures import latents as figures
 
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake):
@@ -20,12 +23,10 @@ with jobs.job(snakemake):
     dictionaries = dict.fromkeys([point.method, *settings["baselines"]])
     probes = dict(zip(dictionaries, map(pd.read_parquet, snakemake.input.probes), strict=True))
     drawn = {
-        "stability": matching_figures.stability_figure(
-            latents, nulls, f"{name}: are latents found again with another seed?"
-        ),
-        "probes": probing_figures.probing_figure(probes, f"{name}: how well a few latents tell a class"),
-        "causes": causality_figures.causality_figure(causes, effects, f"{name}: what latents cause"),
-        "monosemanticity": probing_figures.monosemanticity_figure(
+        "stability": matching_figures.stability_figure(latents, nulls, f"{name}: are latents found again with another seed?"),
+        "probes": probing.probing_figure(probes, f"{name}: how well a few latents tell a class"),
+        "causes": interventions.causality_figure(causes, effects, f"{name}: what latents cause"),
+        "monosemanticity": probing.monosemanticity_figure(
             scores["monosemanticity"].to_numpy(),
             scores["monosemanticity_shuffled"].to_numpy(),
             f"{name}: do a latent's images look alike?",

@@ -2,12 +2,13 @@
 
 import pandas as pd
 
-from sae import figures, jobs
-from sae.evidence import matching_figures
+from sae import jobs
+from sae.figures import latents as figures
+from sae.figures import matching
 
 point = snakemake.wildcards
 with jobs.job(snakemake):
     table = pd.read_parquet(snakemake.input[0])
     pairs = {f"k {k} → {next_k}": part for (k, next_k), part in table.groupby(["k", "next_k"])}
     title = f"Layer {point.layer}, {point.method}, seed {point.seed}: what becomes of latents at the next k"
-    figures.save(matching_figures.fates_figure(pairs, title), snakemake.output[0])
+    figures.save(matching.fates_figure(pairs, title), snakemake.output[0])

@@ -5,8 +5,10 @@ from pathlib import Path
 import pandas as pd
 
 import sae
-from sae import figures, files, images, jobs, ranking
+from sae import files, images, jobs
 from sae.activations import Activations
+from sae.evidence import ranking
+from sae.figures import latents as figures
 from sae.geometry import Geometry
 
 settings, point = snakemake.params.settings, snakemake.wildcards

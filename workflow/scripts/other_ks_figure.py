@@ -2,8 +2,10 @@
 
 import pandas as pd
 
-from sae import figures, grid_figures, jobs
+from sae import jobs
+from sae.figures import grid
+from sae.figures import latents as figures
 
 with jobs.job(snakemake):
     table = pd.read_parquet(list(snakemake.input), partitioning="hive").astype({"layer": int, "k": int, "method": str})
-    figures.save(grid_figures.other_ks(table), snakemake.output[0])
+    figures.save(grid.other_ks(table), snakemake.output[0])

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from sae import figures, files, images, jobs
+from sae import files, images, jobs
+from sae.figures import latents as figures
 
 settings = snakemake.params.settings
 with jobs.job(snakemake):

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from sae import device as devices
-from sae import kernels, selection
-from sae.steps import Rows, Step
+from sae.kernels import step, topk
+from sae.training.step import Rows, Step
 
 _ROWS = 512  # tokens in a chunk: their errors and inputs fit into a core's own cache
 _PRE_ACTIVATIONS = 3 * 2**18  # how many of them a thread holds at once
@@ -87,7 +87,7 @@ class SparseStep(Step):
     def _fold(self, first: int, last: int) -> None:
         """Renews what is multiplied of these latents."""
         low = (_plain(value) for value in self._low.values())
-        kernels.fold(first, last, *self._of_latents().values(), *self._affine(), *low, self._scales)
+        step.fold(first, last, *self._of_latents().values(), *self._affine(), *low, self._scales)
 
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns gain and shift: the encoder sees gain ∘ u + shift."""
@@ -109,7 +109,7 @@ class SparseStep(Step):
             size = 0.0
             for name in names:
                 normalise = name == "W_dec" and self.recipe.decoder == "unit_norm"
-                size += kernels.adam(first, last, *self._updated[name], *numbers, normalise)
+                size += step.adam(first, last, *self._updated[name], *numbers, normalise)
             return size
 
         def update_latents(first: int, last: int) -> float:
@@ -138,7 +138,7 @@ class SparseStep(Step):
         loss, factor = float(whole.squares.sum()) / size, 2 / size
         arrays, codes = [out[name] for name in self._of_latents()], whole.by_latent(factor)
         weights = self._values["W_enc"], self._values["W_dec"], *self._affine(), self.recipe.decoder == "unit_norm"
-        blocks = -(-latents // kernels.BLOCK)
+        blocks = -(-latents // step.BLOCK)
         squares, by_input = np.empty(blocks), np.empty((blocks, 2, width), real)
         if revived is not None and power > 0:
             loss += self.recipe.auxk * float(revived.squares.sum()) / power
@@ -146,15 +146,15 @@ class SparseStep(Step):
             own = [np.empty_like(array[dead]) for array in arrays]
 
         def differentiate(first: int, last: int) -> None:
-            kernels.gradients(first, last, *codes, *arrays)
+            step.gradients(first, last, *codes, *arrays)
             if revived is not None and power > 0:
                 low, high = np.searchsorted(dead, (first, last))
-                kernels.gradients(low, high, *own_codes, *own)
+                step.gradients(low, high, *own_codes, *own)
                 for array, more in zip(arrays, own, strict=True):
                     array[dead[low:high]] += more[low:high]
             if self.recipe.decoder == "frozen":
                 out["W_dec"][first:last] = 0
-            kernels.finish(first, last, *arrays, *weights, squares, by_input)
+            step.finish(first, last, *arrays, *weights, squares, by_input)
 
         self._over_latents(differentiate)
         by_gain, by_shift = by_input.sum(0)
@@ -189,11 +189,11 @@ class SparseStep(Step):
 
         def prepare(first: int, last: int) -> None:
             part = raw[first:last].to(sae.b_dec.dtype).numpy()
-            kernels.standardise(part, first, mean, scale, target, target if layernorm else _plain(u))
+            step.standardise(part, first, mean, scale, target, target if layernorm else _plain(u))
             if layernorm:
                 u[first:last] = F.layer_norm(torch.from_numpy(target[first:last]), (width,), eps=sae.norm.eps)
             if self._int8:
-                kernels.quantise(first, last, _plain(u), seen.numpy(), scales)
+                step.quantise(first, last, _plain(u), seen.numpy(), scales)
 
         if batchtopk:
             self._over(n, self._rows, prepare)
@@ -252,7 +252,7 @@ class SparseStep(Step):
                 chosen.append(np.empty(room, np.int32))
                 values.append(np.empty(room, real))
                 found = counts, chosen[-1], _bits(values[-1])
-                selection.above(bits, bits.dtype.type(guess), row, encoder.shift, *found)
+                topk.above(bits, bits.dtype.type(guess), row, encoder.shift, *found)
             return np.concatenate(chosen), np.concatenate(values)
 
         while True:
@@ -294,8 +294,8 @@ class SparseStep(Step):
     def _over_latents(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """As `_over`, for all latents, in pieces of whole blocks."""
         latents = self.sae.settings.latents
-        blocks = -(-latents // (kernels.BLOCK * 2 * self._threads))
-        return self._over(latents, blocks * kernels.BLOCK, function, *arguments)
+        blocks = -(-latents // (step.BLOCK * 2 * self._threads))
+        return self._over(latents, blocks * step.BLOCK, function, *arguments)
 
     def _over(self, total: int, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Returns function(first, last, *arguments) for the pieces of [0, total), in order, by the threads."""
@@ -351,7 +351,7 @@ class _Encoder:
             seen = self.seen[row : min(row + size, last)]
             if self.weights.dtype == torch.int8:
                 products = torch._int_mm(seen, self.weights.T, out=self.products(len(seen), len(self.bias))).numpy()
-                kernels.dequantise(products, self.seen_scales[row:], self.weight_scales, self.bias.numpy())
+                step.dequantise(products, self.seen_scales[row:], self.weight_scales, self.bias.numpy())
                 yield row, products
             else:
                 pre = devices.linear(seen, self.weights, self.bias)
@@ -396,17 +396,17 @@ class _Pass:
         _offsets, latents, values = self._codes
         places = latents.reshape(-1, k), _bits(values).reshape(-1, k)
         for row, bits in self._encoder.bits(first, last):
-            selection.largest(bits, k, row, self._encoder.shift, *places)
+            topk.largest(bits, k, row, self._encoder.shift, *places)
 
     def decode(self, first: int, last: int, bias: np.ndarray, target: np.ndarray, sign: int = 1) -> None:
         """Decodes a chunk, compares it with sign · target [n, d], sorts its codes."""
         chunk, sign = first // self._rows, bias.dtype.type(sign)
         found = self.blame, self._slopes, self.squares[chunk], self.by_bias[chunk]
-        kernels.errors(first, last, *self._codes, self._decoder, bias, target, sign, self._ends, *found)
-        kernels.by_latent(first, last, *self._codes, self._slopes, self.starts[chunk], self._tokens, self._z, self._g)
+        step.errors(first, last, *self._codes, self._decoder, bias, target, sign, self._ends, *found)
+        step.by_latent(first, last, *self._codes, self._slopes, self.starts[chunk], self._tokens, self._z, self._g)
 
     def by_latent(self, factor: float) -> tuple[Any, ...]:
-        """Returns what `kernels.gradients` takes of this and a factor of the loss."""
+        """Returns what `step.gradients` takes of this and a factor of the loss."""
         codes = self.starts, self._tokens, self._z, self._g
         return *codes, self.blame, self._ends, self._u, self._z.dtype.type(factor)
 

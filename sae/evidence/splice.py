@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from sae import metrics, vit
+from sae import vit
 from sae.activations import Activations
 from sae.autoencoder import SparseAutoencoder
+from sae.evidence import fidelity
 from sae.images import HELD_OUT, shard, used
 
 
@@ -114,7 +115,7 @@ def evaluate(
         what agreement is worth here. kl: nats, from the untouched model. output_cosine: mean cosine of the outputs
         (the features, where the model has no head). ce_clean, ce, ce_mean_ablated, ce_zero_ablated: cross-entropy,
         against the true classes where any is known (ce_target: label), else against the untouched model's own
-        predictions (ce_target: prediction). ce_recovered_mean, ce_recovered_zero: see `metrics.recovered`. accuracy,
+        predictions (ce_target: prediction). ce_recovered_mean, ce_recovered_zero: see `fidelity.recovered`. accuracy,
         accuracy_clean: where true classes are known, else NaN. A model without a head has NaN in all but
         output_cosine.
     """
@@ -130,7 +131,7 @@ def evaluate(
             changed[:, chosen] = sae(part.flatten(0, 1)).reshape(part.shape) if kind == "sae" else replacement[kind]
             parts.append(vit.resume(model, changed, layer).float().cpu())
     logits = {kind: torch.cat(parts) for kind, parts in outputs.items()} | {"clean": torch.from_numpy(clean)}
-    row: dict[str, float | str] = {"images": len(x), "output_cosine": metrics.cosine(clean, logits["sae"].numpy())}
+    row: dict[str, float | str] = {"images": len(x), "output_cosine": fidelity.cosine(clean, logits["sae"].numpy())}
     if not geometry.outputs:
         missing = "top1_agreement kl ce_clean ce ce_mean_ablated ce_zero_ablated ce_recovered_mean ce_recovered_zero"
         missing += " accuracy accuracy_clean top1_agreement_mean_ablated"
@@ -145,14 +146,14 @@ def evaluate(
     return row | {
         "top1_agreement": _agreement(logits["clean"], logits["sae"], names),
         "top1_agreement_mean_ablated": _agreement(logits["clean"], logits["mean"], names),
-        "kl": float(sum(metrics.kl(p, q).mean() for p, q in pairs)),
+        "kl": float(sum(fidelity.kl(p, q).mean() for p, q in pairs)),
         "ce_target": "label" if labelled else "prediction",
         "ce_clean": ce["clean"],
         "ce": ce["sae"],
         "ce_mean_ablated": ce["mean"],
         "ce_zero_ablated": ce["zero"],
-        "ce_recovered_mean": metrics.recovered(ce["clean"], ce["sae"], ce["mean"]),
-        "ce_recovered_zero": metrics.recovered(ce["clean"], ce["sae"], ce["zero"]),
+        "ce_recovered_mean": fidelity.recovered(ce["clean"], ce["sae"], ce["mean"]),
+        "ce_recovered_zero": fidelity.recovered(ce["clean"], ce["sae"], ce["zero"]),
         "accuracy": _mean(accuracy(logits["sae"].numpy(), truth, names)),
         "accuracy_clean": _mean(accuracy(clean, truth, names)),
     }

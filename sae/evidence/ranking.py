@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from sae.activations import Activations
 from sae.autoencoder import SparseAutoencoder
+from sae.codes import stream
 from sae.evidence import classes
-from sae.evidence.codes import stream
-from sae.evidence.roles import Roles
+from sae.evidence.token_types import Roles
 from sae.geometry import Geometry
 from sae.images import HELD_OUT
 

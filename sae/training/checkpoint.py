@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sae.errors import InputError
 from sae.files import whole
-from sae.steps import Step
+from sae.training.step import Step
 
 _SHARE = 0.01  # of the time, at most, goes into checkpoints
 

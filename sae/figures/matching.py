@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sae.evidence.matching import FATES, layer_summary
-from sae.figures import ACCENT, INK, QUIET, plt
+from sae.figures.latents import ACCENT, INK, QUIET, plt
 
 _CONTROL = "#2563eb"
 _MEANING = {  # the fates, in words for the legend, and their colours

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sae.evidence.summary import MEASURES
-from sae.figures import ACCENT, BASELINE_MARKS, INK, QUIET
+from sae.figures.latents import ACCENT, BASELINE_MARKS, INK, QUIET
 
 _SAME_BY_CONSTRUCTION = ("neurons", "pca")  # for every seed: their stability says nothing
 _POINT = ["layer", "k", "method", "seed"]

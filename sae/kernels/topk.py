@@ -13,7 +13,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from sae.kernels import compiled
+from sae.kernels.step import compiled
 
 _GROUP = 8
 _LANES = 64  # numbers that are compared at once, and the bits of what comes out

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from sae.figures import BASELINE_MARKS, INK, colours, plain_numbers
+from sae.figures.latents import BASELINE_MARKS, INK, colours, plain_numbers
 
 _FAINT = {"alpha": 0.45, "ms": 4, "linestyle": "none"}
 _MARKS = ("o-", "s--", "^-.", "D:", "v-")  # methods

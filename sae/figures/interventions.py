@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sae.figures import ACCENT, INK, QUIET, _short
+from sae.figures.latents import ACCENT, INK, QUIET, _short
 from sae.images import describe
 
 

@@ -36,11 +36,12 @@ from scipy import stats
 from torch import nn
 from tqdm import tqdm
 
-from sae import metrics, vit
+from sae import vit
 from sae.activations import Activations
 from sae.autoencoder import SparseAutoencoder
+from sae.codes import Codes
 from sae.errors import InputError
-from sae.evidence.codes import Codes
+from sae.evidence import fidelity
 
 KINDS = ("ablate", "control", "steer")
 _ROUNDING = 2e-6  # of the largest output: two float32 forward passes in other batches differ by up to half of it
@@ -229,7 +230,7 @@ def _sizes(
         return (1 - F.cosine_similarity(clean, changed)).clamp(min=0).numpy(), {}
     widths = [len(values) for values in names.values()]
     pairs = list(zip(clean.split(widths, 1), changed.split(widths, 1), strict=True))
-    kl = torch.stack([metrics.kl(p, q) for p, q in pairs]).sum(0).clamp(min=0)
+    kl = torch.stack([fidelity.kl(p, q) for p, q in pairs]).sum(0).clamp(min=0)
     # Of the log-probabilities' difference, the softmaxes' normalisation is the same for all classes: centring drops it.
     effects = {g: ((p - q) - (p - q).mean(1, keepdim=True)).numpy() for g, (p, q) in zip(names, pairs, strict=True)}
     return kl.numpy(), effects

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sae.figures import ACCENT, BASELINE_MARKS, INK, QUIET
+from sae.figures.latents import ACCENT, BASELINE_MARKS, INK, QUIET
 
 
 def probing_figure(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:

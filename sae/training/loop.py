@@ -23,14 +23,14 @@ from tqdm import tqdm
 from sae import device as devices
 from sae.activations import Activations, moments, tensor
 from sae.autoencoder import METHODS, Settings, SparseAutoencoder
-from sae.autograd_step import AutogradStep
-from sae.checkpoint import Checkpoint
 from sae.errors import InputError
 from sae.files import whole
-from sae.steps import Recipe, Rows, Step
+from sae.training.autograd import AutogradStep
+from sae.training.checkpoint import Checkpoint
+from sae.training.step import Recipe, Rows, Step
 
 try:
-    from sae.sparse_step import SparseStep
+    from sae.training.sparse import SparseStep
 except ImportError:  # no numba for this machine or Python: the same numbers, slower
     SparseStep = None
 

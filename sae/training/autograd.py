@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sae.steps import Rows, Step
+from sae.training.step import Rows, Step
 
 _CPU_CHUNK, _GPU_CHUNK = 2**20, 2**23  # how many pre-activations are held at once
 _BANDWIDTH = 0.1  # of JumpReLU's slope, where E‖x̃‖² = d

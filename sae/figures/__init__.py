@@ -1,0 +1,1 @@
+"""The figures: each function takes tables and returns a matplotlib figure."""
