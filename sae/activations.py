@@ -8,22 +8,20 @@ the number of images.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from sae.errors import InputError
 from sae.files import read_json, sha256
-from sae.geometry import Geometry
+from sae.geometry import select
+
+if TYPE_CHECKING:
+    import torch
 
 _BUFFER_BYTES = 2**28  # how much of an epoch is shuffled together, as float16
-# Norms are counted in fine bins, 0.6 % wide, so that quantiles need no list of all tokens; figures get coarse ones.
-_NORM_EDGES = 10 ** np.linspace(-1, 4, 2001)
-_NORM_BINS_PER_BAR = 40
 OUTLIER = 4  # a token is an outlier when its norm is above this many times the patches' median norm
 
 
@@ -70,8 +68,7 @@ class Activations:
             if verify and sha256(path) != facts["sha256"]:
                 raise InputError(f"{path}: its content does not match its checksum; delete it and run again")
             arrays.append(np.load(path, mmap_mode="r"))
-            prefix, grid = tuple(facts["roles"]), tuple(facts["grid"])
-            chosen = Geometry(0, 0, prefix, grid, (0, 0), 0).select(tokens)
+            chosen = select(facts["roles"], tokens)
             found += facts["ids"]
             rows += [(number, i) for i in range(len(facts["ids"]))]
         found, rows = np.array(found, np.int64), np.array(rows, np.int64)
@@ -86,7 +83,7 @@ class Activations:
     @classmethod
     def of(cls, x: np.ndarray | torch.Tensor) -> Activations:
         """Wraps an array [n, d]: each row counts as an image of one token."""
-        array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+        array = x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
         if array.ndim != 2 or not len(array):
             raise InputError(f"activations of shape {array.shape}: need numbers in [n, d] with n > 0")
         n = np.arange(len(array))
@@ -165,23 +162,18 @@ class Activations:
             yield rest
 
 
-def tensor(array: np.ndarray) -> torch.Tensor:
-    """Returns a tensor of the array's memory, to be read only; a copy where torch cannot have it as it lies."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an array that must not be written
-        return torch.from_numpy(np.ascontiguousarray(array))
-
-
 def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean vector and the variance of each dimension over all selected tokens, float64 [d] each.
 
     Raises:
         InputError: a number is not finite.
     """
+    import torch  # here: jobs that only read codes do without, and it takes seconds
+
     total, square, count = np.zeros(x.width), np.zeros(x.width), 0
     shift = None  # summing around a first guess: no cancellation where the mean is large
     for ids, block in x.blocks(max(1, 2**18 // (x.tokens * x.width))):
-        rows = tensor(block.reshape(-1, x.width))
+        rows = torch.from_numpy(np.array(block.reshape(-1, x.width)))
         rows = rows if rows.dtype == torch.float64 else rows.float()
         shift = rows.mean(0) if shift is None else shift
         rows = rows - shift
@@ -195,87 +187,3 @@ def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
     shift = shift.double().numpy()
     offset = total / count
     return shift + offset, np.maximum(square / count - offset**2, 0)
-
-
-def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) -> dict[str, Any]:
-    """Returns what a person should know of a layer before training on it, from the images `ids` (the train split).
-
-    mean [d] and scale: (x - mean)·scale has E‖x‖² = d. gamma = ‖mean‖/‖std‖ predicts dead latents in SAEs that do not
-    centre (arXiv 2605.31518). norms: mean, median and 99th percentile of ‖x‖ by token role. largest_dimensions: the
-    dimensions with the most variance and their share of it. outlier_patches: share of patch tokens whose norm is
-    above 4 times the median (Darcet et al. 2024, arXiv 2309.16588). warnings: sentences.
-
-    Raises:
-        InputError: a shard is damaged, or all activations are the same.
-    """
-    selected = Activations.open(shards, tokens, ids)
-    mean, variance = moments(selected)
-    if variance.sum() == 0:
-        raise InputError(f"{shards[0]}: every token has the same activation; there is nothing to learn")
-    gamma = float(np.linalg.norm(mean) / np.sqrt(variance.sum()))
-    order = np.argsort(-variance)[:5]
-    share = variance[order] / variance.sum()
-
-    everything = Activations.open(shards, "all", ids, verify=False)
-    roles = np.array(read_json(Path(shards[0]).with_suffix(".json"))["roles"])
-    roles = np.append(roles, ["patch"] * (everything.tokens - len(roles)))
-    counts = {role: np.zeros(len(_NORM_EDGES) - 1, np.int64) for role in dict.fromkeys(roles)}
-    totals = dict.fromkeys(counts, 0.0)
-    for _ids, block in everything.blocks(64):
-        norm = np.linalg.norm(block.astype(np.float32), axis=2)
-        for role in counts:
-            values = norm[:, roles == role].clip(_NORM_EDGES[0], _NORM_EDGES[-1] * 0.999)
-            counts[role] += np.histogram(values, _NORM_EDGES)[0]
-            totals[role] += float(values.sum())
-    by_role = {
-        role: {
-            "mean": totals[role] / int(count.sum()),
-            "median": _quantile(count, 0.5),
-            "p99": _quantile(count, 0.99),
-            "histogram": count.reshape(-1, _NORM_BINS_PER_BAR).sum(1).tolist(),
-        }
-        for role, count in counts.items()
-    }
-    above = _NORM_EDGES[:-1] > OUTLIER * by_role["patch"]["median"]
-    outliers = float(counts["patch"][above].sum() / counts["patch"].sum())
-    facts = {
-        "tokens": tokens,
-        "images": len(selected),
-        "rows": len(selected) * selected.tokens,
-        "mean": mean.tolist(),
-        "scale": float(np.sqrt(selected.width / variance.sum())),
-        "gamma": gamma,
-        "norms": by_role,
-        "variance": variance.tolist(),
-        "largest_dimensions": [{"dimension": int(i), "share": float(s)} for i, s in zip(order, share, strict=True)],
-        "effective_dimensions": float(variance.sum() ** 2 / (variance**2).sum()),
-        "outlier_patches": outliers,
-    }
-    return facts | {"warnings": _warnings(facts)}
-
-
-def _quantile(counts: np.ndarray, share: float) -> float:
-    """Returns the norm below which this share of the counted tokens lies, to the width of a bin."""
-    place = int(np.searchsorted(np.cumsum(counts), share * counts.sum()))
-    return float(np.sqrt(_NORM_EDGES[place] * _NORM_EDGES[place + 1]))
-
-
-def _warnings(facts: dict[str, Any]) -> list[str]:
-    warnings = []
-    if facts["gamma"] > 1:
-        warnings.append(
-            f"The mean vector is {facts['gamma']:.1f} times as long as the spread around it (γ): without centring "
-            "many latents would die. Keep sae.input: standardised."
-        )
-    top = facts["largest_dimensions"][0]
-    if top["share"] > 0.2:
-        warnings.append(
-            f"Dimension {top['dimension']} alone carries {top['share']:.0%} of the variance: FVU mostly measures "
-            "this one dimension."
-        )
-    if facts["outlier_patches"] > 0.005:
-        warnings.append(
-            f"{facts['outlier_patches']:.1%} of the patch tokens have a norm above {OUTLIER} times the median: "
-            "artefact tokens, on which some latents will specialise."
-        )
-    return warnings

@@ -1,77 +1,174 @@
-"""What the latents of an SAE do on the tokens of some images: sparse matrices, on which all evidence rests."""
+"""Codes: the latents of one dictionary on images, measured once (see `measure`) and read by all that looks at latents.
+
+docs/data.md describes the file, `codes.safetensors`, so that other programs can read it too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from scipy import sparse
 
-from sae.activations import Activations
-from sae.autoencoder import SparseAutoencoder
+from sae.errors import InputError
+from sae.files import whole
+
+VERSION = 1
+NAME = "codes.safetensors"
+# Edges of the activation histograms: 24 bins, a factor of √2 each, outer bins open. Latents of a standardised SAE
+# fire at about 0.1 to 30.
+HISTOGRAM_EDGES = 2.0 ** np.arange(-6, 6.01, 0.5)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts over all tokens of the ranked images, of both splits.
+
+    rows: int64 [2], tokens that were held out, and train tokens. fired: int64 [2, F], of these the tokens on which each
+    latent fires. total: float64 [F], the sum of its activations. histogram: int64 [F, 24], its activations by
+    HISTOGRAM_EDGES. by_token: int64 [F, tokens], on how many images it fires at each token. high: int64 [F], on how
+    many tokens of high norm it fires; high_rows: int64 [1], how many there are.
+    """
+
+    rows: np.ndarray
+    fired: np.ndarray
+    total: np.ndarray
+    histogram: np.ndarray
+    by_token: np.ndarray
+    high: np.ndarray
+    high_rows: np.ndarray
+
+    @classmethod
+    def empty(cls, latents: int, tokens: int) -> Tally:
+        """Returns a tally of nothing yet, to be counted up in place."""
+        bins = len(HISTOGRAM_EDGES) - 1
+        shapes = {"rows": 2, "fired": (2, latents), "total": latents, "histogram": (latents, bins)}
+        shapes |= {"by_token": (latents, tokens), "high": latents, "high_rows": 1}
+        return cls(**{name: np.zeros(shape, float if name == "total" else int) for name, shape in shapes.items()})
 
 
 @dataclass(frozen=True)
 class Codes:
-    """The activations of F latents on the tokens of n images.
+    """The activations of F latents.
 
-    z: float32 [n · tokens, F], only what is above 0; row i · tokens + t is token t of image i. images: the strongest
-    activation of each latent on each image, float32 [n, F]. places: at which token that is, from 0, the first of equal
-    ones; int64 [n, F], an entry (also a 0) where `images` has one. norms: ‖x‖ of the tokens, float32 [n · tokens].
-    ids: the images' ids [n]. tokens: how many an image has, in the order of the store.
+    Attributes:
+        z: float32 [n · tokens, F], above 0 where stored; row i · tokens + t is token t of image `ids[i]`.
+        ids: int64 [n], the images whose tokens are stored, ascending.
+        tokens: tokens of an image, in the order of the activations; patches come last, row by row.
+        images: float32 [N, F], each latent's strongest activation on each ranked image; None for a second seed.
+        places: int64 [N, F], the token at which that is, the first of equal ones; an entry wherever `images` has one.
+        image_ids: int64 [N], the ranked images, ascending.
+        error: float64 [m], Σ‖x - x̂‖² over the tokens of each image of the held-out sample.
+        tally: see `Tally`; None for a second seed.
     """
 
     z: sparse.csr_array
-    images: sparse.csr_array
-    places: sparse.csr_array
-    norms: np.ndarray
     ids: np.ndarray
     tokens: int
+    images: sparse.csr_array | None = None
+    places: sparse.csr_array | None = None
+    image_ids: np.ndarray | None = None
+    error: np.ndarray | None = None
+    tally: Tally | None = None
 
     @property
     def latents(self) -> int:
+        """F, the size of the dictionary."""
         return self.z.shape[1]
 
     def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns row (image · tokens + token), latent and value of everything in z."""
         return np.repeat(np.arange(self.z.shape[0]), np.diff(self.z.indptr)), self.z.indices, self.z.data
 
+    def of(self, ids: Sequence[int] | np.ndarray) -> Codes:
+        """Returns the codes of these images alone, in the order of `ids`.
 
-def encode(sae: SparseAutoencoder, x: Activations) -> Codes:
-    """Encodes all tokens of `x`."""
-    blocks = list(stream(sae, x))
-    z, images, places = (
-        sparse.vstack([getattr(block, name) for block in blocks], format="csr") for name in ("z", "images", "places")
-    )
-    return Codes(z, images, places, np.concatenate([block.norms for block in blocks]), x.ids, x.tokens)
+        Raises:
+            InputError: the tokens of an image are not stored.
+        """
+        ids = np.asarray(ids, np.int64)
+        place = _places(self.ids, ids)
+        rows = (place[:, None] * self.tokens + np.arange(self.tokens)).ravel()
+        part = replace(self, z=self.z[rows], ids=ids, error=None, tally=None)
+        if self.image_ids is None:
+            return part
+        row = _places(self.image_ids, ids)
+        return replace(part, images=self.images[row], places=self.places[row], image_ids=ids)
+
+    def last(self, tokens: int) -> Codes:
+        """Returns the codes of the last `tokens` tokens of each image: its patches, where there are so many."""
+        rows = np.arange(self.z.shape[0]).reshape(-1, self.tokens)[:, -tokens:].ravel()
+        return replace(self, z=self.z[rows], tokens=tokens, tally=None)
+
+    def save(self, folder: str | Path, facts: dict[str, Any]) -> None:
+        """Writes codes.safetensors into `folder`.
+
+        Args:
+            facts: JSON of what made it, for the file's metadata.
+        """
+        index = np.uint16 if max(self.latents, self.tokens) <= 2**16 else np.uint32
+        arrays = {
+            "ids": self.ids,
+            "tokens.indptr": self.z.indptr.astype(np.int64),
+            "tokens.indices": self.z.indices.astype(index),
+            "tokens.values": self.z.data,
+        }
+        if self.images is not None and self.tally is not None:
+            arrays |= {
+                "image_ids": self.image_ids,
+                "images.indptr": self.images.indptr.astype(np.int64),
+                "images.indices": self.images.indices.astype(index),
+                "images.values": self.images.data,
+                "images.places": self.places.data.astype(index),
+                "error": self.error,
+            }
+            arrays |= {f"tally.{name}": value for name, value in vars(self.tally).items()}
+        told = {"version": VERSION, "latents": self.latents, "tokens": self.tokens, "facts": facts}
+        arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+        with whole(Path(folder) / NAME) as part:
+            save_file(arrays, part, {name: json.dumps(value) for name, value in told.items()})
 
 
-@torch.inference_mode()
-def stream(sae: SparseAutoencoder, x: Activations) -> Iterator[Codes]:
-    """Yields the codes of `x` by blocks of images, in the order of the ids."""
-    device, latents, tokens = sae.b_dec.device, sae.settings.latents, x.tokens
-    for ids, block in x.blocks(max(1, 2**23 // (tokens * latents))):
-        n = len(ids)
-        raw = torch.from_numpy(block.reshape(-1, x.width)).to(device).float()
-        values, indices = sae.encode_sparse(raw)
-        flat, flat_index = values.reshape(n, -1), indices.reshape(n, -1)
-        strongest = values.new_zeros(n, latents).scatter_reduce_(1, flat_index, flat, "amax")
-        # The first token at which each latent reaches its maximum: others are sent behind the last token.
-        place = torch.arange(tokens, device=device).repeat_interleave(values.shape[1]).expand(n, -1)
-        place = torch.where(flat == strongest.gather(1, flat_index), place, tokens)
-        token = torch.full_like(strongest, tokens, dtype=torch.int64).scatter_reduce_(1, flat_index, place, "amin")
-        row, column = strongest.nonzero(as_tuple=True)
-        active = (values > 0).cpu().numpy()
-        z = sparse.csr_array(
-            (values.cpu().numpy()[active], indices.cpu().numpy()[active], np.append(0, np.cumsum(active.sum(1)))),
-            (len(values), latents),
-        )
-        z.sort_indices()
-        pattern = column.cpu().numpy(), np.append(0, np.cumsum(np.bincount(row.cpu().numpy(), minlength=n)))
-        images, places = (
-            sparse.csr_array((matrix[row, column].cpu().numpy(), *pattern), (n, latents))
-            for matrix in (strongest, token)
-        )
-        yield Codes(z, images, places, raw.norm(dim=1).cpu().numpy(), ids, tokens)
+def codes(folder: str | Path) -> Codes:
+    """Returns the codes saved in `folder` (…/codes/layer=6/k=32/method=topk/seed=0).
+
+    Raises:
+        InputError: there are none, or they are of another version.
+    """
+    path = Path(folder) / NAME
+    try:
+        with safe_open(path, "numpy") as file:
+            told = {name: json.loads(text) for name, text in file.metadata().items()}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no dictionary
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no codes here") from error
+    if told["version"] != VERSION:
+        raise InputError(f"{path}: codes of version {told['version']}, this program reads {VERSION}; run measure again")
+    latents, tokens, ids = told["latents"], told["tokens"], arrays["ids"]
+
+    def matrix(name: str, values: str, rows: int) -> sparse.csr_array:
+        pattern = arrays[f"{name}.indices"].astype(np.int32), arrays[f"{name}.indptr"]
+        return sparse.csr_array((arrays[values], *pattern), (rows, latents))
+
+    z = matrix("tokens", "tokens.values", len(ids) * tokens)
+    if "image_ids" not in arrays:
+        return Codes(z, ids, tokens)
+    image_ids = arrays["image_ids"]
+    arrays["images.places"] = arrays["images.places"].astype(np.int64)
+    images, places = (matrix("images", f"images.{name}", len(image_ids)) for name in ("values", "places"))
+    tally = Tally(**{name: arrays[f"tally.{name}"] for name in Tally.__dataclass_fields__})
+    return Codes(z, ids, tokens, images, places, image_ids, arrays["error"], tally)
+
+
+def _places(all_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    place = np.searchsorted(all_ids, ids)
+    bad = (place >= len(all_ids)) | (all_ids[np.minimum(place, len(all_ids) - 1)] != ids)
+    if bad.any():
+        raise InputError(f"image {ids[bad][0]}: its tokens are not in these codes")
+    return place

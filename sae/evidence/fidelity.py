@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from sae.activations import Activations, moments
-from sae.autoencoder import SparseAutoencoder
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae.autoencoder import SparseAutoencoder
 
 DENSE = 0.1  # a latent that fires on more than this share of the tokens is called dense
 DENSITY_BINS = np.arange(-6, 0.01, 0.25)  # log10 of the share of tokens on which a latent fires
@@ -41,65 +43,93 @@ def recovered(clean: float, spliced: float, ablated: float) -> float:
     return (ablated - spliced) / (ablated - clean) if ablated - clean > 1e-3 else float("nan")
 
 
-def kl(logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities of each row of logits [n, classes], float64."""
+    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def kl(logits: np.ndarray, other: np.ndarray) -> np.ndarray:
     """KL(softmax(logits) ‖ softmax(other)) in nats for each row of [n, classes]: [n], float64."""
-    p, q = logits.double().log_softmax(1), other.double().log_softmax(1)
-    return (p.exp() * (p - q)).sum(1)
+    p, q = log_softmax(logits), log_softmax(other)
+    return (np.exp(p) * (p - q)).sum(1)
 
 
-@torch.inference_mode()
-def at_other_ks(sae: SparseAutoencoder, x: Activations, ks: Sequence[int]) -> pd.DataFrame:
-    """Returns at_k, fvu and l0 of the tokens of `x` when only the `at_k` largest latents of each token are kept.
+class Fidelity:
+    """How well and how sparsely a dictionary reconstructs held-out tokens, summed block by block.
 
-    A row per number of `ks` that is at most F, in one streaming pass. Positive latents alone count, as in `select`.
+    Args:
+        latents: F.
+        ks: other numbers of latents to keep per token; those above F are left out.
     """
-    device = sae.b_dec.device
-    ks = sorted({k for k in ks if k <= sae.settings.latents})
-    error, active, rows = np.zeros(len(ks)), np.zeros(len(ks)), 0
-    for _ids, block in x.blocks(max(1, 2**23 // (x.tokens * sae.settings.latents))):
-        exact = block.reshape(-1, x.width).astype(np.float64)
-        pre = sae.pre_activations(sae.standardise(torch.from_numpy(block.reshape(-1, x.width)).to(device).float()))
-        values, indices = pre.topk(ks[-1], dim=-1)
+
+    def __init__(self, latents: int, ks: Sequence[int] = ()):
+        self._ks = [k for k in sorted({*ks}) if k <= latents]
+        self._error = self._cosines = 0.0
+        self._rows = 0
+        self._fired = np.zeros(latents, np.int64)
+        self._error_at, self._active_at = np.zeros(len(self._ks)), np.zeros(len(self._ks))
+
+    def add(
+        self,
+        model: SparseAutoencoder,
+        block: np.ndarray,
+        x_hat: Tensor,
+        values: Tensor,
+        indices: Tensor,
+        pre: Tensor,
+    ) -> np.ndarray:
+        """Adds some images and returns Σ‖x - x̂‖² of each, float64 [images].
+
+        Args:
+            block: their tokens, [images, tokens, d].
+            x_hat: the reconstruction of these, [rows, d].
+            values, indices: the active latents, [rows, m]; see `SparseAutoencoder.select`.
+            pre: the pre-activations, [rows, F].
+        """
+        exact = block.reshape(-1, block.shape[2]).astype(np.float64)
+        guess = x_hat.cpu().double().numpy()
+        errors = np.square(exact - guess).sum(1).reshape(len(block), -1).sum(1)
+        self._error += float(errors.sum())
+        self._cosines += cosine(exact, guess) * len(exact)
+        self._rows += len(exact)
+        self._fired += np.bincount(indices[values > 0].cpu().numpy(), minlength=len(self._fired))
+        if self._ks:
+            self._add_other_ks(model, exact, pre)
+        return errors
+
+    def _add_other_ks(self, model: SparseAutoencoder, exact: np.ndarray, pre: Tensor) -> None:
+        # Positive latents alone count, as in `select`.
+        values, indices = pre.topk(self._ks[-1], dim=-1)
         values = values.relu()
-        x_hat, start = sae.b_dec, 0
-        for place, k in enumerate(ks):
-            x_hat = x_hat + sae.combine(values[:, start:k], indices[:, start:k])
-            error[place] += float(((exact - (x_hat / sae.scale + sae.mean).cpu().double().numpy()) ** 2).sum())
-            active[place] += float((values[:, :k] > 0).sum())
+        x_hat, start = model.b_dec, 0
+        for place, k in enumerate(self._ks):
+            x_hat = x_hat + model.combine(values[:, start:k], indices[:, start:k])
+            guess = (x_hat / model.scale + model.mean).cpu().double().numpy()
+            self._error_at[place] += float(np.square(exact - guess).sum())
+            self._active_at[place] += float((values[:, :k] > 0).sum())
             start = k
-        rows += len(exact)
-    return pd.DataFrame({"at_k": ks, "fvu": error / float(moments(x)[1].sum() * rows), "l0": active / rows})
 
+    def row(self, variance: np.ndarray) -> dict[str, Any]:
+        """Returns the numbers, given the variance of all these tokens by dimension, float64 [d].
 
-@torch.inference_mode()
-def reconstruction(sae: SparseAutoencoder, x: Activations) -> dict[str, float | list[float]]:
-    """Returns how well and how sparsely the SAE reconstructs the tokens of `x`, in one streaming pass.
+        fvu, cosine: as the functions of these names. l0: mean number of latents above 0 per token. dead: share of the
+        latents that fire on no token. dense: share that fire on more than 10 % of the tokens. density_histogram: how
+        many latents fire on a share of the tokens within each bin of DENSITY_BINS (log10), dead ones left out.
+        """
+        density = self._fired / self._rows
+        fired = density > 0
+        return {
+            "fvu": self._error / float(variance.sum() * self._rows),
+            "cosine": self._cosines / self._rows,
+            "l0": float(density.sum()),
+            "dead": float((~fired).mean()),
+            "dense": float((density > DENSE).mean()),
+            "tokens": self._rows,
+            "density_histogram": np.histogram(np.log10(density[fired]), DENSITY_BINS)[0].tolist(),
+        }
 
-    fvu, cosine: as the functions of these names. l0: mean number of latents above 0 per token. dead: share of the
-    latents that fire on no token of `x`. dense: share that fire on more than 10 % of the tokens. density_histogram:
-    how many latents fire on a share of the tokens within each bin of DENSITY_BINS (log10), dead ones left out.
-    """
-    device = sae.b_dec.device
-    error = cosines = 0.0
-    rows = 0
-    counts = torch.zeros(sae.settings.latents, dtype=torch.int64)
-    for _ids, block in x.blocks(max(1, 2**23 // (x.tokens * sae.settings.latents))):
-        tokens = torch.from_numpy(block.reshape(-1, x.width)).to(device).float()
-        values, indices = sae.encode_sparse(tokens)
-        x_hat = ((sae.combine(values, indices) + sae.b_dec) / sae.scale + sae.mean).cpu().double().numpy()
-        exact = block.reshape(-1, x.width).astype(np.float64)
-        error += float(((exact - x_hat) ** 2).sum())
-        cosines += cosine(exact, x_hat) * len(exact)
-        rows += len(exact)
-        counts += torch.bincount(indices[values > 0].cpu(), minlength=len(counts))
-    density = counts.numpy() / rows
-    fired = density > 0
-    return {
-        "fvu": error / float(moments(x)[1].sum() * rows),
-        "cosine": cosines / rows,
-        "l0": float(density.sum()),
-        "dead": float((~fired).mean()),
-        "dense": float((density > DENSE).mean()),
-        "tokens": rows,
-        "density_histogram": np.histogram(np.log10(density[fired]), DENSITY_BINS)[0].tolist(),
-    }
+    def other_ks(self, variance: np.ndarray) -> pd.DataFrame:
+        """Returns at_k, fvu and l0 when only the `at_k` largest latents of each token are kept, a row per number."""
+        fvu = self._error_at / float(variance.sum() * self._rows)
+        return pd.DataFrame({"at_k": self._ks, "fvu": fvu, "l0": self._active_at / self._rows})

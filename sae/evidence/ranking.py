@@ -6,21 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse
-from tqdm import tqdm
 
-from sae.activations import Activations
-from sae.autoencoder import SparseAutoencoder
-from sae.codes import stream
-from sae.evidence import classes
-from sae.evidence.token_types import Roles
+from sae.codes import Codes
+from sae.evidence import classes, token_types
 from sae.geometry import Geometry
 from sae.images import HELD_OUT
 
-# Edges of the activation histograms: 24 bins, a factor of √2 each, outer bins open. Latents of a standardised SAE
-# fire at about 0.1 to 30.
-HISTOGRAM_EDGES = 2.0 ** np.arange(-6, 6.01, 0.5)
 TOP, SILENT = "top", "silent"
 QUARTILES = {"q75": 0.75, "q50": 0.5, "q25": 0.25}
 _PER_PANEL = 4  # images around each quartile, and images on which the latent is silent
@@ -28,26 +20,24 @@ _PER_PANEL = 4  # images around each quartile, and images on which the latent is
 
 @dataclass(frozen=True)
 class Ranking:
-    """Four tables; docs/data.md describes every column. activations: the strongest on each image, [n, F]."""
+    """Tables about the latents of one dictionary; docs/data.md describes every column."""
 
     latents: pd.DataFrame
     images: pd.DataFrame
     classes: pd.DataFrame
-    recovery: pd.DataFrame
-    activations: sparse.csr_array
+    best_latents: pd.DataFrame
 
 
 def rank(
-    sae: SparseAutoencoder,
-    x: Activations,
+    codes: Codes,
     manifest: pd.DataFrame,
-    grid: Geometry,
-    median_norm: float,
+    geometry: Geometry,
+    selected: slice,
     top: int = 16,
     top_classes: int = 10,
     support: int = 5,
 ) -> Ranking:
-    """Ranks images and classes for every latent in one pass over the tokens.
+    """Ranks images and classes for every latent.
 
     An image counts by its strongest token alone: one patch per image, the first one where several are equally strong.
     Images of equal activation are ordered by id; of near duplicates (the manifest's `group`) only the strongest is
@@ -55,58 +45,39 @@ def rank(
     it fires, and some on which it is silent, drawn at random: the maxima alone make every latent look clear.
 
     Args:
-        x: the SAE's tokens of all used images, both splits.
-        manifest: with a row for each of these images.
-        grid: the model's geometry.
-        median_norm: of the layer's patch tokens, see `Roles`.
+        codes: of the dictionary, with its tally.
+        manifest: with a row for each of the ranked images.
+        geometry: of the ViT.
+        selected: which of its tokens the dictionary reads.
         top: images kept per latent.
         top_classes: classes kept per latent and attribute.
         support: see `classes.pairs`.
     """
-    rows = manifest.set_index("id").loc[x.ids]
+    rows = manifest.set_index("id").loc[codes.image_ids]
     train = (rows["split"] != HELD_OUT).to_numpy()
-    chosen, latents, bins = grid.select(sae.settings.tokens), sae.settings.latents, len(HISTOGRAM_EDGES) - 1
-    roles = Roles(latents, grid.roles[chosen], grid, median_norm)
-    fired, total = np.zeros((2, latents), np.int64), np.zeros(latents)  # tokens by split: held out, train
-    histogram = np.zeros(latents * bins, np.int64)
-    strongest, places, first = [], [], 0
-    with tqdm(total=len(x), desc="ranking", unit="image") as progress:
-        for codes in stream(sae, x):
-            roles.add(codes)
-            strongest.append(codes.images)
-            places.append(codes.places)
-            row, latent, value = codes.entries()
-            seen = train[first + row // codes.tokens]
-            for split in (0, 1):
-                fired[split] += np.bincount(latent[seen == split], minlength=latents)
-            total += np.bincount(latent, value, latents)
-            place = latent.astype(np.int64) * bins + np.digitize(value, HISTOGRAM_EDGES[1:-1])
-            histogram += np.bincount(place, minlength=latents * bins)
-            first += len(codes.ids)
-            progress.update(len(codes.ids))
-    activations, places = sparse.vstack(strongest, format="csr"), sparse.vstack(places, format="csr")
-
-    counts, tokens = fired.sum(0), np.array([(~train).sum(), train.sum()]) * x.tokens
+    tally, latents = codes.tally, codes.latents
+    counts = tally.fired.sum(0)
     alive = counts > 0
-    of_images = activations.tocsc()
+    by_latent = codes.images.tocsc()
+    held_out, seen = tally.fired / np.maximum(tally.rows, 1)[:, None]
     table = pd.DataFrame(
         {
             "latent": np.arange(latents),
             "status": np.where(alive, "alive", "dead"),
-            "frequency": fired[1] / max(tokens[1], 1),
-            "frequency_held_out": fired[0] / max(tokens[0], 1),
-            "image_frequency": np.diff(of_images.indptr) / len(x),
-            "mean_activation": np.where(alive, total / np.maximum(counts, 1), np.nan),
-            "max_activation": np.where(alive, activations.max(axis=0).toarray(), np.nan),
-            "histogram": list(histogram.reshape(latents, bins)),
+            "frequency": seen,
+            "frequency_held_out": held_out,
+            "image_frequency": np.diff(by_latent.indptr) / len(codes.image_ids),
+            "mean_activation": np.where(alive, tally.total / np.maximum(counts, 1), np.nan),
+            "max_activation": np.where(alive, codes.images.max(axis=0).toarray(), np.nan),
+            "histogram": list(tally.histogram),
         }
     )
-    table = table.join(roles.table())
-    pairs = classes.pairs(activations, classes.attributes(rows), train, support)
+    table = table.join(token_types.table(tally, geometry.roles[selected], geometry.patches))
+    pairs = classes.pairs(codes.images, classes.attributes(rows), train, support)
     ranked = classes.ranked(pairs, top_classes)
-    images = _panels(of_images, places.tocsc(), rows["group"].to_numpy(), top)
-    images = _described(images, x.ids, chosen.indices(len(grid.roles))[0], grid, rows)
-    return Ranking(classes.named(table, ranked), images, ranked, classes.recovery(pairs), activations)
+    images = _panels(by_latent, codes.places.tocsc(), rows["group"].to_numpy(), top)
+    images = _described(images, codes.image_ids, selected.indices(len(geometry.roles))[0], geometry, rows)
+    return Ranking(classes.named(table, ranked), images, ranked, classes.best_latents(pairs))
 
 
 def _panels(activations: sparse.csc_array, places: sparse.csc_array, group: np.ndarray, top: int) -> pd.DataFrame:
@@ -138,10 +109,12 @@ def _panels(activations: sparse.csc_array, places: sparse.csc_array, group: np.n
     return pd.DataFrame(columns)
 
 
-def _described(images: pd.DataFrame, ids: np.ndarray, first: int, grid: Geometry, rows: pd.DataFrame) -> pd.DataFrame:
+def _described(
+    images: pd.DataFrame, ids: np.ndarray, first: int, geometry: Geometry, rows: pd.DataFrame
+) -> pd.DataFrame:
     """Replaces places by image ids and patch rows and columns; adds the split."""
     token = images["token"].to_numpy(np.int64)
-    row, column = grid.position(token + first)
+    row, column = geometry.position(token + first)
     image = images["image"].to_numpy(np.int64)
     table = images[["latent", "panel", "rank"]].assign(image_id=ids[image], activation=images["activation"])
     return table.assign(
@@ -149,26 +122,3 @@ def _described(images: pd.DataFrame, ids: np.ndarray, first: int, grid: Geometry
         token_col=np.where(token < 0, -1, column),
         split=rows["split"].to_numpy()[image],
     )
-
-
-@torch.inference_mode()
-def heat_maps(
-    sae: SparseAutoencoder, x: Activations, wanted: dict[int, list[int]], grid: Geometry
-) -> dict[tuple[int, int], np.ndarray]:
-    """Returns (latent, image id) -> the latent's activation on each patch, float32 [rows, columns].
-
-    Args:
-        x: the SAE's tokens, holding at least the wanted images.
-        wanted: image id -> the latents to look at there.
-    """
-    patches = grid.grid[0] * grid.grid[1]
-    if x.tokens < patches:  # only the class token was encoded: there is no map to draw
-        return {}
-    place = {int(image): index for index, image in enumerate(x.ids)}
-    maps = {}
-    for image, latents in wanted.items():
-        tokens = torch.from_numpy(x.read(np.array([place[image]]))[0]).to(sae.b_dec.device).float()
-        z = sae.encode(tokens)[-patches:, latents].cpu().numpy()
-        for column, latent in enumerate(latents):
-            maps[latent, image] = z[:, column].reshape(grid.grid)
-    return maps

@@ -1,0 +1,244 @@
+"""One layer: its statistics before training, and all that depends on the layer but on no dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+from sae import images
+from sae.activations import OUTLIER, Activations, moments
+from sae.errors import InputError
+from sae.files import read_json, whole
+from sae.geometry import Geometry
+
+# Norms are counted in fine bins, 0.6 % wide, so that quantiles need no list of all tokens; figures get coarse ones.
+_NORM_EDGES = 10 ** np.linspace(-1, 4, 2001)
+_NORM_BINS_PER_BAR = 40
+_MOST_RANKED = 50_000  # images: each takes about 10 kB
+_MOST_PROBED = 4000
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's store of activations and the facts about its images.
+
+    Attributes:
+        shards: all activation shards of the layer.
+        manifest: of all images.
+        reference: reference.json, the facts about the untouched ViT.
+        statistics: statistics.json.
+    """
+
+    shards: Sequence[str | Path]
+    manifest: pd.DataFrame
+    reference: Mapping[str, Any]
+    statistics: Mapping[str, Any]
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        return Geometry(**self.reference["geometry"])
+
+    @property
+    def selected(self) -> slice:
+        """Which tokens of an image the dictionaries of this run read."""
+        return self.geometry.select(self.statistics["tokens"])
+
+    @cached_property
+    def sample(self) -> np.ndarray:
+        """The held-out images that went through the ViT: their ids, ascending."""
+        return np.array(self.reference["ids"], np.int64)
+
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        """The ids of all held-out images, ascending."""
+        return images.used(self.manifest, images.HELD_OUT)["id"].to_numpy()
+
+    @cached_property
+    def train(self) -> np.ndarray:
+        """The ids of all train images, ascending."""
+        return images.used(self.manifest, images.TRAIN)["id"].to_numpy()
+
+    @cached_property
+    def ranked(self) -> pd.DataFrame:
+        """The rows of the images by which latents are judged, by id; see `ranked`."""
+        return ranked(self.manifest, self.sample)
+
+    @property
+    def centre(self) -> tuple[np.ndarray, float]:
+        """The train set's mean vector [d] and scale."""
+        return np.array(self.statistics["mean"]), self.statistics["scale"]
+
+    def tokens(self, which: str, ids: Sequence[int] | np.ndarray) -> Activations:
+        """Returns these tokens of these images. The shards were checked when the statistics were made."""
+        return Activations.open(self.shards, which, ids, verify=False)
+
+
+def ranked(manifest: pd.DataFrame, sample: Sequence[int] | np.ndarray) -> pd.DataFrame:
+    """Returns the rows of the images by which latents are judged: all used ones, or a choice by content of very many.
+
+    Args:
+        sample: ids of images that are among them in any case.
+    """
+    used = images.used(manifest)
+    chosen = used["id"].isin(images.sample(used, _MOST_RANKED)["id"]) | used["id"].isin(sample)
+    return used[chosen]
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """All that depends on a layer but on no dictionary.
+
+    Attributes:
+        variance: of all held-out tokens by dimension, float64 [d].
+        spread: Σ‖x - mean‖² over the tokens of each image of the sample, float64 [m]; the mean is the sample's.
+        clean, mean, zero: the ViT's outputs for the sample, float32 [m, outputs], going on from the stored
+            activations as they are, with every token replaced by the train set's mean, and by 0.
+        null_directions, null_tokens: see `matching.null_stability`, [F]; the latter is empty where there are too few.
+    """
+
+    variance: np.ndarray
+    spread: np.ndarray
+    clean: np.ndarray
+    mean: np.ndarray
+    zero: np.ndarray
+    null_directions: np.ndarray
+    null_tokens: np.ndarray
+
+    def save(self, path: str | Path) -> None:
+        with whole(path) as part:
+            save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, part)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LayerFacts:
+        return cls(**load_file(path))
+
+
+def facts(layer: Layer, vit: Any, number: int, latents: int, batch: int) -> LayerFacts:
+    """Computes a layer's facts.
+
+    Args:
+        vit: the ViT.
+        number: of the layer.
+        latents: F of the SAEs, for the null of stability.
+        batch: images in one forward pass.
+    """
+    from sae.evidence import matching, splice
+
+    kind = layer.statistics["tokens"]
+    x = layer.tokens(kind, layer.sample)
+    centre = moments(x)[0]
+    spread = [np.square(block.astype(np.float64) - centre).sum((1, 2)) for _ids, block in x.blocks(64)]
+    outputs = splice.ablated(vit, layer.tokens("all", layer.sample), number, layer.selected, layer.centre[0], batch)
+    train = layer.tokens(kind, layer.train)
+    tokens = train.read(np.arange(min(len(train), -(-20 * latents // train.tokens)))).reshape(-1, train.width)
+    nulls = matching.null_stability(latents, tokens.astype(np.float32), np.random.default_rng(0))
+    return LayerFacts(
+        variance=moments(layer.tokens(kind, layer.held_out))[1],
+        spread=np.concatenate(spread),
+        **outputs,
+        null_directions=nulls["random directions"],
+        null_tokens=nulls.get("random tokens", np.empty(0)),
+    )
+
+
+def probed(rows: pd.DataFrame) -> np.ndarray:
+    """Returns which of the ranked images probes read: at most 4,000, places [n]."""
+    return np.flatnonzero(rows["id"].isin(images.sample(rows, _MOST_PROBED)["id"]))
+
+
+def dense_features(layer: Layer) -> np.ndarray:
+    """Returns mean and maximum over each probed image's tokens, float32 [n, 2d]."""
+    x = layer.tokens(layer.statistics["tokens"], layer.ranked["id"].to_numpy()[probed(layer.ranked)])
+    parts = [np.concatenate([block.astype(np.float32).mean(1), block.max(1)], 1) for _ids, block in x.blocks(256)]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) -> dict[str, Any]:
+    """Returns what a person should know of a layer before training on it, from the images `ids` (the train split).
+
+    mean [d] and scale: (x - mean)·scale has E‖x‖² = d. gamma = ‖mean‖/‖std‖ predicts dead latents in SAEs that do not
+    centre (arXiv 2605.31518). norms: mean, median and 99th percentile of ‖x‖ by token role. largest_dimensions: the
+    dimensions with the most variance and their share of it. outlier_patches: share of patch tokens whose norm is
+    above 4 times the median (Darcet et al. 2024, arXiv 2309.16588). warnings: sentences.
+
+    Raises:
+        InputError: a shard is damaged, or all activations are the same.
+    """
+    selected = Activations.open(shards, tokens, ids)
+    mean, variance = moments(selected)
+    if variance.sum() == 0:
+        raise InputError(f"{shards[0]}: every token has the same activation; there is nothing to learn")
+    gamma = float(np.linalg.norm(mean) / np.sqrt(variance.sum()))
+    order = np.argsort(-variance)[:5]
+    share = variance[order] / variance.sum()
+
+    everything = Activations.open(shards, "all", ids, verify=False)
+    roles = np.array(read_json(Path(shards[0]).with_suffix(".json"))["roles"])
+    roles = np.append(roles, ["patch"] * (everything.tokens - len(roles)))
+    counts = {role: np.zeros(len(_NORM_EDGES) - 1, np.int64) for role in dict.fromkeys(roles)}
+    totals = dict.fromkeys(counts, 0.0)
+    for _ids, block in everything.blocks(64):
+        norm = np.linalg.norm(block.astype(np.float32), axis=2)
+        for role in counts:
+            values = norm[:, roles == role].clip(_NORM_EDGES[0], _NORM_EDGES[-1] * 0.999)
+            counts[role] += np.histogram(values, _NORM_EDGES)[0]
+            totals[role] += float(values.sum())
+    by_role = {
+        role: {
+            "mean": totals[role] / int(count.sum()),
+            "median": _quantile(count, 0.5),
+            "p99": _quantile(count, 0.99),
+            "histogram": count.reshape(-1, _NORM_BINS_PER_BAR).sum(1).tolist(),
+        }
+        for role, count in counts.items()
+    }
+    above = _NORM_EDGES[:-1] > OUTLIER * by_role["patch"]["median"]
+    outliers = float(counts["patch"][above].sum() / counts["patch"].sum())
+    facts = {
+        "tokens": tokens,
+        "images": len(selected),
+        "rows": len(selected) * selected.tokens,
+        "mean": mean.tolist(),
+        "scale": float(np.sqrt(selected.width / variance.sum())),
+        "gamma": gamma,
+        "norms": by_role,
+        "variance": variance.tolist(),
+        "largest_dimensions": [{"dimension": int(i), "share": float(s)} for i, s in zip(order, share, strict=True)],
+        "effective_dimensions": float(variance.sum() ** 2 / (variance**2).sum()),
+        "outlier_patches": outliers,
+    }
+    return facts | {"warnings": _warnings(facts)}
+
+
+def _quantile(counts: np.ndarray, share: float) -> float:
+    """Returns the norm below which this share of the counted tokens lies, to the width of a bin."""
+    place = int(np.searchsorted(np.cumsum(counts), share * counts.sum()))
+    return float(np.sqrt(_NORM_EDGES[place] * _NORM_EDGES[place + 1]))
+
+
+def _warnings(facts: dict[str, Any]) -> list[str]:
+    warnings = []
+    if facts["gamma"] > 1:
+        warnings.append(
+            f"The mean vector is {facts['gamma']:.1f} times as long as the spread around it (γ): without centring "
+            "many latents would die. Keep sae.input: standardised."
+        )
+    top = facts["largest_dimensions"][0]
+    if top["share"] > 0.2:
+        warnings.append(
+            f"Dimension {top['dimension']} alone carries {top['share']:.0%} of the variance: FVU mostly measures "
+            "this one dimension."
+        )
+    if facts["outlier_patches"] > 0.005:
+        warnings.append(
+            f"{facts['outlier_patches']:.1%} of the patch tokens have a norm above {OUTLIER} times the median: "
+            "artefact tokens, on which some latents will specialise."
+        )
+    return warnings
