@@ -35,7 +35,7 @@ def from_data(x: np.ndarray) -> Callable[..., sae.SparseAutoencoder]:
 
     def start(settings: object, recipe: Recipe, centre: np.ndarray, scale: float, seed: int) -> sae.SparseAutoencoder:
         model = plain(settings, recipe, centre, scale, seed)
-        rows = x[np.random.default_rng(seed).choice(len(x), model.settings.latents)] - centre
+        rows = x[np.random.default_rng(seed).choice(len(x), model.config.latents)] - centre
         with torch.no_grad():
             model.W_dec.copy_(torch.nn.functional.normalize(torch.from_numpy(rows).float()))
             model.W_enc.copy_(model.W_dec)
@@ -55,7 +55,7 @@ def scaled(x: np.ndarray) -> Callable[..., sae.SparseAutoencoder]:
         model = plain(settings, recipe, centre, scale, seed)
         with torch.no_grad():
             target = model.standardise(torch.from_numpy(x[:2048]).float())
-            values, latents = model.pre_activations(target).topk(model.settings.k)
+            values, latents = model.pre_activations(target).topk(model.config.k)
             x_hat = (values.relu()[:, :, None] * model.W_dec[latents]).sum(1)
             model.W_enc *= (target * x_hat).sum() / x_hat.square().sum()
         return model

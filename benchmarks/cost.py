@@ -20,7 +20,7 @@ import torch
 from peers import machine
 
 from sae import Recipe, training
-from sae.autoencoder import Settings
+from sae.autoencoder import SAEConfig
 from sae.training.autograd import AutogradStep
 from sae.training.sparse import SparseStep
 from sae.training.step import Step
@@ -41,7 +41,7 @@ _VARIED = {
 
 
 def build(way: str, latents: int, width: int, k: int) -> Step:
-    model = training._start(Settings(width, latents, k), Recipe(), np.zeros(width), 1.0, 0)
+    model = training._start(SAEConfig(width, latents, k), Recipe(), np.zeros(width), 1.0, 0)
     return _WAYS[way](model, Recipe(), float("inf"), 100, "fp32")
 
 

@@ -40,11 +40,11 @@ def main() -> None:
     settings = json.loads(next((r / "sae" / folder).glob("seed=*/sae.json")).read_text())["provenance"]["settings"]
     network = vit.load(**model["model"])
     images.describe("n02123045")  # imports what it needs
-    x = layer.tokens(first.settings.tokens, images.used(manifest, images.TRAIN)["id"])
+    x = layer.tokens(first.config.tokens, images.used(manifest, images.TRAIN)["id"])
 
     began = time.perf_counter()
     loop = {name: getattr(asked, name) or settings["training"][name] for name in ("epochs", "batch")}
-    trained = sae.train(x, asked.k, first.settings.latents, centre=layer.centre, **loop)
+    trained = sae.train(x, asked.k, first.config.latents, centre=layer.centre, **loop)
     training = time.perf_counter() - began
     began = time.perf_counter()
     ranking = points.ranked(first, {1: second}, 0, layer, 16, 10, 5)
@@ -54,7 +54,7 @@ def main() -> None:
     cover = r / "concepts-cover.npy"
     points.gather(first, second, layer, network, ranking, alike, np.load(cover) if cover.exists() else None, 24, 4)
     gathered = time.perf_counter() - began
-    print(f"{len(layer.ranked):,} images of {x.tokens} tokens, {first.settings.latents:,} latents, one thread")
+    print(f"{len(layer.ranked):,} images of {x.tokens} tokens, {first.config.latents:,} latents, one thread")
     print(f"training, {trained.record['tokens']:,} tokens: {training:.1f} s")
     print(f"ranking: {ranked:.1f} s; other evidence: {gathered:.1f} s")
     print(f"both / training: {(ranked + gathered) / training:.2f}")

@@ -19,7 +19,7 @@ from sae.files import read_json, whole, write_json
 try:
     from sae.kernels import topk
 except ImportError:  # no numba for this machine or Python: the same latents, slower
-    selection = None
+    topk = None
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 METHODS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
@@ -28,7 +28,7 @@ _PER_TOKEN = ("topk", "matryoshka", *BASELINES)  # k latents on each token
 
 
 @dataclass(frozen=True)
-class Settings:
+class SAEConfig:
     """What defines an SAE besides its parameters."""
 
     width: int  # d, of the activations
@@ -75,18 +75,18 @@ class SparseAutoencoder(nn.Module):
     Everything public takes and gives activations in the units of x.
     """
 
-    def __init__(self, settings: Settings, mean: torch.Tensor | None = None, scale: float = 1.0):
+    def __init__(self, config: SAEConfig, mean: torch.Tensor | None = None, scale: float = 1.0):
         super().__init__()
-        self.settings = settings
-        d, latents = settings.width, settings.latents
+        self.config = config
+        d, latents = config.width, config.latents
         self.W_enc = nn.Parameter(torch.zeros(latents, d))
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.W_dec = nn.Parameter(torch.zeros(latents, d))
         self.b_dec = nn.Parameter(torch.zeros(d))
-        if settings.method in ("batchtopk", "jumprelu"):
+        if config.method in ("batchtopk", "jumprelu"):
             # A parameter for JumpReLU alone: BatchTopK measures it.
-            self.threshold = nn.Parameter(torch.zeros(latents), requires_grad=settings.method == "jumprelu")
-        if settings.input == "layernorm":
+            self.threshold = nn.Parameter(torch.zeros(latents), requires_grad=config.method == "jumprelu")
+        if config.input == "layernorm":
             self.norm = nn.LayerNorm(d)
         self.register_buffer("mean", torch.zeros(d) if mean is None else mean.clone())
         self.register_buffer("scale", torch.tensor(float(scale)))
@@ -98,7 +98,7 @@ class SparseAutoencoder(nn.Module):
 
     def pre_activations(self, target: torch.Tensor) -> torch.Tensor:
         """Standardised activations [n, d] -> the latents before TopK and ReLU, [n, F]."""
-        centred = self.norm(target) if self.settings.input == "layernorm" else target - self.b_dec
+        centred = self.norm(target) if self.config.input == "layernorm" else target - self.b_dec
         product = F.linear if torch.is_grad_enabled() else devices.linear
         return product(centred, self.W_enc, self.b_enc)
 
@@ -111,12 +111,12 @@ class SparseAutoencoder(nn.Module):
 
         Where fewer than m are active, what is left over is any latent with the value 0.
         """
-        if k is None and self.settings.method in _PER_TOKEN:
-            k = self.settings.k
+        if k is None and self.config.method in _PER_TOKEN:
+            k = self.config.k
         elif k is None:
-            pre = pre.relu() if self.settings.method == "relu" else pre * (pre > self.threshold)
+            pre = pre.relu() if self.config.method == "relu" else pre * (pre > self.threshold)
             k = max(1, int((pre > 0).sum(-1).max()))
-        if selection is None or pre.device.type != "cpu" or pre.requires_grad:
+        if topk is None or pre.device.type != "cpu" or pre.requires_grad:
             values, indices = pre.topk(k, dim=-1, sorted=False)
             return values.relu(), indices
         values, indices = torch.empty(len(pre), k, dtype=pre.dtype), torch.empty(len(pre), k, dtype=torch.int32)
@@ -144,16 +144,16 @@ class SparseAutoencoder(nn.Module):
         Args:
             k: keep the k largest latents of each token instead of what the SAE was trained for.
         """
-        if k is not None and not 1 <= k <= self.settings.latents:
-            raise InputError(f"k {k}: must lie between 1 and the number of latents, {self.settings.latents}")
-        values, indices = self.encode_sparse(self._tensor(x, self.settings.width), k)
-        z = values.new_zeros(len(values), self.settings.latents).scatter_reduce_(1, indices, values, "amax")
+        if k is not None and not 1 <= k <= self.config.latents:
+            raise InputError(f"k {k}: must lie between 1 and the number of latents, {self.config.latents}")
+        values, indices = self.encode_sparse(self._tensor(x, self.config.width), k)
+        z = values.new_zeros(len(values), self.config.latents).scatter_reduce_(1, indices, values, "amax")
         return self._like(z, x)
 
     @torch.no_grad()
     def decode(self, z: Array) -> Array:
         """Latents [n, F], array or tensor -> reconstructed activations [n, d] of the same kind, in the units of x."""
-        x = (self._tensor(z, self.settings.latents) @ self.W_dec + self.b_dec) / self.scale + self.mean
+        x = (self._tensor(z, self.config.latents) @ self.W_dec + self.b_dec) / self.scale + self.mean
         return self._like(x, z)
 
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
@@ -161,7 +161,7 @@ class SparseAutoencoder(nn.Module):
         folder = Path(folder)
         with whole(folder / "sae.safetensors") as part:
             save_file({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}, part)
-        facts = {"version": 2, **asdict(self.settings), "training": self.record, "provenance": provenance}
+        facts = {"version": 2, **asdict(self.config), "training": self.record, "provenance": provenance}
         write_json(folder / "sae.json", facts)
 
     def _tensor(self, x: np.ndarray | torch.Tensor, columns: int) -> torch.Tensor:
@@ -186,7 +186,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
         weights = load_file(folder / "sae.safetensors")
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no SAE here: {Path(error.filename or folder).name} is missing") from error
-    sae = SparseAutoencoder(Settings(**{name: facts[name] for name in Settings.__dataclass_fields__}))
+    sae = SparseAutoencoder(SAEConfig(**{name: facts[name] for name in SAEConfig.__dataclass_fields__}))
     try:
         sae.load_state_dict(weights)
     except RuntimeError as error:

@@ -23,7 +23,7 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from sae.activations import Activations
-from sae.autoencoder import Settings, SparseAutoencoder
+from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.errors import InputError
 
 COMPUTED = ("neurons", "pca", "kmeans", "random", "sampled")  # those that this module makes
@@ -58,7 +58,7 @@ def build(
     sample = (_sample(x, rng) - mean.astype(np.float32)) * np.float32(scale)
     rows = _components(x, mean) if method == "pca" else _directions(method, sample, latents, rng)
     rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    settings = Settings(x.width, len(rows), min(k, len(rows)), method, "standardised", layer, tokens)
+    settings = SAEConfig(x.width, len(rows), min(k, len(rows)), method, "standardised", layer, tokens)
     sae = SparseAutoencoder(settings, torch.tensor(mean).float(), scale)
     with torch.no_grad():
         sae.W_enc.copy_(torch.from_numpy(rows))
@@ -113,7 +113,7 @@ def _components(x: Activations, mean: np.ndarray) -> np.ndarray:
 def _gain(sae: SparseAutoencoder, target: torch.Tensor) -> float:
     """Returns the c of least squared error over standardised tokens [n, d]: Σ x̃·x̂ / Σ ‖x̂‖²."""
     along = square = 0.0
-    for part in target.split(max(1, 2**23 // sae.settings.latents)):
+    for part in target.split(max(1, 2**23 // sae.config.latents)):
         guess = sae.combine(*sae.select(sae.pre_activations(part))).double()
         along += float((part * guess).sum())
         square += float(guess.square().sum())

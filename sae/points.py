@@ -90,7 +90,7 @@ def evaluate(
     from sae import vit  # here: timm takes seconds to import, and ranking does without
     from sae.evidence import splice  # here: timm takes seconds to import, and ranking does without
 
-    held_out = layer.tokens(sae.settings.tokens, images.used(layer.manifest, images.HELD_OUT)["id"])
+    held_out = layer.tokens(sae.config.tokens, images.used(layer.manifest, images.HELD_OUT)["id"])
     ids = layer.model["ids"]
     truth = splice.targets(layer.manifest.set_index("id").loc[ids], vit.class_names(model))
     row = fidelity.reconstruction(sae, held_out)
@@ -114,9 +114,9 @@ def ranked(
         seed: of `sae`.
     """
     median = layer.statistics["norms"]["patch"]["median"]
-    x = layer.tokens(sae.settings.tokens)
+    x = layer.tokens(sae.config.tokens)
     found = rank(sae, x, layer.ranked, layer.geometry, median, top, top_classes, support)
-    held_out = layer.tokens(sae.settings.tokens, layer.model["ids"])
+    held_out = layer.tokens(sae.config.tokens, layer.model["ids"])
     dictionaries = {seed: sae} | dict(others)
     stable = matching.stability(
         {s: d.W_dec.cpu().numpy() for s, d in dictionaries.items()},
@@ -156,7 +156,7 @@ def gather(
     train = (rows["split"] != images.HELD_OUT).to_numpy()
     labels = classes.attributes(rows)
     a = ranking.activations
-    held_out = layer.tokens(sae.settings.tokens, ids)
+    held_out = layer.tokens(sae.config.tokens, ids)
     codes = encode(sae, held_out)
     w = summary.weights(len(ids))
     parts = {"fvu": summary.fidelity(*_reconstructed(sae, held_out, codes), w)}
@@ -178,7 +178,7 @@ def gather(
         parts["class_selectivity"] = summary.selectivity(*summary.answers(codes.images, best, here), w, alive)
 
     probed = np.flatnonzero(rows["id"].isin(images.sample(rows, _MOST_PROBED)["id"]))
-    raw = _dense(layer.tokens(sae.settings.tokens))[probed] if dense else None
+    raw = _dense(layer.tokens(sae.config.tokens))[probed] if dense else None
     found = probing.probe(a[probed], raw, {name: values[probed] for name, values in labels.items()}, train[probed])
     if len(found.table):
         chosen = summary.weights(int((~train[probed]).sum()))
@@ -196,7 +196,7 @@ def gather(
     parts |= summary.causes(causes.latents, seed)
 
     local = pd.DataFrame()
-    if cover is not None and sae.settings.tokens != "class" and len(ranking.recovery):
+    if cover is not None and sae.config.tokens != "class" and len(ranking.recovery):
         patches = _patches(codes, cover.shape[1])
         shown = {
             (name, value): np.asarray(here[name] == value)

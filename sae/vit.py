@@ -205,7 +205,7 @@ def splice(model: nn.Module, layer: int, sae: SparseAutoencoder, tokens: str | N
     Args:
         tokens: which tokens are replaced, `patches`, `class` or `all`; None: those that the SAE was trained on.
     """
-    chosen = geometry(model).select(tokens or sae.settings.tokens)
+    chosen = geometry(model).select(tokens or sae.config.tokens)
 
     def reconstruct(stream: torch.Tensor) -> torch.Tensor:
         stream = stream.clone()

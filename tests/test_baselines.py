@@ -43,7 +43,7 @@ def test_signed_neurons_keep_the_k_largest_deviations(tokens):
     deviation = (tokens - mean) * scale
     kept = np.where(np.argsort(np.argsort(-np.abs(deviation), 1), 1) < 3, deviation, 0)
     np.testing.assert_allclose(m.decode(m.encode(tokens)), kept / scale + mean, atol=1e-4)
-    assert m.settings.latents == 24
+    assert m.config.latents == 24
 
 
 def test_pca_is_the_best_orthogonal_dictionary_and_its_gain_is_one(tokens, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_frozen_decoder_never_moves_but_its_encoder_learns(tokens, precision):
     recipe = sae.Recipe(lr=3e-3)
     start = sae.train(tokens, 3, 40, "frozen", batch=3000, recipe=sae.Recipe(lr=1e-9), precision=precision)
     m = sae.train(tokens, 3, 40, "frozen", epochs=20, batch=100, recipe=recipe, precision=precision)
-    assert m.settings.method == "frozen"
+    assert m.config.method == "frozen"
     torch.testing.assert_close(m.W_dec, start.W_dec)
     assert (m.W_enc - start.W_enc).abs().max() > 0.05
     learnt, before = (fidelity.fvu(tokens, one.decode(one.encode(tokens))) for one in (m, start))

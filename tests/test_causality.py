@@ -10,7 +10,7 @@ from scipy import sparse
 
 from sae import InputError, vit
 from sae.activations import Activations
-from sae.autoencoder import Settings, SparseAutoencoder
+from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.codes import Codes, encode
 from sae.evidence import fidelity, interventions
 from sae.figures.interventions import causality_figure
@@ -37,7 +37,7 @@ def planted(seed=0):
     geometry, rng = vit.geometry(model), np.random.default_rng(seed)
     head = np.linalg.qr(rng.standard_normal((geometry.width, geometry.outputs)))[0].T
     model.head.weight.data = torch.from_numpy(head * 3).float()
-    settings = Settings(geometry.width, geometry.outputs, 8, layer=geometry.blocks - 1, tokens="class")
+    settings = SAEConfig(geometry.width, geometry.outputs, 8, layer=geometry.blocks - 1, tokens="class")
     sae = SparseAutoencoder(settings, scale=2.0).requires_grad_(False)
     sae.W_dec[:] = torch.from_numpy(head * rng.uniform(0.5, 2, (len(head), 1)))
     x = store(rng.standard_normal((40, len(geometry.roles), geometry.width)).astype(np.float16))
@@ -64,7 +64,7 @@ def real(name="vit_tiny_patch16_224", side=48, layer=2, **head):
     torch.manual_seed(0)
     own = tokens[:, len(geometry.prefix) :]
     mean = torch.from_numpy(own.astype(np.float32).mean((0, 1)))
-    sae = SparseAutoencoder(Settings(x.width, 24, 3, layer=layer), mean, scale=0.5).requires_grad_(False)
+    sae = SparseAutoencoder(SAEConfig(x.width, 24, 3, layer=layer), mean, scale=0.5).requires_grad_(False)
     sae.W_enc.normal_()
     sae.W_dec.normal_(std=0.3)
     n = np.arange(IMAGES)
@@ -217,7 +217,7 @@ def test_rows_follow_the_latents_asked_for(cause, caused):
 def test_renumbering_the_latents_renumbers_the_ablations(cause, caused):
     model, sae, x, codes, classes = cause
     order = np.random.default_rng(1).permutation(37)  # new latent i was order[i]
-    renamed = SparseAutoencoder(sae.settings, scale=2.0).requires_grad_(False)
+    renamed = SparseAutoencoder(sae.config, scale=2.0).requires_grad_(False)
     renamed.W_dec[:] = sae.W_dec[order]
     moved = class_token(codes.z.toarray()[:, order], codes.ids)
     table = classes.assign(latent=np.argsort(order))

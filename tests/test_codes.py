@@ -6,13 +6,13 @@ import torch
 
 from sae import codes
 from sae.activations import Activations
-from sae.autoencoder import METHODS, Settings, SparseAutoencoder
+from sae.autoencoder import METHODS, SAEConfig, SparseAutoencoder
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_codes_are_the_latents_on_every_token_and_their_maxima_by_image(method, monkeypatch):
     torch.manual_seed(0)
-    m = SparseAutoencoder(Settings(8, 30, 5, method)).requires_grad_(False)
+    m = SparseAutoencoder(SAEConfig(8, 30, 5, method)).requires_grad_(False)
     m.W_enc.normal_()
     if method in ("batchtopk", "jumprelu"):
         m.threshold.fill_(1.0)
@@ -40,7 +40,7 @@ def test_the_kernel_chooses_what_torch_chooses(monkeypatch):
 
     torch.manual_seed(1)
     for k in (1, 4, 30):
-        m = SparseAutoencoder(Settings(8, 30, k)).requires_grad_(False)
+        m = SparseAutoencoder(SAEConfig(8, 30, k)).requires_grad_(False)
         m.W_enc.normal_()
         m.b_enc.fill_(-1.0)  # often fewer than k are positive
         x = torch.randn(200, 8)

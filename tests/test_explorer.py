@@ -35,9 +35,9 @@ def name_of(layer, k, seed):
 def test_heat_maps_are_the_activations_on_the_patches(site):
     key = (0, 4, 0)
     m, layer, known = site.saes[key], site.layers[0], site.tables[key]
-    x = layer.tokens(m.settings.tokens)
+    x = layer.tokens(m.config.tokens)
     z = codes.encode(m, x).z.toarray().reshape(len(x.ids), x.tokens, LATENTS)
-    patches = 0 if m.settings.tokens == "class" else 16
+    patches = 0 if m.config.tokens == "class" else 16
     about = [a for n in range(2) for a in read(site, f"{name_of(*key)}/latents/{n:04d}")]
     assert len(about) == LATENTS
     checked = 0
@@ -67,7 +67,7 @@ def test_an_images_latents_are_those_that_fire_on_it(site):
     m, layer = site.saes[key], site.layers[1]
     listing = read(site, "images")
     opened = [listing["id"][i] for i in listing["opened"]]
-    x = layer.tokens(m.settings.tokens, opened)
+    x = layer.tokens(m.config.tokens, opened)
     z = codes.encode(m, x).z.toarray().reshape(len(opened), x.tokens, LATENTS)
     shown = [entry for n in range(4) for entry in read(site, f"{name_of(*key)}/images/{n:04d}")]
     assert len(shown) == len(opened) == 60
@@ -87,7 +87,7 @@ def test_only_the_strongest_of_a_token_are_kept(monkeypatch, site):
     monkeypatch.setattr(point, "PER_PATCH", 1)
     monkeypatch.setattr(point, "PER_IMAGE", 1)
     m, layer = site.saes[0, 4, 0], site.layers[0]
-    encoded = codes.encode(m, layer.tokens(m.settings.tokens, layer.model["ids"]))
+    encoded = codes.encode(m, layer.tokens(m.config.tokens, layer.model["ids"]))
     z = encoded.z.toarray().reshape(len(encoded.ids), encoded.tokens, LATENTS)
     found = point._on_images(encoded, np.ones(len(encoded.ids), bool))
     for image, truth in zip(encoded.ids, z, strict=True):

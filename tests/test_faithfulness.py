@@ -7,7 +7,7 @@ import torch
 
 from sae import extraction, vit
 from sae.activations import Activations
-from sae.autoencoder import Settings, SparseAutoencoder
+from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.evidence import fidelity, splice
 
 LAYER = 4
@@ -32,7 +32,7 @@ def setting(request, tmp_path_factory):
 
 def identity(width, tokens="patches"):
     """An SAE that gives back what it is given: a latent for each signed dimension, all of them allowed."""
-    m = SparseAutoencoder(Settings(width, 2 * width, 2 * width, layer=LAYER, tokens=tokens)).requires_grad_(False)
+    m = SparseAutoencoder(SAEConfig(width, 2 * width, 2 * width, layer=LAYER, tokens=tokens)).requires_grad_(False)
     m.W_enc[:] = torch.cat([torch.eye(width), -torch.eye(width)])
     m.W_dec[:] = m.W_enc
     return m.eval()
@@ -40,7 +40,7 @@ def identity(width, tokens="patches"):
 
 def constant(width, value, tokens="patches"):
     """An SAE that always says the same vector."""
-    m = SparseAutoencoder(Settings(width, 4, 1, layer=LAYER, tokens=tokens), torch.from_numpy(value).float())
+    m = SparseAutoencoder(SAEConfig(width, 4, 1, layer=LAYER, tokens=tokens), torch.from_numpy(value).float())
     m.b_enc.data.fill_(-1e9)
     return m.eval().requires_grad_(False)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sae.activations import Activations
-from sae.autoencoder import Settings, SparseAutoencoder
+from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.evidence import fidelity
 
 rng = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def test_kl():
 
 def autoencoder(latents=6, k=2):
     """An SAE whose latent i < 4 fires on x_i > 0 and which reconstructs that part exactly; 4 and 5 never fire."""
-    m = SparseAutoencoder(Settings(4, latents, k)).requires_grad_(False)
+    m = SparseAutoencoder(SAEConfig(4, latents, k)).requires_grad_(False)
     m.W_enc[:4] = torch.eye(4)
     m.W_dec[:4] = torch.eye(4)
     m.b_enc[4:] = -1
@@ -74,7 +74,7 @@ def test_streaming_reconstruction_agrees_with_the_formulas():
 
 def test_an_sae_that_says_the_mean_has_fvu_one():
     x = (rng.standard_normal((400, 4)) + 5).astype(np.float32)
-    m = SparseAutoencoder(Settings(4, 6, 2), torch.from_numpy(x.mean(0)))
+    m = SparseAutoencoder(SAEConfig(4, 6, 2), torch.from_numpy(x.mean(0)))
     m.b_enc.data.fill_(-1)
     found = fidelity.reconstruction(m, Activations.of(x))
     assert found["fvu"] == pytest.approx(1, abs=1e-6)

@@ -7,7 +7,7 @@ import torch
 
 from sae import images
 from sae.activations import Activations
-from sae.autoencoder import Settings, SparseAutoencoder
+from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.evidence import ranking
 from sae.geometry import Geometry
 
@@ -22,7 +22,7 @@ def case():
     tokens = rng.standard_normal((N, 7, 6)).astype(np.float32)
     tokens[3] = tokens[30]  # two images exactly alike: a tie between ids
     tokens[5, 2], tokens[5, 4] = tokens[5, 1], tokens[5, 1]  # and between the patches of one image
-    m = SparseAutoencoder(Settings(6, LATENTS, 4)).requires_grad_(False)
+    m = SparseAutoencoder(SAEConfig(6, LATENTS, 4)).requires_grad_(False)
     m.W_enc[:6] = torch.eye(6)
     m.W_enc[7] = m.W_enc[0] * 0.9
     m.b_enc[6] = m.b_enc[8] = -100
@@ -158,7 +158,7 @@ def test_the_class_of_a_latent_is_the_one_that_stands_out_and_is_confirmed():
     tokens = rng.random((400, 1, 4)).astype(np.float32) * 0.1
     colour, both = np.arange(400) % 4, np.arange(400) % 8
     tokens[colour == 2, 0, 0] += 1  # latent 0 sees a colour
-    m = SparseAutoencoder(Settings(4, 4, 4)).requires_grad_(False)
+    m = SparseAutoencoder(SAEConfig(4, 4, 4)).requires_grad_(False)
     m.W_enc[:] = torch.eye(4)
     ids = np.arange(400)
     manifest = pd.DataFrame({"id": ids, "label": [f"class {b}" for b in both], "group": ids})
@@ -185,11 +185,11 @@ def test_without_labels_there_are_no_classes(case):
 def test_class_tokens_have_no_patch(case):
     m, x, manifest, _ = case
     only = Activations(x._arrays, x.ids, x._rows, slice(0, 1))
-    m.settings.__dict__["tokens"] = "class"
+    m.config.__dict__["tokens"] = "class"
     try:
         images = ranking.rank(m, only, manifest, GRID, MEDIAN).images
     finally:
-        m.settings.__dict__["tokens"] = "patches"
+        m.config.__dict__["tokens"] = "patches"
     assert (images[["token_row", "token_col"]] == -1).all(axis=None)
     assert ranking.heat_maps(m, only, {100: [0]}, GRID) == {}
 

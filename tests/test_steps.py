@@ -12,7 +12,7 @@ from conftest import ROOT
 
 import sae
 from sae import device, training
-from sae.autoencoder import METHODS, Settings, SparseAutoencoder
+from sae.autoencoder import METHODS, SAEConfig, SparseAutoencoder
 from sae.kernels import step, topk
 from sae.training import autograd
 from sae.training.autograd import AutogradStep
@@ -28,7 +28,7 @@ NEVER = 1e12  # tokens
 
 def model(method, width, latents, k, source="standardised", seed=0):
     generator = torch.Generator().manual_seed(seed)
-    m = SparseAutoencoder(Settings(width, latents, k, method, source)).double()
+    m = SparseAutoencoder(SAEConfig(width, latents, k, method, source)).double()
     with torch.no_grad():
         for p in m.parameters():
             p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype))
@@ -45,7 +45,7 @@ def keep_largest(pre, count):
 
 def dense_loss(m, x, dead, recipe):
     """The loss as `steps` states it, by dense differentiable formulas."""
-    s = m.settings
+    s = m.config
     target = (x - m.mean) * m.scale
     seen = (
         torch.nn.functional.layer_norm(target, (s.width,), m.norm.weight, m.norm.bias) if hasattr(m, "norm") else None
@@ -339,12 +339,12 @@ def test_no_matrix_of_batch_times_latents_is_held(kind, precision):
 import torch, sae
 from pathlib import Path
 from sae import training
-from sae.autoencoder import Settings
+from sae.autoencoder import SAEConfig
 from sae.training.autograd import AutogradStep
 from sae.training.sparse import SparseStep
 torch.set_num_threads(2)
 rows, latents = 8192, 16384  # 512 MiB
-m = training._start(Settings(16, latents, 8), sae.Recipe(), torch.zeros(16).numpy(), 1.0, 0)
+m = training._start(SAEConfig(16, latents, 8), sae.Recipe(), torch.zeros(16).numpy(), 1.0, 0)
 step = {kind}(m, sae.Recipe(), 1e12, 10, {precision!r})
 step(torch.randn(256, 16), 1e-3)
 def peak():

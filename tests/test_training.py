@@ -77,7 +77,7 @@ def test_every_method_is_the_same_when_saved_and_loaded(by_method, data, method,
     m = by_method[method]
     m.save(tmp_path)
     again = sae.load(tmp_path)
-    assert again.settings == m.settings and again.record == m.record
+    assert again.config == m.config and again.record == m.record
     np.testing.assert_array_equal(again.encode(data[0][:100]), m.encode(data[0][:100]))
     assert (method in ("batchtopk", "jumprelu")) == hasattr(again, "threshold")
 
@@ -169,7 +169,7 @@ def test_the_same_seed_gives_the_same_bytes_another_seed_others(data, tmp_path):
 def test_saved_and_loaded_it_is_the_same(trained, data, tmp_path):
     trained.save(tmp_path / "m")
     again = sae.load(tmp_path / "m")
-    assert again.settings == trained.settings
+    assert again.config == trained.config
     np.testing.assert_array_equal(again.encode(data[0][:100]), trained.encode(data[0][:100]))
     (tmp_path / "m" / "sae.json").write_text(
         (tmp_path / "m" / "sae.json").read_text().replace('"latents": 96', '"latents": 97')

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sae import vit
-from sae.autoencoder import Settings, SparseAutoencoder
+from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.errors import InputError
 
 MODELS = [
@@ -81,7 +81,7 @@ def test_splicing_replaces_the_chosen_tokens_only(case):
     _, model = case
     g = vit.geometry(model)
     x = torch.randn(2, 3, *g.side)
-    zero = SparseAutoencoder(Settings(g.width, 10, 2)).eval().requires_grad_(False)  # reconstructs 0
+    zero = SparseAutoencoder(SAEConfig(g.width, 10, 2)).eval().requires_grad_(False)  # reconstructs 0
     with torch.no_grad():
         before = vit.read(model, x, 4)
         for tokens in ("patches", "all"):

@@ -137,7 +137,7 @@ def test_another_method_and_seed_run_to_the_report(copy):
     assert sha256(first) != sha256(second)
     row = pd.read_parquet(copy / wanted[1]).iloc[0]
     assert row["seed"] == 1 and row["fvu"] < 1
-    assert sae.load(copy / "results/small/sae" / point.format("jumprelu", 1)).settings.method == "jumprelu"
+    assert sae.load(copy / "results/small/sae" / point.format("jumprelu", 1)).config.method == "jumprelu"
 
 
 def test_an_added_layer_extracts_that_layer_only(copy):
@@ -184,7 +184,7 @@ def test_the_results_hang_together(finished):
     manifest = pd.read_parquet(r / "manifest.parquet")
     assert len(manifest) == 100 and (manifest["status"] == "ok").all()
     m = sae.load(r / "sae" / POINT)
-    assert m.settings.latents == 192 and m.settings.k == 4 and m.settings.layer == 3
+    assert m.config.latents == 192 and m.config.k == 4 and m.config.layer == 3
 
     images = pd.read_parquet(r / f"ranking/{POINT}/images.parquet")
     facts = read_json(r / "activations/layer=3/shard=0000.json")
@@ -201,7 +201,7 @@ def test_the_results_hang_together(finished):
     metrics = pd.read_parquet(r / "metrics")
     assert len(metrics) == 4
     baselines = metrics[(metrics["method"] != "topk") & (metrics["k"].astype(int) == 4)].set_index("method")
-    assert sae.load(r / "sae" / POINT.replace("topk", "pca")).settings.latents == 384
+    assert sae.load(r / "sae" / POINT.replace("topk", "pca")).config.latents == 384
     assert baselines.loc["pca", "fvu"] < 0.5
     metrics = metrics[metrics["method"] == "topk"]
     metrics = metrics.set_index(metrics["k"].astype(int)).sort_index()

@@ -208,7 +208,7 @@ def _outputs(
     batch: int,
 ) -> torch.Tensor:
     """Returns the model's outputs after each change, float64 [changes, outputs]."""
-    first_token = vit.geometry(model).select(sae.settings.tokens).start or 0
+    first_token = vit.geometry(model).select(sae.config.tokens).start or 0
     parts = []
     for first in tqdm(range(0, len(changes), batch), desc="causal effects", unit="batch"):
         part = changes[first : first + batch]
@@ -216,7 +216,7 @@ def _outputs(
         for tokens, change in zip(stream, part, strict=True):
             values = torch.from_numpy(change.values).to(tokens)
             tokens[change.tokens + first_token] += values[:, None] * directions[change.direction]
-        parts.append(vit.resume(model, stream, sae.settings.layer).double().cpu())
+        parts.append(vit.resume(model, stream, sae.config.layer).double().cpu())
     return torch.cat(parts) if parts else torch.zeros(0, max(1, vit.geometry(model).outputs), dtype=torch.float64)
 
 

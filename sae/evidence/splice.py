@@ -120,7 +120,7 @@ def evaluate(
         output_cosine.
     """
     geometry, names = vit.geometry(model), vit.class_names(model)
-    chosen, layer, device = geometry.select(sae.settings.tokens), sae.settings.layer, sae.b_dec.device
+    chosen, layer, device = geometry.select(sae.config.tokens), sae.config.layer, sae.b_dec.device
     replacement = {"mean": torch.from_numpy(mean).float().to(device), "zero": torch.zeros(x.width, device=device)}
     outputs: dict[str, list[torch.Tensor]] = {"sae": [], "mean": [], "zero": []}
     for _ids, block in x.blocks(batch):

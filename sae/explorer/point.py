@@ -96,12 +96,12 @@ def _encode(
         image_id); and image -> what fires on it.
     """
     geometry = layer.geometry
-    prefix = sum(role != "patch" for role in geometry.roles[geometry.select(sae.settings.tokens)])
+    prefix = sum(role != "patch" for role in geometry.roles[geometry.select(sae.config.tokens)])
     ids = np.union1d(shown["image_id"].unique(), opened)
     wanted = {image: rows.to_numpy() for image, rows in shown.groupby("image_id")["latent"]}
     lit, on_images = {}, {}
     with tqdm(total=len(ids), desc="explorer", unit="image") as progress:
-        for codes in stream(sae, layer.tokens(sae.settings.tokens, ids)):
+        for codes in stream(sae, layer.tokens(sae.config.tokens, ids)):
             row, latent, value = codes.entries()
             image, token = row // codes.tokens, row % codes.tokens
             pairs = np.zeros((len(codes.ids), codes.latents), bool)

@@ -26,7 +26,7 @@ class AutogradStep(Step):
         sae, recipe = self.sae, self.recipe
         self.device = sae.b_dec.device
         cuda = self.device.type == "cuda"
-        self._chunk = max(1, (_GPU_CHUNK if cuda else _CPU_CHUNK) // sae.settings.latents)
+        self._chunk = max(1, (_GPU_CHUNK if cuda else _CPU_CHUNK) // sae.config.latents)
         # Numbers that change from step to step are tensors, which a graph reads anew each time.
         self._lr, self._weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         self._adam = torch.optim.Adam(
@@ -43,7 +43,7 @@ class AutogradStep(Step):
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
-        start = _PENALTY_START if sae.settings.method == "relu" else 0.0
+        start = _PENALTY_START if sae.config.method == "relu" else 0.0
         self.penalty = torch.tensor(start, device=self.device)
         self._last = {name: torch.zeros((), device=self.device) for name in ("loss", "error", "l0")}
         self._reviving = False
@@ -114,18 +114,18 @@ class AutogradStep(Step):
         with torch.no_grad():
             if self.recipe.decoder == "unit_norm":
                 self.sae.W_dec /= self.sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            if self.sae.settings.method == "jumprelu":
+            if self.sae.config.method == "jumprelu":
                 self.sae.threshold.clamp_min_(1e-3)
 
     def gradients(self, raw: torch.Tensor) -> None:
         """Computes the gradients of all parameters at rows [n, d], as they are before clipping."""
-        sae, n, d = self.sae, len(raw), self.sae.settings.width
+        sae, n, d = self.sae, len(raw), self.sae.config.width
         for p in self.trained.values():
             p.grad.zero_()
         with torch.no_grad():
             target = sae.standardise(raw)
         rest = torch.empty_like(target)
-        cut = self._of_the_batch(target) if sae.settings.method == "batchtopk" else None
+        cut = self._of_the_batch(target) if sae.config.method == "batchtopk" else None
         loss, active = torch.zeros_like(self._last["loss"]), torch.zeros_like(self._last["l0"])
         fired = torch.zeros_like(self.silent, dtype=torch.bool)
         dead = self.silent > self.dead_after
@@ -145,10 +145,10 @@ class AutogradStep(Step):
             fired |= (z > 0).any(0)
         power = rest.square().sum()
         if self._reviving and self.recipe.auxk:
-            k = min(max(1, d // 2), sae.settings.latents)
+            k = min(max(1, d // 2), sae.config.latents)
             for part, wrong in zip(target.split(self._chunk), rest.split(self._chunk), strict=True):
                 values, indices = self._pre(part).masked_fill(~dead, -torch.inf).topk(k, dim=-1, sorted=False)
-                z = torch.zeros(len(part), sae.settings.latents, dtype=values.dtype, device=self.device)
+                z = torch.zeros(len(part), sae.config.latents, dtype=values.dtype, device=self.device)
                 with self._low_precision():
                     guess = z.scatter(1, indices, values.relu()) @ sae.W_dec
                 auxiliary = self.recipe.auxk * (wrong - guess).square().sum() / power.clamp_min(1e-30)
@@ -159,11 +159,11 @@ class AutogradStep(Step):
                 sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
             elif self.recipe.decoder == "frozen":
                 sae.W_dec.grad.zero_()
-            excess = active / sae.settings.k - 1
-            if sae.settings.method == "relu":
+            excess = active / sae.config.k - 1
+            if sae.config.method == "relu":
                 self.penalty *= torch.exp(_PENALTY_RATE * excess.clamp(-1, 1))
-            elif sae.settings.method == "jumprelu":  # the derivative by L0, for the next batch
-                self.penalty.copy_(2 * _DEVIATION * excess / sae.settings.k)
+            elif sae.config.method == "jumprelu":  # the derivative by L0, for the next batch
+                self.penalty.copy_(2 * _DEVIATION * excess / sae.config.k)
         self.silent += n
         self.silent.masked_fill_(fired, 0)
         for name, value in (("loss", loss), ("error", power / (n * d)), ("l0", active)):
@@ -179,9 +179,9 @@ class AutogradStep(Step):
 
     def _codes(self, pre: torch.Tensor, cut: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Pre-activations [m, F] -> the latents [m, F], and the sum over tokens of what the penalty weighs."""
-        sae, method = self.sae, self.sae.settings.method
+        sae, method = self.sae, self.sae.config.method
         if method in ("topk", "matryoshka"):
-            values, indices = pre.topk(sae.settings.k, dim=-1, sorted=False)
+            values, indices = pre.topk(sae.config.k, dim=-1, sorted=False)
             return torch.zeros_like(pre).scatter(1, indices, values.relu()), 0.0
         if method == "batchtopk":
             return pre * (pre >= cut), 0.0
@@ -193,22 +193,22 @@ class AutogradStep(Step):
     @torch.no_grad()
     def _of_the_batch(self, target: torch.Tensor) -> torch.Tensor:
         """Returns the value that the k·n largest pre-activations of a batch reach, and lets the threshold follow it."""
-        wanted = self.sae.settings.k * len(target)
+        wanted = self.sae.config.k * len(target)
         best = target.new_zeros(0)
         for part in target.split(self._chunk):
             found = torch.cat([best, self._pre(part).relu().flatten()])
             best = found.topk(min(wanted, len(found)), sorted=False).values
         cut = torch.where(best > 0, best, torch.inf).min()  # where fewer are positive, the smallest that is
-        if self.sae.settings.method == "batchtopk":
+        if self.sae.config.method == "batchtopk":
             self.sae.threshold += (cut - self.sae.threshold) * self._weight
         return cut
 
     @torch.no_grad()
     def _calibrate(self, raw: torch.Tensor) -> None:
         """Lets relu start with k latents per token, and jumprelu have as many until its thresholds are trained."""
-        if self.sae.settings.method == "relu" and self.count == 0:
+        if self.sae.config.method == "relu" and self.count == 0:
             self.sae.b_enc -= self._of_the_batch(self.sae.standardise(raw))
-        elif self.sae.settings.method == "jumprelu" and self.count < _CALIBRATION * self.steps:
+        elif self.sae.config.method == "jumprelu" and self.count < _CALIBRATION * self.steps:
             self.sae.threshold.fill_(self._of_the_batch(self.sae.standardise(raw)))
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sae import device as devices
 from sae.activations import Activations, moments, tensor
-from sae.autoencoder import METHODS, Settings, SparseAutoencoder
+from sae.autoencoder import METHODS, SAEConfig, SparseAutoencoder
 from sae.errors import InputError
 from sae.files import whole
 from sae.training.autograd import AutogradStep
@@ -102,7 +102,7 @@ def train(
         recipe = dataclasses.replace(recipe, decoder="frozen")
     x = x if isinstance(x, Activations) else Activations.of(x)
     target = devices.resolve(device)
-    settings = Settings(x.width, latents, k, method, recipe.input, layer, tokens)
+    settings = SAEConfig(x.width, latents, k, method, recipe.input, layer, tokens)
     name = f"layer {layer} k {k}" if layer is not None else f"k {k}"
     _check(x, method, epochs, batch, precision, recipe)
     try:
@@ -195,7 +195,7 @@ def _check(x: Activations, method: str, epochs: int, batch: int, precision: str,
         raise InputError(f"batch {batch}: there are only {have} {unit} to train on; lower training.batch")
 
 
-def _start(settings: Settings, recipe: Recipe, mean: np.ndarray, scale: float, seed: int) -> SparseAutoencoder:
+def _start(settings: SAEConfig, recipe: Recipe, mean: np.ndarray, scale: float, seed: int) -> SparseAutoencoder:
     """Returns the untrained SAE: random decoder rows of norm 1, the encoder their copy (tied start)."""
     standardised = settings.input == "standardised"
     sae = SparseAutoencoder(
@@ -213,7 +213,7 @@ def _start(settings: Settings, recipe: Recipe, mean: np.ndarray, scale: float, s
 
 def _fastest(sae: SparseAutoencoder) -> type[Step]:
     """Returns the fastest kind of step for this SAE where it is."""
-    sparse = SparseStep is not None and sae.settings.method in ("topk", "batchtopk", "matryoshka", "frozen")
+    sparse = SparseStep is not None and sae.config.method in ("topk", "batchtopk", "matryoshka", "frozen")
     return SparseStep if sparse and sae.b_dec.device.type == "cpu" else AutogradStep
 
 

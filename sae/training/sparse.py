@@ -55,7 +55,7 @@ class SparseStep(Step):
         low = sae.b_dec.dtype if self.precision == "fp32" else torch.bfloat16
         kinds = {"W_enc": torch.int8, "b_enc": sae.b_dec.dtype, "W_dec": low} if self._int8 else {}
         self._low = {name: torch.empty(v.shape, dtype=kinds.get(name, low)) for name, v in self._of_latents().items()}
-        self._scales = np.ones(sae.settings.latents, self._values["b_dec"].dtype)  # of the folded encoder's rows
+        self._scales = np.ones(sae.config.latents, self._values["b_dec"].dtype)  # of the folded encoder's rows
         self._folded = False
         self._rows = _ROWS
         self._last: dict[str, float] = {}
@@ -91,7 +91,7 @@ class SparseStep(Step):
 
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns gain and shift: the encoder sees gain ∘ u + shift."""
-        if self.sae.settings.input == "layernorm":
+        if self.sae.config.input == "layernorm":
             return self._values["norm.weight"], self._values["norm.bias"]
         return np.ones_like(self._values["b_dec"]), -self._values["b_dec"]
 
@@ -118,7 +118,7 @@ class SparseStep(Step):
             return size
 
         of_latents = self._of_latents()
-        size = update(self._values.keys() - of_latents, 0, self.sae.settings.width)
+        size = update(self._values.keys() - of_latents, 0, self.sae.config.width)
         size += sum(self._over_latents(update_latents))
         if not math.isfinite(size):
             self._last["loss"] = math.nan
@@ -126,7 +126,7 @@ class SparseStep(Step):
     @torch.no_grad()
     def gradients(self, raw: torch.Tensor | Rows) -> float:
         """Computes the gradients of all parameters at rows [n, d], as they are before clipping; Σ of their squares."""
-        width, latents, real = self.sae.settings.width, self.sae.settings.latents, self._values["b_dec"].dtype
+        width, latents, real = self.sae.config.width, self.sae.config.latents, self._values["b_dec"].dtype
         n, silent, out = len(raw), self.silent.numpy(), self._gradients
         if not self._folded:
             self._over_latents(self._fold)
@@ -176,8 +176,8 @@ class SparseStep(Step):
         Chunk by chunk, so that nothing that is gathered has left the cache before it is needed again.
         """
         sae, n = self.sae, len(raw)
-        width, k, real = sae.settings.width, sae.settings.k, self._values["b_dec"].dtype
-        layernorm, batchtopk = sae.settings.input == "layernorm", sae.settings.method == "batchtopk"
+        width, k, real = sae.config.width, sae.config.k, self._values["b_dec"].dtype
+        layernorm, batchtopk = sae.config.input == "layernorm", sae.config.method == "batchtopk"
         target = self._array("target", (n, width), real)
         exact = self.precision == "fp32"
         u = torch.from_numpy(target) if exact and not layernorm else self._low_array("u", (n, width))
@@ -293,7 +293,7 @@ class SparseStep(Step):
 
     def _over_latents(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """As `_over`, for all latents, in pieces of whole blocks."""
-        latents = self.sae.settings.latents
+        latents = self.sae.config.latents
         blocks = -(-latents // (step.BLOCK * 2 * self._threads))
         return self._over(latents, blocks * step.BLOCK, function, *arguments)
 

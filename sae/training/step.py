@@ -78,7 +78,7 @@ class Step(ABC):
     def __init__(self, sae: SparseAutoencoder, recipe: Recipe, dead_after: float, steps: int, precision: str):
         self.sae, self.recipe, self.dead_after, self.steps, self.precision = sae, recipe, dead_after, steps, precision
         self.count = 0  # of steps done
-        latents, method = sae.settings.latents, sae.settings.method
+        latents, method = sae.config.latents, sae.config.method
         shares = PREFIXES if method == "matryoshka" else (1,)
         self.ends = sorted({max(1, round(share * latents)) for share in shares})
         self.trained = {name: p for name, p in sae.named_parameters() if p.requires_grad}

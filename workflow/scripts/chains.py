@@ -17,8 +17,8 @@ with jobs.job(snakemake) as provenance:
     ids = files.read_json(snakemake.input.model)["ids"]
     z = []
     for one in saes:
-        shards = [path for path in snakemake.input.shards if f"/layer={one.settings.layer}/" in path]
-        x = Activations.open(shards, one.settings.tokens, ids, verify=False)
+        shards = [path for path in snakemake.input.shards if f"/layer={one.config.layer}/" in path]
+        x = Activations.open(shards, one.config.tokens, ids, verify=False)
         z.append(codes.encode(one, x).z)
     fired, rng, tables = [part.sum(0) > 0 for part in z], np.random.default_rng(0), []
     for shuffled in (False, True):

@@ -15,7 +15,7 @@ with jobs.job(snakemake) as provenance:
         other,
         layer,
         vit.load(**settings["model"], device=where),
-        points.read_ranking(snakemake.input, layer, encoder.settings.latents),
+        points.read_ranking(snakemake.input, layer, encoder.config.latents),
         points.embedding(snakemake.input.embedding, settings["embedding"]["name"], int(point.layer), layer),
         points.cover(snakemake.input.cover),
         settings["latents"],

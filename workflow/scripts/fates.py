@@ -14,7 +14,7 @@ settings = snakemake.params.settings
 with jobs.job(snakemake) as provenance:
     saes = [sae.load(Path(path).parent, device.resolve(settings["device"])) for path in snakemake.input.saes]
     ids = files.read_json(snakemake.input.model)["ids"]
-    x = Activations.open(snakemake.input.shards, saes[0].settings.tokens, ids, verify=False)
+    x = Activations.open(snakemake.input.shards, saes[0].config.tokens, ids, verify=False)
     z = [codes.encode(one, x).z for one in saes]
     tables = []
     for (a, b), (k, next_k) in zip(pairwise(z), pairwise(settings["ks"]), strict=True):

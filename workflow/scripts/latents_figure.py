@@ -22,7 +22,7 @@ with jobs.job(snakemake):
     heat = {}
     if wanted:
         grid = Geometry(**files.read_json(snakemake.input.model)["geometry"])
-        x = Activations.open(snakemake.input.shards, encoder.settings.tokens, list(wanted), verify=False)
+        x = Activations.open(snakemake.input.shards, encoder.config.tokens, list(wanted), verify=False)
         heat = ranking.heat_maps(encoder, x, wanted, grid)
     figure = figures.sheet(
         groups,
