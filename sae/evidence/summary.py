@@ -13,23 +13,11 @@ from scipy import sparse
 
 from sae.codes import Codes
 from sae.evidence import probing
+from sae.evidence.measures import COVERED, MEASURES
 from sae.evidence.probing import Probes
 
 DRAWS = 200
 INTERVAL = (0.025, 0.975)
-# measure: (what it is in words, whether higher is better)
-MEASURES = {
-    "fvu": ("variance left unexplained (FVU)", False),
-    "concept_recovery": ("class found by its best latent (F1)", True),
-    "class_coverage": ("classes that a latent finds (F1 of 0.5 or more, share)", True),
-    "pointing": ("best latent's strongest patch lies on the object (share)", True),
-    "class_selectivity": ("latent tells its class (MCC)", True),
-    "probe_1": ("class read from one latent (AUROC)", True),
-    "probe_5": ("class read from five latents (AUROC)", True),
-    "stability": ("latent found again with another seed (correlation)", True),
-    "causal_size": ("latent moves the output more than a random one (share)", True),
-    "causal_agreement": ("latent moves the class it correlates with (rank, 0.5: chance)", True),
-}
 
 
 def weights(images: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -87,7 +75,7 @@ def answers(
 
 
 def recovery(said: np.ndarray, true: np.ndarray, w: np.ndarray) -> dict[str, tuple[float, np.ndarray, int]]:
-    """Mean over classes of the F1 of their best latents, and the share with 0.5 or more, from `answers`."""
+    """Mean over classes of the F1 of their best latents, and the share that reaches `COVERED`, from `answers`."""
 
     def f1(w: np.ndarray) -> np.ndarray:
         both = w @ said + w @ true
@@ -96,7 +84,7 @@ def recovery(said: np.ndarray, true: np.ndarray, w: np.ndarray) -> dict[str, tup
     once, drawn = f1(np.ones((1, len(said)))), f1(w)
     return {
         "concept_recovery": (float(once.mean()), drawn.mean(1), said.shape[1]),
-        "class_coverage": (float((once >= 0.5).mean()), (drawn >= 0.5).mean(1), said.shape[1]),
+        "class_coverage": (float((once >= COVERED).mean()), (drawn >= COVERED).mean(1), said.shape[1]),
     }
 
 
@@ -194,7 +182,7 @@ def compare(summaries: pd.DataFrame, methods: list[str], baselines: list[str]) -
     rows = []
     for (layer, k, seed, measure), part in summaries.groupby(["layer", "k", "seed", "measure"], sort=True):
         facts = part.set_index("method")
-        sign = 1 if MEASURES[measure][1] else -1
+        sign = 1 if MEASURES[measure].higher else -1
         for method in (m for m in methods if m in facts.index):
             for baseline in (b for b in baselines if b in facts.index):
                 ours, theirs = facts.loc[method], facts.loc[baseline]
