@@ -6,7 +6,7 @@ docs/data.md describes the file, `codes.safetensors`, so that other programs can
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,30 @@ class Codes:
         """Returns the codes of the last `tokens` tokens of each image: its patches, where there are so many."""
         rows = np.arange(self.z.shape[0]).reshape(-1, self.tokens)[:, -tokens:].ravel()
         return replace(self, z=self.z[rows], tokens=tokens, tally=None)
+
+    def patch_maps(
+        self, pairs: Iterable[tuple[int, int]], patches: tuple[int, int]
+    ) -> dict[tuple[int, int], np.ndarray]:
+        """Returns (latent, image id) -> the latent's activation on each patch, float32 [rows, columns].
+
+        Nothing where there is no map to draw, because only the class token was encoded.
+
+        Args:
+            pairs: of latent and image id.
+            patches: rows and columns.
+        """
+        count, maps = patches[0] * patches[1], {}
+        if self.tokens < count:
+            return maps
+        by_latent = self.z.tocsc()
+        for latent, image in pairs:
+            column = slice(*by_latent.indptr[latent : latent + 2])
+            first = int(_places(self.ids, np.array([image]))[0]) * self.tokens
+            here = slice(*np.searchsorted(by_latent.indices[column], [first, first + self.tokens]))
+            values = np.zeros(self.tokens, np.float32)
+            values[by_latent.indices[column][here] - first] = by_latent.data[column][here]
+            maps[latent, image] = values[-count:].reshape(patches)
+        return maps
 
     def save(self, folder: str | Path, facts: dict[str, Any]) -> None:
         """Writes codes.safetensors into `folder`.

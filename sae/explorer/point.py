@@ -14,15 +14,15 @@ from scipy import stats
 from tqdm import tqdm
 
 from sae import images
-from sae.autoencoder import SparseAutoencoder
-from sae.codes import Codes, stream
+from sae.codes import Codes
 from sae.explorer import parts, relatives, words
 from sae.explorer.parts import number, numbers, pack
-from sae.points import Layer
+from sae.geometry import Geometry
 
 LATENTS_PER_FILE = 32
 IMAGES_PER_FILE = 16
 PER_PATCH, PER_IMAGE = 6, 24  # the strongest latents that are kept of each token, and everywhere of each image
+_AT_ONCE = 256  # images looked up together
 _CLASSES, _MOVED = 5, 8  # how many classes are shown of a latent, and how many of each of its effects
 PANELS = ("top", "q75", "q50", "q25", "silent")
 ON = ("on_class", "on_register", "on_patch", "on_border", "on_high_norm", "by_row", "by_column", "by_place")
@@ -30,55 +30,68 @@ ON = ("on_class", "on_register", "on_patch", "on_border", "on_high_norm", "by_ro
 
 @dataclass(frozen=True)
 class Tables:
-    """What is known of the latents of one grid point: tables as in docs/data.md.
+    """Tables about the latents of one grid point, as in docs/data.md.
 
-    fates: of this layer, method and seed; chains: of this k, method and seed; empty where the grid has one k or one
-    layer.
+    across_ks: of this layer, method and seed; across_layers: of this k, method and seed; empty where the grid has one k
+    or one layer.
     """
 
     latents: pd.DataFrame
     images: pd.DataFrame
     classes: pd.DataFrame
-    scores: pd.DataFrame
-    causes: pd.DataFrame
+    monosemanticity: pd.DataFrame
+    interventions: pd.DataFrame
     effects: pd.DataFrame
-    fates: pd.DataFrame
-    chains: pd.DataFrame
+    across_ks: pd.DataFrame
+    across_layers: pd.DataFrame
 
 
-def write(
-    folder: Path,
-    point: Mapping[str, Any],
-    sae: SparseAutoencoder,
-    layer: Layer,
-    tables: Tables,
-    seeds: Sequence[int],
-    most: int,
-) -> None:
-    """Writes all parts of one grid point under `folder`, in layer=L/k=K/method=M/seed=S.
+@dataclass(frozen=True)
+class Point:
+    """One SAE as the explorer shows it.
 
-    table: all latents, by column. latents/N: what is shown of each, 32 to a file. images/N: what fires on each of the
-    images that can be opened, 16 to a file.
+    Attributes:
+        where: layer, k, method and seed.
+        tokens: which tokens it reads: patches, class or all.
+        geometry: of the ViT.
+        codes: of the SAE, with the tokens of all images to be shown.
+        decoder: W_dec [F, d].
+        tables: about its latents.
+        seeds: of the grid; counterparts in other ones can be named, but not followed.
+    """
+
+    where: Mapping[str, Any]
+    tokens: str
+    geometry: Geometry
+    codes: Codes
+    decoder: np.ndarray
+    tables: Tables
+    seeds: Sequence[int]
+
+
+def write(folder: Path, point: Point, opened: np.ndarray) -> None:
+    """Writes all parts of one SAE into `folder`, which ends in layer=L/k=K/method=M/seed=S.
+
+    table: all latents, by column. latents/N: the pictures and tables of each, 32 to a file. images/N: the latents that
+    fire on each of the images that can be opened, 16 to a file.
 
     Args:
-        point: layer, k, method and seed.
-        seeds: of the grid; counterparts in other ones can be named, but not followed.
-        most: how many images can be opened.
+        opened: ids of the images that can be opened.
     """
-    name = "/".join(f"{key}={point[key]}" for key in ("layer", "k", "method", "seed"))
-    opened = openable(layer.manifest, most)["id"].to_numpy()
+    name = "/".join(f"{key}={point.where[key]}" for key in ("layer", "k", "method", "seed"))
+    data, tables = folder.parents[3], point.tables
     shown = tables.images[tables.images["panel"] != "silent"]
-    lit, on_images = _encode(sae, layer, shown, opened)
+    lit, on_images = _fire(point, shown, opened)
     tested = tables.classes[tables.classes["q"].notna()]
     best, confirmed = _best(tested), _best(tested[tested["confirmed"].astype(bool)])
-    parts.write(folder, f"{name}/table", _table(tables, best))
-    about = _latents(sae, tables, best, confirmed, lit, layer.geometry.grid[1], point, seeds)
+    parts.write(data, f"{name}/table", _table(tables, best))
+    about = _latents(point, best, confirmed, lit)
     for first in range(0, len(about), LATENTS_PER_FILE):
         chunk = about[first : first + LATENTS_PER_FILE]
-        parts.write(folder, f"{name}/latents/{first // LATENTS_PER_FILE:04d}", chunk)
+        parts.write(data, f"{name}/latents/{first // LATENTS_PER_FILE:04d}", chunk)
     for first in range(0, len(opened), IMAGES_PER_FILE):
         chunk = [on_images[image] for image in opened[first : first + IMAGES_PER_FILE]]
-        parts.write(folder, f"{name}/images/{first // IMAGES_PER_FILE:04d}", chunk)
+        parts.write(data, f"{name}/images/{first // IMAGES_PER_FILE:04d}", chunk)
 
 
 def openable(manifest: pd.DataFrame, most: int) -> pd.DataFrame:
@@ -86,34 +99,32 @@ def openable(manifest: pd.DataFrame, most: int) -> pd.DataFrame:
     return images.sample(images.used(manifest), most)
 
 
-def _encode(
-    sae: SparseAutoencoder, layer: Layer, shown: pd.DataFrame, opened: np.ndarray
+def _fire(
+    point: Point, shown: pd.DataFrame, opened: np.ndarray
 ) -> tuple[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]], dict[int, dict[str, Any]]]:
-    """Passes once over the images.
+    """Looks up where latents fire.
 
     Returns:
         (latent, image) -> patches on which it fires and its activations there, for the rows of `shown` (latent,
-        image_id); and image -> what fires on it.
+        image_id); and image -> the latents that fire on it.
     """
-    geometry = layer.geometry
-    prefix = sum(role != "patch" for role in geometry.roles[geometry.select(sae.config.tokens)])
+    prefix = sum(role != "patch" for role in point.geometry.roles[point.geometry.select(point.tokens)])
     ids = np.union1d(shown["image_id"].unique(), opened)
     wanted = {image: rows.to_numpy() for image, rows in shown.groupby("image_id")["latent"]}
     lit, on_images = {}, {}
-    with tqdm(total=len(ids), desc="explorer", unit="image") as progress:
-        for codes in stream(sae, layer.tokens(sae.config.tokens, ids)):
-            row, latent, value = codes.entries()
-            image, token = row // codes.tokens, row % codes.tokens
-            pairs = np.zeros((len(codes.ids), codes.latents), bool)
-            for place, of_image in enumerate(codes.ids):
-                pairs[place, wanted.get(of_image, [])] = True
-            keep = np.flatnonzero(pairs[image, latent] & (token >= prefix))
-            keep = keep[np.lexsort((token[keep], latent[keep], image[keep]))]
-            for part in _runs(image[keep], latent[keep]):
-                here = keep[part]
-                lit[int(latent[here[0]]), int(codes.ids[image[here[0]]])] = token[here] - prefix, value[here]
-            on_images |= _on_images(codes, np.isin(codes.ids, opened))
-            progress.update(len(codes.ids))
+    for first in tqdm(range(0, len(ids), _AT_ONCE), desc="explorer", unit=f"{_AT_ONCE} images"):
+        codes = point.codes.of(ids[first : first + _AT_ONCE])
+        row, latent, value = codes.entries()
+        image, token = row // codes.tokens, row % codes.tokens
+        pairs = np.zeros((len(codes.ids), codes.latents), bool)
+        for place, of_image in enumerate(codes.ids):
+            pairs[place, wanted.get(of_image, [])] = True
+        keep = np.flatnonzero(pairs[image, latent] & (token >= prefix))
+        keep = keep[np.lexsort((token[keep], latent[keep], image[keep]))]
+        for part in _runs(image[keep], latent[keep]):
+            here = keep[part]
+            lit[int(latent[here[0]]), int(codes.ids[image[here[0]]])] = token[here] - prefix, value[here]
+        on_images |= _on_images(codes, np.isin(codes.ids, opened))
     return lit, on_images
 
 
@@ -179,8 +190,10 @@ def _table(tables: Tables, best: pd.DataFrame) -> dict[str, Any]:
     named = known["attribute"].where(known["attribute"] != "label", "").astype(str)
     text = named.where(named == "", named + ": ") + known["name"].astype(str)
     kinds = pd.Categorical(text.reindex(range(n)))
-    effect = tables.causes.set_index("latent")["ratio"] if "ratio" in tables.causes else pd.Series(dtype=float)
-    roles = pd.Categorical(latents["role"].replace("", None))
+    effect = (
+        tables.interventions.set_index("latent")["ratio"] if "ratio" in tables.interventions else pd.Series(dtype=float)
+    )
+    roles = pd.Categorical(latents["token_type"].replace("", None))
     return {
         "size": n,
         "alive": pack(latents["status"] == "alive", "u1"),
@@ -191,7 +204,7 @@ def _table(tables: Tables, best: pd.DataFrame) -> dict[str, Any]:
         "images": numbers(latents["image_frequency"]),
         "max": numbers(latents["max_activation"]),
         "stability": numbers(latents["stability_correlation"]),
-        "monosemanticity": numbers(tables.scores["monosemanticity"]),
+        "monosemanticity": numbers(tables.monosemanticity["monosemanticity"]),
         "effect": numbers(effect.reindex(range(n))),
         "roles": roles.categories.tolist(),
         "role": roles.codes.tolist(),
@@ -199,32 +212,30 @@ def _table(tables: Tables, best: pd.DataFrame) -> dict[str, Any]:
 
 
 def _latents(
-    sae: SparseAutoencoder,
-    tables: Tables,
+    point: Point,
     best: pd.DataFrame,
     confirmed: pd.DataFrame,
     lit: Mapping[tuple[int, int], tuple[np.ndarray, np.ndarray]],
-    grid_columns: int,
-    point: Mapping[str, Any],
-    seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Returns what the page shows of each latent."""
+    """Returns the page's entry of each latent."""
+    tables = point.tables
     pictures, classes, effects = (_by_latent(part) for part in (tables.images, _shown(tables.classes), tables.effects))
-    causes = tables.causes.set_index("latent")
-    nearest = relatives.nearest(sae.W_dec.cpu().numpy(), (tables.latents["status"] == "alive").to_numpy())
-    elsewhere = relatives.relatives(tables.latents, tables.fates, tables.chains, point, seeds)
+    interventions = tables.interventions.set_index("latent")
+    nearest = relatives.nearest(point.decoder, (tables.latents["status"] == "alive").to_numpy())
+    elsewhere = relatives.relatives(tables.latents, tables.across_ks, tables.across_layers, point.where, point.seeds)
     about = []
-    for fact, (_index, score) in zip(tables.latents.to_dict("records"), tables.scores.iterrows(), strict=True):
+    pairs = zip(tables.latents.to_dict("records"), tables.monosemanticity.to_dict("records"), strict=True)
+    for fact, score in pairs:
         latent = fact["latent"]
-        of_class = best.loc[latent] if latent in best.index else None
-        other = confirmed.loc[latent] if latent in confirmed.index else None
-        cause = causes.loc[latent] if latent in causes.index else None
+        of_class, other, effect = (
+            table.loc[latent] if latent in table.index else None for table in (best, confirmed, interventions)
+        )
         entry = {
             "headline": words.headline(fact, of_class, other),
-            "checks": words.checks(fact, of_class, score, cause),
+            "checks": words.checks(fact, of_class, score, effect),
         }
         if fact["status"] != "dead":
-            entry |= _pictures(pictures[latent], lit, latent, grid_columns)
+            entry |= _pictures(pictures[latent], lit, latent, point.geometry.patches[1])
             entry |= {
                 "histogram": np.asarray(fact["histogram"]).tolist(),
                 "mean": number(fact["mean_activation"]),
@@ -233,7 +244,7 @@ def _latents(
                 "classes": _class_rows(classes[latent]) if latent in classes else [],
                 "nearest": nearest[latent],
                 "relatives": elsewhere.get(latent, []),
-                "cause": None if cause is None else _cause(cause, effects.get(latent, tables.effects.iloc[:0])),
+                "cause": None if effect is None else _effect(effect, effects.get(latent, tables.effects.iloc[:0])),
             }
         about.append(entry)
     return about
@@ -314,15 +325,15 @@ def _names(rows: pd.DataFrame) -> list[str]:
     return [f"{name} ({key[1]})" if key in twice else name for name, key in zip(names, keys, strict=True)]
 
 
-def _cause(cause: pd.Series, effects: pd.DataFrame) -> dict[str, Any]:
-    """Returns what taking a latent out, and steering with it, do to the ViT's output and the classes it moves most."""
+def _effect(intervention: pd.Series, effects: pd.DataFrame) -> dict[str, Any]:
+    """Returns how far the ViT's output moves without a latent and with more of it, and the classes that move most."""
     strongest = effects.sort_values("effect", key=abs, ascending=False, kind="stable")
     rows = strongest.groupby("kind", sort=False).head(_MOVED).sort_values("effect", ascending=False, kind="stable")
     return {
-        "measure": cause["measure"],
-        "images": int(cause["images"]),
-        "size": numbers([cause[c] for c in ("size", "size_control", "size_steered")]),
-        "p": number(cause["p"], 2),
+        "measure": intervention["measure"],
+        "images": int(intervention["images"]),
+        "size": numbers([intervention[c] for c in ("size", "size_control", "size_steered")]),
+        "p": number(intervention["p"], 2),
         "effects": [
             [row["kind"], row["attribute"], name, number(row["effect"]), number(row["se"])]
             for row, name in zip(rows.to_dict("records"), _names(rows), strict=True)

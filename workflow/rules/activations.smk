@@ -1,4 +1,4 @@
-# The residual stream of each layer, and what a person should know of it before training.
+# The residual stream of each layer, and all that depends on the layer alone.
 
 
 rule extract:
@@ -16,8 +16,8 @@ rule extract:
     resources:
         gpu=GPU,
     params:
-        settings=settings(
-            "extraction",
+        settings=rule_params(
+            "extract.py",
             model=MODEL,
             shards=config["shards"],
             device=config["device"],
@@ -29,10 +29,8 @@ rule extract:
 
 rule statistics:
     input:
+        **STORE,
         manifest=f"{R}/manifest.parquet",
-        shards=expand(
-            f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy", shard=SHARDS
-        ),
     output:
         f"{R}/activations/layer={{layer}}/statistics.json",
     log:
@@ -41,6 +39,33 @@ rule statistics:
         ENV
     threads: THREADS
     params:
-        settings=settings("activations", tokens=config["tokens"]),
+        settings=rule_params("statistics.py", tokens=config["tokens"]),
     script:
         "../scripts/statistics.py"
+
+
+rule layer:
+    input:
+        **STORE,
+        manifest=f"{R}/manifest.parquet",
+        reference=REFERENCE["reference"],
+        statistics=f"{R}/activations/layer={{layer}}/statistics.json",
+    output:
+        **LAYER,
+    log:
+        f"{R}/logs/layer/layer={{layer}}.log",
+    conda:
+        ENV
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        settings=rule_params(
+            "layer.py",
+            model=MODEL,
+            device=config["device"],
+            batch=config["extraction"]["batch"],
+            expansion=config["sae"]["expansion"],
+        ),
+    script:
+        "../scripts/layer.py"

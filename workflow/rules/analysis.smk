@@ -1,132 +1,68 @@
-# What each SAE reconstructs, what the ViT still sees through it, and what its latents respond to.
+# What dictionaries make of tokens, measured once; and the evidence that follows from it.
+# Baselines take the same scripts as SAEs, those of a grid point together.
 
 
-rule evaluate:
+rule measure:
     input:
+        **SAE,
+        **STORE,
+        **REFERENCE,
+        **LAYER,
         manifest=f"{R}/manifest.parquet",
-        model=f"{R}/model/model.json",
-        logits=f"{R}/model/logits.npy",
         statistics=f"{R}/activations/layer={{layer}}/statistics.json",
-        shards=expand(
-            f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy", shard=SHARDS
-        ),
-        sae=f"{R}/sae/{P}/sae.safetensors",
     output:
-        **EVALUATION,
+        **MEASURED,
     log:
-        f"{R}/logs/evaluate/{P}.log",
+        f"{R}/logs/measure/{P}.log",
     wildcard_constraints:
         method="|".join(METHODS),
+        seed="|".join(map(str, SEEDS)),
     conda:
         ENV
     threads: THREADS
     resources:
         gpu=GPU,
     params:
-        settings=settings(
-            "points",
-            model=MODEL,
-            device=config["device"],
-            batch=config["extraction"]["batch"],
-            ks=config["evaluation"]["ks"],
-        ),
+        settings=rule_params("measure.py", keep="ranked", **MEASURING),
     script:
-        "../scripts/evaluate.py"
+        "../scripts/measure.py"
 
 
-rule rank:
+# A seed that is not in the grid shows which latents are found again: its codes on the held-out sample are enough.
+rule measure_second_seed:
     input:
-        manifest=f"{R}/manifest.parquet",
-        model=f"{R}/model/model.json",
+        **SAE,
+        **STORE,
+        reference=REFERENCE["reference"],
         statistics=f"{R}/activations/layer={{layer}}/statistics.json",
-        shards=expand(
-            f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy", shard=SHARDS
-        ),
-        sae=f"{R}/sae/{P}/sae.safetensors",
-        others=lambda wildcards: expand(
-            f"{R}/sae/layer={{layer}}/k={{k}}/method={{method}}/seed={{other}}/sae.safetensors",
-            other=other_seeds(wildcards.seed),
-            **wildcards,
-        ),
     output:
-        **RANKING,
+        codes=MEASURED["codes"],
     log:
-        f"{R}/logs/rank/{P}.log",
+        f"{R}/logs/measure_second_seed/{P}.log",
     wildcard_constraints:
         method="|".join(METHODS),
+        seed="|".join(map(str, SECOND_SEEDS)) or "none",
     conda:
         ENV
     threads: THREADS
     resources:
         gpu=GPU,
     params:
-        settings=settings("points", device=config["device"], **config["ranking"]),
+        settings=rule_params("measure_second_seed.py", device=config["device"]),
     script:
-        "../scripts/rank.py"
-
-
-rule embed:
-    input:
-        manifest=f"{R}/manifest.parquet",
-        pixels=expand(f"{R}/pixels/shard={{shard}}.npy", shard=SHARDS),
-    output:
-        features=f"{R}/embedding/features.npy",
-        pixels=f"{R}/embedding/pixels.npy",
-    log:
-        f"{R}/logs/embed.log",
-    conda:
-        ENV
-    threads: THREADS
-    resources:
-        gpu=GPU,
-    params:
-        settings=settings(
-            "evidence.monosemanticity",
-            model=EMBEDDING,
-            device=config["device"],
-            batch=config["extraction"]["batch"],
-        ),
-    script:
-        "../scripts/embed.py"
-
-
-rule cover:
-    input:
-        f"{R}/concepts",
-        manifest=f"{R}/manifest.parquet",
-        model=f"{R}/model/model.json",
-    output:
-        f"{R}/concepts-cover.npy",
-    log:
-        f"{R}/logs/cover.log",
-    conda:
-        ENV
-    params:
-        settings=settings(
-            "concepts", name=MODEL["name"], image_size=MODEL["image_size"]
-        ),
-    script:
-        "../scripts/cover.py"
+        "../scripts/measure_second_seed.py"
 
 
 rule evidence:
     input:
-        **RANKING,
-        manifest=f"{R}/manifest.parquet",
-        model=f"{R}/model/model.json",
-        statistics=f"{R}/activations/layer={{layer}}/statistics.json",
-        shards=expand(
-            f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy", shard=SHARDS
-        ),
-        sae=f"{R}/sae/{P}/sae.safetensors",
-        other=lambda wildcards: expand(
-            f"{R}/sae/layer={{layer}}/k={{k}}/method={{method}}/seed={{other}}/sae.safetensors",
-            other=other_seeds(wildcards.seed)[0],
-            **wildcards,
-        ),
-        embedding=rules.embed.output,
-        cover=COVER,
+        **SAE,
+        **JUDGING,
+        codes=MEASURED["codes"],
+        responses=MEASURED["responses"],
+        other_saes=lambda wildcards: of_other_seeds(SAE["sae"], wildcards),
+        other_codes=lambda wildcards: of_other_seeds(MEASURED["codes"], wildcards),
     output:
+        **RANKING,
         **EVIDENCE,
     log:
         f"{R}/logs/evidence/{P}.log",
@@ -135,11 +71,9 @@ rule evidence:
     conda:
         ENV
     threads: THREADS
-    resources:
-        gpu=GPU,
     params:
-        settings=settings(
-            "points", model=MODEL, device=config["device"], **config["evidence"]
+        settings=rule_params(
+            "evidence.py", embedding=EMBEDDED, ranking=config["ranking"]
         ),
     script:
         "../scripts/evidence.py"
@@ -147,101 +81,82 @@ rule evidence:
 
 if BASELINES:
 
-    # All baselines of a point in one job: importing torch and timm takes longer than making one of them.
-    rule baselines:
+    use rule measure as measure_baselines with:
         input:
+            **of_methods(SAE, BASELINES),
+            **STORE,
+            **REFERENCE,
+            **LAYER,
             manifest=f"{R}/manifest.parquet",
-            model=f"{R}/model/model.json",
-            logits=f"{R}/model/logits.npy",
             statistics=f"{R}/activations/layer={{layer}}/statistics.json",
-            shards=expand(
-                f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy",
-                shard=SHARDS,
-            ),
-            embedding=rules.embed.output,
-            cover=COVER,
         output:
-            **{
-                name: expand(path, method=BASELINES, allow_missing=True)
-                for name, path in (SAE | RANKING | EVIDENCE | EVALUATION).items()
-            },
+            **of_methods(MEASURED, BASELINES),
         log:
-            f"{R}/logs/baselines/layer={{layer}}/k={{k}}/seed={{seed}}.log",
-        conda:
-            ENV
-        threads: THREADS
-        resources:
-            gpu=GPU,
+            f"{R}/logs/measure_baselines/layer={{layer}}/k={{k}}/seed={{seed}}.log",
+        wildcard_constraints:
+            seed="|".join(map(str, SEEDS)),
         params:
-            settings=settings(
-                "points",
-                methods=BASELINES,
-                model=MODEL,
-                tokens=config["tokens"],
-                expansion=config["sae"]["expansion"],
-                training=config["training"],
-                ranking=config["ranking"],
-                evidence=config["evidence"],
-                device=config["device"],
-                batch=config["extraction"]["batch"],
-                ks=config["evaluation"]["ks"],
-                seeds=GRID["seeds"],
+            settings=rule_params("measure.py", keep="sample", **MEASURING),
+
+    use rule measure_second_seed as measure_second_seed_baselines with:
+        input:
+            **of_methods(SAE, BASELINES),
+            **STORE,
+            reference=REFERENCE["reference"],
+            statistics=f"{R}/activations/layer={{layer}}/statistics.json",
+        output:
+            codes=of_methods(MEASURED, BASELINES)["codes"],
+        log:
+            f"{R}/logs/measure_second_seed_baselines/layer={{layer}}/k={{k}}/seed={{seed}}.log",
+        wildcard_constraints:
+            seed="|".join(map(str, SECOND_SEEDS)) or "none",
+
+    use rule evidence as evidence_baselines with:
+        input:
+            **of_methods(SAE, BASELINES),
+            **JUDGING,
+            codes=of_methods(MEASURED, BASELINES)["codes"],
+            responses=of_methods(MEASURED, BASELINES)["responses"],
+            other_saes=lambda wildcards: of_other_seeds(SAE["sae"], wildcards, BASELINES),
+            other_codes=lambda wildcards: of_other_seeds(
+                MEASURED["codes"], wildcards, BASELINES
             ),
-        script:
-            "../scripts/baselines.py"
+        output:
+            **of_methods(RANKING, BASELINES),
+            **of_methods(EVIDENCE, BASELINES),
+        log:
+            f"{R}/logs/evidence_baselines/layer={{layer}}/k={{k}}/seed={{seed}}.log",
 
 
-rule fates:
+rule across_ks:
     input:
-        model=f"{R}/model/model.json",
-        shards=expand(
-            f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy", shard=SHARDS
-        ),
-        saes=expand(
-            f"{R}/sae/{P}/sae.safetensors", k=sorted(GRID["ks"]), allow_missing=True
-        ),
+        reference=REFERENCE["reference"],
+        codes=expand(MEASURED["codes"], k=sorted(GRID["ks"]), allow_missing=True),
     output:
-        f"{R}/fates/layer={{layer}}/method={{method}}/seed={{seed}}.parquet",
+        ACROSS_KS,
     log:
-        f"{R}/logs/fates/layer={{layer}}/method={{method}}/seed={{seed}}.log",
+        f"{R}/logs/across_ks/layer={{layer}}/method={{method}}/seed={{seed}}.log",
     conda:
         ENV
-    threads: THREADS
-    resources:
-        gpu=GPU,
     params:
-        settings=settings(
-            "evidence.matching", ks=sorted(GRID["ks"]), device=config["device"]
-        ),
+        settings=rule_params("across_ks.py", ks=sorted(GRID["ks"])),
     script:
-        "../scripts/fates.py"
+        "../scripts/across_ks.py"
 
 
-rule chains:
+rule across_layers:
     input:
-        model=f"{R}/model/model.json",
-        shards=expand(
-            f"{R}/activations/layer={{layer}}/shard={{shard}}.npy",
-            layer=sorted(GRID["layers"]),
-            shard=SHARDS,
-        ),
-        saes=expand(
-            f"{R}/sae/{P}/sae.safetensors",
-            layer=sorted(GRID["layers"]),
-            allow_missing=True,
+        reference=REFERENCE["reference"],
+        codes=expand(
+            MEASURED["codes"], layer=sorted(GRID["layers"]), allow_missing=True
         ),
     output:
-        f"{R}/chains/k={{k}}/method={{method}}/seed={{seed}}.parquet",
+        ACROSS_LAYERS,
     log:
-        f"{R}/logs/chains/k={{k}}/method={{method}}/seed={{seed}}.log",
+        f"{R}/logs/across_layers/k={{k}}/method={{method}}/seed={{seed}}.log",
     conda:
         ENV
-    threads: THREADS
-    resources:
-        gpu=GPU,
     params:
-        settings=settings(
-            "evidence.matching", layers=sorted(GRID["layers"]), device=config["device"]
-        ),
+        settings=rule_params("across_layers.py", layers=sorted(GRID["layers"])),
     script:
-        "../scripts/chains.py"
+        "../scripts/across_layers.py"

@@ -24,36 +24,81 @@ ENV = str(HERE / "workflow/envs/sae.yaml")
 GRID = config["grid"]
 METHODS, BASELINES = GRID["methods"], GRID["baselines"]
 MODEL = config["model"]
-# What says which images are alike: another model where one is named.
-EMBEDDING = (
-    config["evidence"]["embedding"]
-    if config["evidence"]["embedding"]["name"]
-    else MODEL
-)
 BUILT_IN = config["images"] == "concepts"
 IMAGES = f"{R}/concepts/images" if BUILT_IN else config["images"]
 LABELS = f"{R}/concepts/images/labels.csv" if BUILT_IN else config["labels"]
 SHARDS = [f"{i:04d}" for i in range(config["shards"])]
 THREADS = config["threads"]
 GPU = int(config["device"].startswith("cuda"))
-COVER = [f"{R}/concepts-cover.npy"] if BUILT_IN else []
-# Files of one grid point, by the name that its scripts give them.
+SEEDS = GRID["seeds"]
+# A method with one seed gets a second one, to see which latents are found again.
+SECOND_SEEDS = [] if len(SEEDS) > 1 else [SEEDS[0] + 1]
+BUILT = [method for method in BASELINES if method != "frozen"]  # the others need no training
+
+# Files by the name that scripts give them.
+PIXELS = expand(f"{R}/pixels/shard={{shard}}.npy", shard=SHARDS)
+REFERENCE = {
+    "reference": f"{R}/reference/reference.json",
+    "logits": f"{R}/reference/logits.npy",
+    "features": f"{R}/reference/features.npy",
+    "thumbnails": f"{R}/reference/thumbnails.npy",
+}
+COVERAGE = {"coverage": f"{R}/reference/coverage.npy"} if BUILT_IN else {}
+STORE = {
+    name: expand(
+        f"{R}/activations/layer={{layer}}/shard={{shard}}.{ending}",
+        shard=SHARDS,
+        allow_missing=True,
+    )
+    for name, ending in (("shards", "npy"), ("shard_facts", "json"))
+}
+LAYER = {
+    "layer": f"{R}/activations/layer={{layer}}/layer.safetensors",
+    "dense_probes": f"{R}/activations/layer={{layer}}/dense_probes.parquet",
+}
 SAE = {
     "sae": f"{R}/sae/{P}/sae.safetensors",
     "facts": f"{R}/sae/{P}/sae.json",
 }
-EVALUATION = {
+MEASURED = {
+    "codes": f"{R}/codes/{P}/codes.safetensors",
+    "responses": f"{R}/codes/{P}/responses.safetensors",
     "metrics": f"{R}/metrics/{P}.parquet",
     "other_ks": f"{R}/other_ks/{P}.parquet",
 }
 RANKING = {
     name: f"{R}/ranking/{P}/{name}.parquet"
-    for name in ("latents", "images", "classes", "recovery", "activations")
+    for name in ("latents", "images", "classes", "best_latents")
 }
 EVIDENCE = {
     name: f"{R}/evidence/{P}/{name}.parquet"
-    for name in ("scores", "probes", "causes", "effects", "localisation", "summary")
+    for name in (
+        "monosemanticity",
+        "probes",
+        "interventions",
+        "effects",
+        "localisation",
+        "summary",
+    )
 }
+ACROSS_KS = f"{R}/matches/ks/layer={{layer}}/method={{method}}/seed={{seed}}.parquet"
+ACROSS_LAYERS = f"{R}/matches/layers/k={{k}}/method={{method}}/seed={{seed}}.parquet"
+JUDGING = {
+    **REFERENCE,
+    **COVERAGE,
+    **LAYER,
+    "manifest": f"{R}/manifest.parquet",
+}
+MEASURING = {
+    "model": MODEL,
+    "device": config["device"],
+    "batch": config["extraction"]["batch"],
+    "ks": config["evaluation"]["ks"],
+    "latents": config["evidence"]["latents"],
+    "images": config["evidence"]["images"],
+}
+# Whether the features come from another ViT than the one under study.
+EMBEDDED = config["evidence"]["embedding"]["name"]
 
 
 wildcard_constraints:
@@ -76,9 +121,22 @@ def points(pattern, methods=METHODS):
     )
 
 
-def other_seeds(seed):
-    """Returns the seeds whose dictionaries show whether a latent of this one is found again; one more if it is alone."""
-    return sorted({*GRID["seeds"]} - {int(seed)}) or [int(seed) + 1]
+def of_methods(files, methods):
+    """Fills the method of a dict of patterns, which gives a list of files for each name."""
+    return {
+        name: expand(path, method=methods, allow_missing=True)
+        for name, path in files.items()
+    }
+
+
+def of_other_seeds(pattern, wildcards, methods=None):
+    """Returns the files of the seeds that show whether latents of this one are found again, method by method."""
+    seed = int(wildcards.seed)
+    return [
+        pattern.format(**{**wildcards, "method": method, "seed": other})
+        for method in (methods or [wildcards.method])
+        for other in sorted({*SEEDS, *SECOND_SEEDS} - {seed})
+    ]
 
 
 @cache
@@ -158,14 +216,14 @@ COMPARISONS = [
 ]
 if len(GRID["ks"]) > 1:
     COMPARISONS += expand(
-        f"{R}/report/layer={{layer}}/fates-{{method}}-{{seed}}.svg",
+        f"{R}/report/layer={{layer}}/across-ks-{{method}}-{{seed}}.svg",
         layer=GRID["layers"],
         method=METHODS,
         seed=GRID["seeds"],
     )
 if len(GRID["layers"]) > 1:
     COMPARISONS += expand(
-        f"{R}/report/chains/k={{k}}-{{method}}-{{seed}}.svg",
+        f"{R}/report/across-layers/k={{k}}-{{method}}-{{seed}}.svg",
         k=GRID["ks"],
         method=METHODS,
         seed=GRID["seeds"],

@@ -1,4 +1,4 @@
-# Images: drawn or found, listed, decoded once, and seen by the untouched model.
+# Images: drawn or found, listed, decoded once, and seen by the untouched ViT once.
 
 
 rule concepts:
@@ -9,7 +9,7 @@ rule concepts:
     conda:
         ENV
     params:
-        settings=settings("concepts", **config["concepts"]),
+        settings=rule_params("concepts.py", **config["concepts"]),
     script:
         "../scripts/concepts.py"
 
@@ -25,13 +25,10 @@ rule manifest:
         ENV
     threads: THREADS
     params:
-        settings=settings(
-            "images",
-            folder=IMAGES,
-            labels=LABELS,
-            held_out=config["held_out"],
-            listing=folder_listing(),
+        settings=rule_params(
+            "manifest.py", folder=IMAGES, labels=LABELS, held_out=config["held_out"]
         ),
+        listing=folder_listing,
     script:
         "../scripts/manifest.py"
 
@@ -47,44 +44,46 @@ rule pixels:
         ENV
     threads: THREADS
     params:
-        settings=settings(
-            "images",
+        settings=rule_params(
+            "pixels.py",
             folder=IMAGES,
             model=MODEL["name"],
             image_size=MODEL["image_size"],
             shards=config["shards"],
-            vit=code("vit"),
         ),
     script:
         "../scripts/pixels.py"
 
 
-rule model:
+rule reference:
     input:
+        [f"{R}/concepts"] if BUILT_IN else [],
         manifest=f"{R}/manifest.parquet",
-        pixels=expand(f"{R}/pixels/shard={{shard}}.npy", shard=SHARDS),
+        pixels=PIXELS,
     output:
-        logits=f"{R}/model/logits.npy",
-        facts=f"{R}/model/model.json",
+        **REFERENCE,
+        **COVERAGE,
     log:
-        f"{R}/logs/model.log",
+        f"{R}/logs/reference.log",
     conda:
         ENV
     threads: THREADS
     resources:
         gpu=GPU,
     params:
-        settings=settings(
-            "faithfulness",
+        settings=rule_params(
+            "reference.py",
             model=MODEL,
+            embedding=config["evidence"]["embedding"],
             device=config["device"],
             batch=config["extraction"]["batch"],
             images=config["evaluation"]["images"],
         ),
     script:
-        "../scripts/model.py"
+        "../scripts/reference.py"
 
 
+# Maintainers train the shipped ViT again by this; its settings stand in the script.
 rule backbone:
     output:
         directory(f"{R}/backbone"),
@@ -92,10 +91,10 @@ rule backbone:
         f"{R}/logs/backbone.log",
     conda:
         ENV
-    threads: workflow.cores or 1
+    threads: 2
     resources:
         gpu=GPU,
     params:
-        settings=settings("backbone", device=config["device"], **config["backbone"]),
+        settings=rule_params("backbone.py", device=config["device"]),
     script:
         "../scripts/backbone.py"

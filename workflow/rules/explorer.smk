@@ -1,23 +1,16 @@
 # The page on which every latent can be looked at: one folder that opens from disk.
 
-# What says where a latent comes back: from k to k, from layer to layer.
-FATES = f"{R}/fates/layer={{layer}}/method={{method}}/seed={{seed}}.parquet"
-CHAINS = f"{R}/chains/k={{k}}/method={{method}}/seed={{seed}}.parquet"
-
 
 rule explorer_point:
     input:
         **RANKING,
         **EVIDENCE,
         manifest=f"{R}/manifest.parquet",
-        model=f"{R}/model/model.json",
-        statistics=f"{R}/activations/layer={{layer}}/statistics.json",
-        shards=expand(
-            f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy", shard=SHARDS
-        ),
-        sae=f"{R}/sae/{P}/sae.safetensors",
-        fates=[FATES] if len(GRID["ks"]) > 1 else [],
-        chains=[CHAINS] if len(GRID["layers"]) > 1 else [],
+        reference=REFERENCE["reference"],
+        codes=MEASURED["codes"],
+        sae=SAE["sae"],
+        across_ks=[ACROSS_KS] if len(GRID["ks"]) > 1 else [],
+        across_layers=[ACROSS_LAYERS] if len(GRID["layers"]) > 1 else [],
     output:
         directory(f"{R}/explorer/data/{P}"),
     log:
@@ -27,13 +20,11 @@ rule explorer_point:
     conda:
         ENV
     threads: THREADS
-    resources:
-        gpu=GPU,
     params:
-        settings=settings(
-            "explorer.point",
-            device=config["device"],
-            seeds=sorted(GRID["seeds"]),
+        settings=rule_params(
+            "explorer_point.py",
+            tokens=config["tokens"],
+            seeds=sorted(SEEDS),
             **config["explorer"],
         ),
     script:
@@ -44,10 +35,10 @@ rule explorer:
     input:
         points(f"{R}/explorer/data/{P}"),
         manifest=f"{R}/manifest.parquet",
-        model=f"{R}/model/model.json",
-        pixels=expand(f"{R}/pixels/shard={{shard}}.npy", shard=SHARDS),
+        reference=REFERENCE["reference"],
+        pixels=PIXELS,
         images=points(RANKING["images"]),
-        metrics=points(EVALUATION["metrics"], [*METHODS, *BASELINES]),
+        metrics=points(MEASURED["metrics"], [*METHODS, *BASELINES]),
         summaries=points(EVIDENCE["summary"], [*METHODS, *BASELINES]),
     output:
         page=f"{R}/explorer/index.html",
@@ -60,9 +51,8 @@ rule explorer:
     conda:
         ENV
     params:
-        settings=settings(
-            "explorer.page",
-            web=content("sae/explorer/web"),
+        settings=rule_params(
+            "explorer.py",
             name=config["name"],
             model=MODEL["name"],
             tokens=config["tokens"],

@@ -4,7 +4,7 @@
 rule overview:
     input:
         manifest=f"{R}/manifest.parquet",
-        model=f"{R}/model/model.json",
+        reference=REFERENCE["reference"],
         pixels=f"{R}/pixels/shard={SHARDS[0]}.npy",
     output:
         report(
@@ -18,7 +18,7 @@ rule overview:
     conda:
         ENV
     params:
-        settings=settings("figures", model=MODEL, shards=config["shards"]),
+        settings=rule_params("overview.py", model=MODEL, shards=config["shards"]),
     script:
         "../scripts/overview.py"
 
@@ -41,14 +41,14 @@ rule statistics_figure:
     conda:
         ENV
     params:
-        settings=settings("figures"),
+        settings=rule_params("statistics_figure.py"),
     script:
         "../scripts/statistics_figure.py"
 
 
 rule layers_table:
     input:
-        points(f"{R}/metrics/{P}.parquet", [*METHODS, *BASELINES]),
+        points(MEASURED["metrics"], [*METHODS, *BASELINES]),
     output:
         report(
             f"{R}/report/layers.csv",
@@ -61,7 +61,7 @@ rule layers_table:
     conda:
         ENV
     params:
-        settings=settings("files"),
+        settings=rule_params("layers_table.py"),
     script:
         "../scripts/layers_table.py"
 
@@ -82,14 +82,14 @@ rule layers_figure:
     conda:
         ENV
     params:
-        settings=settings("grid_figures"),
+        settings=rule_params("layers_figure.py"),
     script:
         "../scripts/layers_figure.py"
 
 
 rule other_ks_figure:
     input:
-        points(f"{R}/other_ks/{P}.parquet"),
+        points(MEASURED["other_ks"]),
     output:
         report(
             f"{R}/report/other_ks.{{ending}}",
@@ -102,7 +102,7 @@ rule other_ks_figure:
     conda:
         ENV
     params:
-        settings=settings("grid_figures"),
+        settings=rule_params("other_ks_figure.py"),
     script:
         "../scripts/other_ks_figure.py"
 
@@ -115,14 +115,11 @@ rule layers:
 rule latents_figure:
     input:
         manifest=f"{R}/manifest.parquet",
-        pixels=expand(f"{R}/pixels/shard={{shard}}.npy", shard=SHARDS),
-        model=f"{R}/model/model.json",
-        shards=expand(
-            f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy", shard=SHARDS
-        ),
-        sae=f"{R}/sae/{P}/sae.safetensors",
-        latents=f"{R}/ranking/{P}/latents.parquet",
-        images=f"{R}/ranking/{P}/images.parquet",
+        pixels=PIXELS,
+        reference=REFERENCE["reference"],
+        codes=MEASURED["codes"],
+        latents=RANKING["latents"],
+        images=RANKING["images"],
     output:
         report(
             f"{R}/report/{P}/latents.{{ending}}",
@@ -136,20 +133,15 @@ rule latents_figure:
     conda:
         ENV
     params:
-        settings=settings(
-            "figures",
-            ranking=code("ranking"),
-            shards=config["shards"],
-            **config["report"],
-        ),
+        settings=rule_params("latents_figure.py", **config["report"]),
     script:
         "../scripts/latents_figure.py"
 
 
 rule classes_figure:
     input:
-        latents=f"{R}/ranking/{P}/latents.parquet",
-        classes=f"{R}/ranking/{P}/classes.parquet",
+        latents=RANKING["latents"],
+        classes=RANKING["classes"],
     output:
         report(
             f"{R}/report/{P}/classes.{{ending}}",
@@ -163,14 +155,14 @@ rule classes_figure:
     conda:
         ENV
     params:
-        settings=settings("figures", **config["report"]),
+        settings=rule_params("classes_figure.py", **config["report"]),
     script:
         "../scripts/classes_figure.py"
 
 
 rule density_figure:
     input:
-        f"{R}/ranking/{P}/latents.parquet",
+        RANKING["latents"],
     output:
         report(
             f"{R}/report/{P}/density.{{ending}}",
@@ -184,27 +176,24 @@ rule density_figure:
     conda:
         ENV
     params:
-        settings=settings("figures"),
+        settings=rule_params("density_figure.py"),
     script:
         "../scripts/density_figure.py"
 
 
 rule evidence_figures:
     input:
-        latents=f"{R}/ranking/{P}/latents.parquet",
-        scores=f"{R}/evidence/{P}/scores.parquet",
-        causes=f"{R}/evidence/{P}/causes.parquet",
-        effects=f"{R}/evidence/{P}/effects.parquet",
-        manifest=f"{R}/manifest.parquet",
-        shards=expand(
-            f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy", shard=SHARDS
-        ),
+        latents=RANKING["latents"],
+        monosemanticity=EVIDENCE["monosemanticity"],
+        interventions=EVIDENCE["interventions"],
+        effects=EVIDENCE["effects"],
+        layer=LAYER["layer"],
         probes=lambda wildcards: expand(
-            f"{R}/evidence/layer={{layer}}/k={{k}}/method={{either}}/seed={{seed}}/probes.parquet",
-            either=list(dict.fromkeys([wildcards.method, *BASELINES])),
-            layer=wildcards.layer,
-            k=wildcards.k,
-            seed=wildcards.seed,
+            EVIDENCE["probes"],
+            **{
+                **wildcards,
+                "method": list(dict.fromkeys([wildcards.method, *BASELINES])),
+            },
         ),
     output:
         stability=report(
@@ -221,12 +210,12 @@ rule evidence_figures:
             subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
             labels=lambda wildcards: figure_labels("2 sparse probes", wildcards),
         ),
-        causes=report(
-            f"{R}/report/{P}/causes.{{ending}}",
-            caption="../report/causes.rst",
+        interventions=report(
+            f"{R}/report/{P}/interventions.{{ending}}",
+            caption="../report/interventions.rst",
             category="5 Evidence",
             subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
-            labels=lambda wildcards: figure_labels("3 causes", wildcards),
+            labels=lambda wildcards: figure_labels("3 interventions", wildcards),
         ),
         monosemanticity=report(
             f"{R}/report/{P}/monosemanticity.{{ending}}",
@@ -240,25 +229,18 @@ rule evidence_figures:
     conda:
         ENV
     params:
-        settings=settings(
-            "evidence.matching",
-            tokens=config["tokens"],
-            baselines=BASELINES,
-            matching=code("evidence.matching_figures"),
-            probing=code("evidence.probing_figures"),
-            causality=code("evidence.causality_figures"),
-        ),
+        settings=rule_params("evidence_figures.py", baselines=BASELINES),
     script:
         "../scripts/evidence_figures.py"
 
 
-rule fates_figure:
+rule across_ks_figure:
     input:
-        f"{R}/fates/layer={{layer}}/method={{method}}/seed={{seed}}.parquet",
+        ACROSS_KS,
     output:
         report(
-            f"{R}/report/layer={{layer}}/fates-{{method}}-{{seed}}.{{ending}}",
-            caption="../report/fates.rst",
+            f"{R}/report/layer={{layer}}/across-ks-{{method}}-{{seed}}.{{ending}}",
+            caption="../report/across_ks.rst",
             category="3 Layers compared",
             labels=lambda wildcards: {
                 "figure": "latents from k to k",
@@ -268,22 +250,22 @@ rule fates_figure:
             },
         ),
     log:
-        f"{R}/logs/fates_figure/layer={{layer}}/{{method}}-{{seed}}.{{ending}}.log",
+        f"{R}/logs/across_ks_figure/layer={{layer}}/{{method}}-{{seed}}.{{ending}}.log",
     conda:
         ENV
     params:
-        settings=settings("evidence.matching_figures"),
+        settings=rule_params("across_ks_figure.py"),
     script:
-        "../scripts/fates_figure.py"
+        "../scripts/across_ks_figure.py"
 
 
-rule chains_figure:
+rule across_layers_figure:
     input:
-        f"{R}/chains/k={{k}}/method={{method}}/seed={{seed}}.parquet",
+        ACROSS_LAYERS,
     output:
         report(
-            f"{R}/report/chains/k={{k}}-{{method}}-{{seed}}.{{ending}}",
-            caption="../report/chains.rst",
+            f"{R}/report/across-layers/k={{k}}-{{method}}-{{seed}}.{{ending}}",
+            caption="../report/across_layers.rst",
             category="3 Layers compared",
             labels=lambda wildcards: {
                 "figure": "latents from layer to layer",
@@ -293,18 +275,18 @@ rule chains_figure:
             },
         ),
     log:
-        f"{R}/logs/chains_figure/k={{k}}-{{method}}-{{seed}}.{{ending}}.log",
+        f"{R}/logs/across_layers_figure/k={{k}}-{{method}}-{{seed}}.{{ending}}.log",
     conda:
         ENV
     params:
-        settings=settings("evidence.matching_figures", layers=sorted(GRID["layers"])),
+        settings=rule_params("across_layers_figure.py", layers=sorted(GRID["layers"])),
     script:
-        "../scripts/chains_figure.py"
+        "../scripts/across_layers_figure.py"
 
 
 rule conclusion:
     input:
-        points(f"{R}/evidence/{P}/summary.parquet", [*METHODS, *BASELINES]),
+        points(EVIDENCE["summary"], [*METHODS, *BASELINES]),
     output:
         page=report(
             f"{R}/report/conclusion.html",
@@ -324,8 +306,7 @@ rule conclusion:
     conda:
         ENV
     params:
-        settings=settings(
-            "evidence.conclusion",
+        settings=rule_params("conclusion.py",
             name=config["name"],
             methods=METHODS,
             baselines=BASELINES,
@@ -337,7 +318,7 @@ rule conclusion:
 rule training_figure:
     input:
         log=f"{R}/sae/{P}/training.csv",
-        facts=f"{R}/sae/{P}/sae.json",
+        facts=SAE["facts"],
     output:
         report(
             f"{R}/report/{P}/training.{{ending}}",
@@ -351,6 +332,6 @@ rule training_figure:
     conda:
         ENV
     params:
-        settings=settings("figures"),
+        settings=rule_params("training_figure.py"),
     script:
         "../scripts/training_figure.py"

@@ -1,21 +1,18 @@
-# One SAE per grid point.
+# Dictionaries: an SAE per grid point and seed, and the baselines beside it.
 
 
 rule train:
     input:
+        **STORE,
         manifest=f"{R}/manifest.parquet",
         statistics=f"{R}/activations/layer={{layer}}/statistics.json",
-        shards=expand(
-            f"{R}/activations/layer={{{{layer}}}}/shard={{shard}}.npy", shard=SHARDS
-        ),
     output:
-        weights=f"{R}/sae/{P}/sae.safetensors",
-        facts=f"{R}/sae/{P}/sae.json",
+        **SAE,
         log=f"{R}/sae/{P}/training.csv",
     log:
         f"{R}/logs/train/{P}.log",
     wildcard_constraints:
-        method="|".join(METHODS),
+        method="|".join([*METHODS, "frozen"]),
     conda:
         ENV
     threads: THREADS
@@ -24,8 +21,8 @@ rule train:
     params:
         # No output: Snakemake deletes those of a job that failed, and from this one an interrupted training goes on.
         checkpoint=f"{R}/checkpoints/{P}.safetensors",
-        settings=settings(
-            "training",
+        settings=rule_params(
+            "train.py",
             sae=config["sae"],
             training=config["training"],
             tokens=config["tokens"],
@@ -37,4 +34,51 @@ rule train:
 
 rule train_all:
     input:
-        points(f"{R}/sae/{P}/sae.safetensors"),
+        points(SAE["sae"]),
+
+
+# The part of the baselines that does not depend on k.
+rule directions:
+    input:
+        **STORE,
+        manifest=f"{R}/manifest.parquet",
+        statistics=f"{R}/activations/layer={{layer}}/statistics.json",
+    output:
+        f"{R}/directions/layer={{layer}}/seed={{seed}}.safetensors",
+    log:
+        f"{R}/logs/directions/layer={{layer}}/seed={{seed}}.log",
+    conda:
+        ENV
+    threads: THREADS
+    params:
+        settings=rule_params(
+            "directions.py",
+            methods=BUILT,
+            tokens=config["tokens"],
+            expansion=config["sae"]["expansion"],
+        ),
+    script:
+        "../scripts/directions.py"
+
+
+if BUILT:
+
+    rule baselines:
+        input:
+            **STORE,
+            manifest=f"{R}/manifest.parquet",
+            directions=f"{R}/directions/layer={{layer}}/seed={{seed}}.safetensors",
+            statistics=f"{R}/activations/layer={{layer}}/statistics.json",
+        output:
+            **of_methods(SAE, BUILT),
+        log:
+            f"{R}/logs/baselines/layer={{layer}}/k={{k}}/seed={{seed}}.log",
+        conda:
+            ENV
+        threads: THREADS
+        params:
+            settings=rule_params(
+                "baselines.py", methods=BUILT, tokens=config["tokens"]
+            ),
+        script:
+            "../scripts/baselines.py"

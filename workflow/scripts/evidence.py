@@ -1,25 +1,56 @@
-"""Gathers the evidence for and against the latents of one SAE."""
+"""Gathers the evidence about the latents of dictionaries of one grid point."""
 
 from pathlib import Path
 
-import sae
-from sae import device, files, jobs, points, vit
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file
 
-settings, point = snakemake.params.settings, snakemake.wildcards
+import sae
+from sae import files, jobs, layer
+from sae.evidence import judge
+from sae.evidence.interventions import Responses
+from sae.geometry import Geometry
+
+settings, inputs = snakemake.params.settings, snakemake.input
+
+
+def dictionary(path, codes, responses=None):
+    """Reads one dictionary: its decoder, its codes, the ViT's responses."""
+    facts = files.read_json(Path(path).parent / "sae.json")
+    seed = int(Path(path).parent.name.removeprefix("seed="))
+    found = responses and Responses.from_arrays(load_file(responses))
+    return facts, judge.Dictionary(seed, load_file(path)["W_dec"], sae.codes(Path(codes).parent), found)
+
+
 with jobs.job(snakemake) as provenance:
-    where = device.resolve(settings["device"])
-    encoder, other = (sae.load(Path(path).parent, where) for path in (snakemake.input.sae, *snakemake.input.other))
-    layer = points.Layer.read(snakemake.input)
-    found = points.gather(
-        encoder,
-        other,
-        layer,
-        vit.load(**settings["model"], device=where),
-        points.read_ranking(snakemake.input, layer, encoder.config.latents),
-        points.embedding(snakemake.input.embedding, settings["embedding"]["name"], int(point.layer), layer),
-        points.cover(snakemake.input.cover),
-        settings["latents"],
-        settings["images"],
-    )
-    for name, table in found.tables().items():
-        files.write_table(snakemake.output[name], table, provenance())
+    reference = files.read_json(inputs.reference)
+    geometry = Geometry(**reference["geometry"])
+    manifest = pd.read_parquet(inputs.manifest)
+    last = int(snakemake.wildcards.layer) == geometry.blocks - 1
+    # The last layer's activations are what the features are made of: there images are compared by their pixels.
+    embedding = np.load(inputs.thumbnails if last and not settings["embedding"] else inputs.features)
+    rows = layer.ranked(manifest, reference["ids"])
+    used = manifest.loc[manifest["status"] == "ok", "id"].isin(rows["id"]).to_numpy()
+    coverage = np.load(inputs.coverage) if "coverage" in inputs.keys() else None
+    sample = np.array(reference["ids"])
+    shown = judge.Images(rows, sample, embedding[used], coverage, reference["class_names"])
+    facts, dense = layer.LayerFacts.load(inputs.layer), pd.read_parquet(inputs.dense_probes)
+    saes, codes, responses = (jobs.listed(inputs[name]) for name in ("sae", "codes", "responses"))
+    others = list(zip(inputs.other_saes, inputs.other_codes, strict=True))
+    seeds = len(others) // len(saes)  # of each dictionary
+    for place, paths in enumerate(zip(saes, codes, responses, strict=True)):
+        config, one = dictionary(*paths)
+        same = [dictionary(*pair)[1] for pair in others[place * seeds : (place + 1) * seeds]]
+        tables = judge.judge(
+            one,
+            {other.seed: other for other in same},
+            shown,
+            facts,
+            geometry,
+            config["tokens"],
+            judge.Limits(**settings["ranking"]),
+        )
+        tables["probes"] = pd.concat([tables["probes"], dense], ignore_index=True)
+        for name, table in tables.items():
+            files.write_table(jobs.listed(snakemake.output[name])[place], table, provenance())

@@ -10,13 +10,13 @@ from sae.explorer import page, parts, point
 settings = snakemake.params.settings
 with jobs.job(snakemake):
     manifest = pd.read_parquet(snakemake.input.manifest)
-    model = files.read_json(snakemake.input.model)
-    metrics, summaries = (jobs.grid(snakemake.input[name]) for name in ("metrics", "summaries"))
+    reference = files.read_json(snakemake.input.reference)
+    metrics, summaries = (files.read_points(snakemake.input[name]) for name in ("metrics", "summaries"))
     opened = point.openable(manifest, settings["images"])["id"].tolist()
     pictured = {*opened}
     for path in snakemake.input.images:
         pictured.update(pd.read_parquet(path, columns=["image_id"])["image_id"].unique().tolist())
-    facts = {name: settings[name] for name in ("name", "model", "tokens")} | {"geometry": model["geometry"]}
+    facts = {name: settings[name] for name in ("name", "model", "tokens")} | {"geometry": reference["geometry"]}
     numbers = page.grid(metrics, summaries, settings["methods"], settings["baselines"], facts)
     data = Path(snakemake.output.grid).parent
     parts.write(data, "grid", numbers)

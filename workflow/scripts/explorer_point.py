@@ -1,26 +1,31 @@
-"""Writes what the explorer shows of one SAE's latents, and what fires on each image."""
+"""Writes the explorer's data of one SAE: its latents, and the latents that fire on each image."""
 
 from pathlib import Path
 
 import pandas as pd
+from safetensors.numpy import load_file
 
 import sae
-from sae import device, jobs, points
+from sae import files, jobs
 from sae.explorer import point
+from sae.geometry import Geometry
 
-TABLES = ("latents", "images", "classes", "scores", "causes", "effects")
+TABLES = ("latents", "images", "classes", "monosemanticity", "interventions", "effects")
 settings, here = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake):
     tables = {name: pd.read_parquet(snakemake.input[name]) for name in TABLES}
-    for name in ("fates", "chains"):
-        paths = [snakemake.input[name]] if snakemake.input[name] else []
+    for name in ("across_ks", "across_layers"):
+        paths = jobs.listed(snakemake.input[name])
         tables[name] = pd.concat([pd.DataFrame(), *map(pd.read_parquet, paths)])
-    point.write(
-        Path(snakemake.output[0]).parents[3],
-        {"layer": int(here.layer), "k": int(here.k), "method": here.method, "seed": int(here.seed)},
-        sae.load(Path(snakemake.input.sae).parent, device.resolve(settings["device"])),
-        points.Layer.read(snakemake.input),
-        point.Tables(**tables),
-        settings["seeds"],
-        settings["images"],
+    manifest = pd.read_parquet(snakemake.input.manifest)
+    about = point.Point(
+        where={"layer": int(here.layer), "k": int(here.k), "method": here.method, "seed": int(here.seed)},
+        tokens=settings["tokens"],
+        geometry=Geometry(**files.read_json(snakemake.input.reference)["geometry"]),
+        codes=sae.codes(Path(snakemake.input.codes).parent),
+        decoder=load_file(snakemake.input.sae)["W_dec"],
+        tables=point.Tables(**tables),
+        seeds=settings["seeds"],
     )
+    opened = point.openable(manifest, settings["images"])["id"].to_numpy()
+    point.write(Path(snakemake.output[0]), about, opened)

@@ -1,14 +1,14 @@
-"""Says what one layer's activations are like, and warns where they are unhealthy."""
+"""Computes statistics of one layer's activations, and warns where they are unhealthy."""
 
 import sys
 
 import pandas as pd
 
-from sae import activations, files, images, jobs
+from sae import files, images, jobs, layer
 
 with jobs.job(snakemake) as provenance:
     train = images.used(pd.read_parquet(snakemake.input.manifest), images.TRAIN)
-    facts = activations.statistics(snakemake.input.shards, snakemake.params.settings["tokens"], train["id"])
+    facts = layer.statistics(snakemake.input.shards, snakemake.params.settings["tokens"], train["id"])
     for warning in facts["warnings"]:
         print(f"layer {snakemake.wildcards.layer}: {warning}", file=sys.stderr)
     files.write_json(snakemake.output[0], facts | {"provenance": provenance()})

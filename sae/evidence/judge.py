@@ -1,0 +1,153 @@
+"""All evidence about the latents of one dictionary, as tables: a function of files, without the ViT and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sae.codes import Codes
+from sae.evidence import classes, interventions, matching, monosemanticity, probing, summary, token_types
+from sae.evidence.interventions import Responses
+from sae.evidence.ranking import Ranking, rank
+from sae.geometry import Geometry
+from sae.images import HELD_OUT
+from sae.layer import LayerFacts, probed
+
+_OBJECT = ("shape", "colour", "texture", "size")  # attributes of the object whose coverage is known
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images by which latents are judged.
+
+    Attributes:
+        rows: the manifest's rows of the ranked images.
+        sample: ids of the held-out ones that went through the ViT.
+        embedding: of the ranked images [n, D], not of the layer under study; see `monosemanticity`.
+        coverage: the share of each patch that the object covers, for the sample [m, patches]; None where unknown.
+        names: the classes of the ViT's head, by group.
+    """
+
+    rows: pd.DataFrame
+    sample: np.ndarray
+    embedding: np.ndarray
+    coverage: np.ndarray | None
+    names: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """A dictionary and its codes. decoder: W_dec [F, d]. responses: of the ViT; None for a second seed."""
+
+    seed: int
+    decoder: np.ndarray
+    codes: Codes
+    responses: Responses | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is kept and what counts: the config's section `ranking`."""
+
+    images: int = 16
+    classes: int = 10
+    support: int = 5
+
+
+def judge(
+    dictionary: Dictionary,
+    others: Mapping[int, Dictionary],
+    shown: Images,
+    facts: LayerFacts,
+    geometry: Geometry,
+    tokens: str,
+    limits: Limits,
+) -> dict[str, pd.DataFrame]:
+    """Returns the tables of the ranking and the evidence by name; docs/data.md describes every column.
+
+    Args:
+        others: dictionaries of other seeds, at least one.
+        tokens: which tokens the dictionary reads.
+    """
+    codes, rows = dictionary.codes, shown.rows
+    sample = codes.of(shown.sample)
+    ranking = rank(codes, rows, geometry, geometry.select(tokens), limits.images, limits.classes, limits.support)
+    stable = matching.stability(
+        (dictionary.decoder, sample.z),
+        {seed: (other.decoder, other.codes.of(shown.sample).z) for seed, other in others.items()},
+    )
+    latents = ranking.latents.merge(stable.drop(columns="fires"), on="latent")
+    tables = {"latents": latents, "images": ranking.images, "classes": ranking.classes}
+    tables["best_latents"] = ranking.best_latents
+    tables["monosemanticity"] = _monosemanticity(codes, shown.embedding)
+
+    labels = classes.attributes(rows)
+    train = (rows["split"] != HELD_OUT).to_numpy()
+    place = probed(rows)
+    read = {name: values[place] for name, values in labels.items()}
+    probes = probing.probe(codes.images[place], read, train[place])
+    tables["probes"] = probes.table
+
+    # The class that correlates, be it confirmed or not; classes with too few images to be tested come last.
+    named = ranking.classes.assign(tested=ranking.classes["q"].notna())
+    named = named.sort_values(["latent", "tested", "mcc"], ascending=[True, False, False])
+    tables["interventions"], tables["effects"] = interventions.tables(dictionary.responses, shown.names, named)
+
+    patches = geometry.count
+    located = None
+    if shown.coverage is not None and codes.tokens >= patches and len(ranking.best_latents):
+        here = _of_sample(labels, rows, shown.sample)
+        objects = {
+            (name, value): np.asarray(here[name] == value) for name in _OBJECT for value in here[name].categories
+        }
+        located = token_types.localisation(sample.last(patches), shown.coverage, ranking.best_latents, objects)
+    tables["localisation"] = located[0] if located else pd.DataFrame()
+
+    drawn = summary.weights(len(shown.sample))
+    parts = {"fvu": summary.fidelity(codes.error, facts.spread, drawn)}
+    parts |= _classes(ranking, sample, _of_sample(labels, rows, shown.sample), drawn)
+    if len(probes.table):
+        chosen = summary.weights(int((~train[place]).sum()))
+        parts |= {f"probe_{size}": summary.probed(probes, size, chosen) for size in (1, 5)}
+    first = others[min(others)].codes.of(shown.sample)
+    partner = latents["partners_by_correlation"].str[0].to_numpy(np.int64)
+    parts["stability"] = summary.stability(sample, first, partner, drawn)
+    parts |= summary.interventions(tables["interventions"])
+    if located and located[2].any():
+        parts["pointing"] = summary.pointing(located[1], located[2], drawn)
+    tables["summary"] = summary.table(parts)
+    return tables
+
+
+def _monosemanticity(codes: Codes, embedding: np.ndarray) -> pd.DataFrame:
+    strongest = codes.images
+    table = pd.DataFrame({"latent": np.arange(codes.latents)})
+    table["monosemanticity"] = monosemanticity.monosemanticity(strongest, embedding)
+    table["monosemanticity_shuffled"] = monosemanticity.shuffled(strongest, embedding, np.random.default_rng(0))
+    mean, deviation = monosemanticity.chance(strongest, embedding)
+    return table.assign(monosemanticity_chance=mean, monosemanticity_deviation=deviation)
+
+
+def _of_sample(
+    labels: Mapping[str, pd.Categorical], rows: pd.DataFrame, sample: np.ndarray
+) -> dict[str, pd.Categorical]:
+    place = pd.Index(rows["id"]).get_indexer(sample)
+    return {name: values[place] for name, values in labels.items()}
+
+
+def _classes(
+    ranking: Ranking, sample: Codes, labels: Mapping[str, pd.Categorical], drawn: np.ndarray
+) -> dict[str, tuple[float, np.ndarray, int]]:
+    """Returns how well classes are found by their best latents, and how well latents tell their best classes."""
+    if not len(ranking.best_latents):
+        return {}
+    answered, true, _known = summary.answers(sample.images, ranking.best_latents, labels)
+    parts = summary.recovery(answered, true, drawn)
+    best = ranking.classes[ranking.classes["q"].notna()].sort_values("mcc", ascending=False, kind="stable")
+    best = best.drop_duplicates("latent")
+    alive = int((ranking.latents["status"] == "alive").sum())
+    parts["class_selectivity"] = summary.selectivity(*summary.answers(sample.images, best, labels), drawn, alive)
+    return parts
