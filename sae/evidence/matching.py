@@ -1,4 +1,4 @@
-"""Is a latent found again, by another seed, at another k, in the next layer? Matches, beside what chance gives.
+"""Is a latent found again, by another seed, at another k, in the next layer? Matches, beside those by chance.
 
 Two latents of the same layer can be compared by what they write (the cosine of their decoder rows), any two by when
 they fire (the correlation of their activations on the same tokens).
@@ -6,18 +6,17 @@ they fire (the correlation of their activations on the same tokens).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations, pairwise
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.optimize import linear_sum_assignment
 
 from sae.errors import InputError
+from sae.evidence.measures import FOUND, RELATED
 
-FATES = ("same", "split", "changed", "merged", "lost", "dead")
-_PARTNERS = ("partner_seeds", "partners_by_cosine", "partners_by_correlation", "partner_correlations")
+OUTCOMES = ("same", "split", "changed", "merged", "lost", "dead")
 _BLOCK = 2**24  # how many correlations are computed at a time, so that 24,576 x 24,576 of them need no tens of GB
 
 
@@ -60,65 +59,61 @@ def assign(similarity: np.ndarray) -> pd.DataFrame:
     Returns a row per latent of the first: latent, other, similarity. Where F > G, the F - G latents without a partner
     have other -1 and similarity NaN.
     """
+    from scipy.optimize import linear_sum_assignment  # here: the import takes longer than most matchings
+
     latent, partner = linear_sum_assignment(similarity, maximize=True)
     other, value = np.full(len(similarity), -1), np.full(len(similarity), np.nan)
     other[latent], value[latent] = partner, similarity[latent, partner]
     return pd.DataFrame({"latent": np.arange(len(similarity)), "other": other, "similarity": value})
 
 
-def stability(decoders: dict[int, np.ndarray], codes: dict[int, sparse.csr_array]) -> pd.DataFrame:
+def stability(
+    own: tuple[np.ndarray, sparse.csr_array], others: Mapping[int, tuple[np.ndarray, sparse.csr_array]]
+) -> pd.DataFrame:
     """How well each latent is found again by SAEs that differ from its own in the seed alone.
 
-    Each two seeds are matched one to one, once on the cosine of their decoder rows and once on the correlation of their
-    activations; a latent's stability is its similarity with its partner, averaged over the other seeds. 1: every seed
-    has it; what chance gives is in `null_stability`. Latents that never fire take part in the matching too.
+    Its SAE is matched with each other one to one, once on the cosine of their decoder rows and once on the correlation
+    of their activations; a latent's stability is its similarity with its partner, averaged over the other seeds. 1:
+    every seed has it; `null_stability` gives the values by chance. Latents that never fire take part in the matching.
 
     Sources: Hungarian matching across seeds, Paulo & Belrose 2025 (arXiv 2501.16615); stability as the mean similarity
     after it, Fel et al. 2025 (arXiv 2502.12892).
 
     Args:
-        decoders: by seed, W_dec [F, d].
-        codes: by seed, activations [n, F] on the same n tokens.
+        own: W_dec [F, d] and activations [n, F].
+        others: by seed, the same of the other SAEs, on the same n tokens.
 
     Returns:
-        a row per seed and latent: seed, latent, fires (on any of the tokens), stability_cosine, stability_correlation
-        (NaN where it does not fire); and for each other seed, in lists: partner_seeds, the counterparts there
-        partners_by_cosine and partners_by_correlation, and partner_correlations, how well the latter correlate.
+        a row per latent: latent, fires (on any of the tokens), stability_cosine, stability_correlation (NaN where it
+        does not fire); and in lists by other seed: partner_seeds, the partners partners_by_cosine and
+        partners_by_correlation, and partner_correlations, how well the latter correlate.
 
     Raises:
-        InputError: there is one seed only, or the dictionaries differ in size.
+        InputError: there is no other seed, or the dictionaries differ in size.
     """
-    seeds = sorted(decoders)
-    if len(seeds) < 2:
+    if not others:
         raise InputError("stability: needs SAEs of two seeds or more")
-    if len({decoders[seed].shape for seed in seeds}) > 1:
+    decoder, z = own
+    if any(other.shape != decoder.shape for other, _z in others.values()):
         raise InputError("stability: the seeds' dictionaries differ in size")
-    similarity = {name: {seed: [] for seed in seeds} for name in ("cosine", "correlation")}
-    partners: dict[int, dict[str, list]] = {seed: {name: [] for name in _PARTNERS} for seed in seeds}
-    for one, two in combinations(seeds, 2):
-        pairs = {
-            "correlation": assign(correlation(codes[one], codes[two])),
-            "cosine": assign(_unit(decoders[one]) @ _unit(decoders[two]).T),
+    fires, seeds = z.sum(0) > 0, sorted(others)
+    by_cosine = [assign(_unit(decoder) @ _unit(others[seed][0]).T) for seed in seeds]
+    by_correlation = [assign(correlation(z, others[seed][1])) for seed in seeds]
+    cosines, correlations = (
+        np.stack([pairs["similarity"] for pairs in found], 1) for found in (by_cosine, by_correlation)
+    )
+    return pd.DataFrame(
+        {
+            "latent": np.arange(len(fires)),
+            "fires": fires,
+            "stability_cosine": cosines.mean(1),
+            "stability_correlation": np.where(fires, correlations.mean(1), np.nan),
+            "partner_seeds": list(np.tile(seeds, (len(fires), 1))),
+            "partners_by_cosine": list(np.stack([pairs["other"] for pairs in by_cosine], 1)),
+            "partners_by_correlation": list(np.stack([pairs["other"] for pairs in by_correlation], 1)),
+            "partner_correlations": list(correlations),
         }
-        for here, there in ((one, two), (two, one)):
-            partners[here]["partner_seeds"].append(np.full(codes[here].shape[1], there))
-        for name, found in pairs.items():
-            back = np.argsort(found["other"])  # the same pairs, in the order of the second seed's latents
-            for seed, other, order in ((one, found["other"].to_numpy(), slice(None)), (two, back, back)):
-                values = found["similarity"].to_numpy()[order]
-                similarity[name][seed].append(values)
-                partners[seed][f"partners_by_{name}"].append(other)
-                if name == "correlation":
-                    partners[seed]["partner_correlations"].append(values)
-    tables = []
-    for seed in seeds:
-        fires = codes[seed].sum(0) > 0
-        table = {"seed": seed, "latent": np.arange(len(fires)), "fires": fires}
-        table["stability_cosine"] = np.mean(similarity["cosine"][seed], 0)
-        table["stability_correlation"] = np.where(fires, np.mean(similarity["correlation"][seed], 0), np.nan)
-        table |= {name: list(np.stack(lists, 1)) for name, lists in partners[seed].items()}
-        tables.append(pd.DataFrame(table))
-    return pd.concat(tables, ignore_index=True)
+    )
 
 
 def null_stability(latents: int, tokens: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -149,8 +144,8 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
 
 
-def fates(r: np.ndarray, fired: np.ndarray, threshold: float = 0.5, partial: float = 0.3) -> pd.DataFrame:
-    """What becomes of each latent of one SAE in a second SAE of the same layer, say at another k.
+def across_ks(r: np.ndarray, fired: np.ndarray, threshold: float = FOUND, partial: float = RELATED) -> pd.DataFrame:
+    """The outcome of each latent of one SAE in a second SAE of the same layer, at another k.
 
     A latent's best match is the latent of the other SAE with which its activations correlate most. Its children are the
     latents of the second whose own best match it is, with r >= partial. The first of these that holds:
@@ -173,7 +168,7 @@ def fates(r: np.ndarray, fired: np.ndarray, threshold: float = 0.5, partial: flo
         fired: bool [F], whether the first's latent fires on any token.
 
     Returns:
-        a row per latent of the first: latent, fate (one of FATES), best (index in the second) and r_best (-1 and NaN
+        a row per latent of the first: latent, outcome (one of OUTCOMES), best (index in the second) and r_best (-1 and NaN
         for the dead), children (how many), child_latents (which, by falling r).
     """
     latents, others = np.arange(r.shape[0]), np.arange(r.shape[1])
@@ -185,7 +180,7 @@ def fates(r: np.ndarray, fired: np.ndarray, threshold: float = 0.5, partial: flo
     children = np.bincount(parent[order], minlength=len(latents))
     mutual = parent[best] == latents
     same = mutual & (r_best >= threshold) & ((children < 2) | (r_best >= np.sqrt(1 - partial**2)))
-    fate = np.select(
+    outcome = np.select(
         [~fired, r_best < partial, same, children >= 2, mutual],
         ["dead", "lost", "same", "split", "changed"],
         "merged",
@@ -193,7 +188,7 @@ def fates(r: np.ndarray, fired: np.ndarray, threshold: float = 0.5, partial: flo
     return pd.DataFrame(
         {
             "latent": latents,
-            "fate": fate,
+            "outcome": outcome,
             "best": np.where(fired, best, -1),
             "r_best": np.where(fired, r_best, np.nan),
             "children": children,
@@ -205,8 +200,8 @@ def fates(r: np.ndarray, fired: np.ndarray, threshold: float = 0.5, partial: flo
 def shuffled_rows(z: sparse.csr_array, tokens_per_image: int, rng: np.random.Generator) -> sparse.csr_array:
     """Codes z [n, F] with the images' rows dealt out anew: each image gets the tokens of another one, in their order.
 
-    How often and how strongly latents fire, and where in the image, stays: what still matches does so by chance or by
-    position.
+    How often and how strongly latents fire, and where in the image, stays: the matches that remain are due to chance or
+    to position.
 
     Raises:
         InputError: n is no multiple of tokens_per_image, or there is one image only.
@@ -220,7 +215,9 @@ def shuffled_rows(z: sparse.csr_array, tokens_per_image: int, rng: np.random.Gen
     return z[(source[:, None] * tokens_per_image + np.arange(tokens_per_image)).ravel()]
 
 
-def chains(correlations: Sequence[np.ndarray], fired: Sequence[np.ndarray], threshold: float = 0.5) -> pd.DataFrame:
+def across_layers(
+    correlations: Sequence[np.ndarray], fired: Sequence[np.ndarray], threshold: float = FOUND
+) -> pd.DataFrame:
     """Follows latents through L layers, each with its own SAE, by the correlation of their activations.
 
     previous, next: the best match in the layer before and after; a latent `appears` where it fires and r_previous is
@@ -244,14 +241,14 @@ def chains(correlations: Sequence[np.ndarray], fired: Sequence[np.ndarray], thre
         InputError: the matrices do not fit the layers.
     """
     if [r.shape for r in correlations] != [(len(a), len(b)) for a, b in pairwise(fired)]:
-        raise InputError("chains: needs one matrix [F_l, F_l+1] for each two consecutive layers")
+        raise InputError("across_layers: needs one matrix [F_l, F_l+1] for each two consecutive layers")
     start = [np.full(len(alive), position) for position, alive in enumerate(fired)]
     end = [part.copy() for part in start]
     links = [_mutual(r, threshold) for r in correlations]
-    for position, (here, there) in enumerate(links):
-        start[position + 1][there] = start[position][here]
-    for position, (here, there) in reversed(list(enumerate(links))):
-        end[position][here] = end[position + 1][there]
+    for position, (latent, successor) in enumerate(links):
+        start[position + 1][successor] = start[position][latent]
+    for position, (latent, successor) in reversed(list(enumerate(links))):
+        end[position][latent] = end[position + 1][successor]
 
     tables = []
     for position, alive in enumerate(fired):
@@ -290,9 +287,9 @@ def _best(r: np.ndarray | None, alive: np.ndarray, threshold: float) -> tuple[pd
     )
 
 
-def layer_summary(chains: pd.DataFrame) -> pd.DataFrame:
-    """Counts of latents by layer, from `chains`: position, latents, alive, appear, persist, end; missing as there."""
-    layers = chains.groupby("position")
+def layer_summary(matches: pd.DataFrame) -> pd.DataFrame:
+    """Counts of latents by layer, from `across_layers`: position, latents, alive, appear, persist, end; missing as there."""
+    layers = matches.groupby("position")
     counts = {"latents": layers.size(), "alive": layers["fires"].sum()}
     for name, column in {"appear": "appears", "persist": "persists", "end": "ends"}.items():
         counts[name] = layers[column].sum(min_count=1).astype("Int64")

@@ -6,32 +6,31 @@ for their use on SAEs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
+from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 from sae.errors import InputError
 
-_STRENGTHS = (0.001, 0.03, 1.0)  # inverse regularisations C that the dense probe chooses from, the strongest first
+STRENGTHS = (0.001, 0.03, 1.0)  # inverse regularisations C that the dense probe chooses from, the strongest first
+_COLUMNS = "attribute class probe auroc balanced_accuracy f1 support_train support_held_out latents".split()
 
 
 @dataclass(frozen=True)
 class Probes:
-    """What probes say of held-out images.
+    """The answers of probes on held-out images.
 
     table: a row per attribute, class and probe: attribute, class, probe (the number of latents as text; `dense`;
     `shuffled`), auroc, balanced_accuracy, f1 (see `measure`), support_train and support_held_out (images of the class),
-    latents (those the probe reads, the best first; empty for `dense`). scores: float64 [held-out images, rows], what
-    each row's probe says of each held-out image, above 0 for the class; NaN where the image's class is not known.
-    truth: bool of the same shape, whether the image is of the row's class. Images are in the order given, so
-    `measure(scores[draw], truth[draw])` is what one bootstrap draw of the images gives.
+    latents (those the probe reads, the best first; empty for `dense`). scores: float64 [held-out images, rows], the
+    log-odds that each row's probe gives to each held-out image, above 0 for the class; NaN where the image's class is
+    not known. truth: bool of the same shape, whether the image is of the row's class. Images are in the order given, so
+    `auroc(scores, truth, weights)` is the AUROC on draws of these images.
     """
 
     table: pd.DataFrame
@@ -39,11 +38,25 @@ class Probes:
     truth: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Attribute:
+    """One attribute's classes to probe: a row each, the class of every image (-1: not known), and the known images."""
+
+    classes: pd.DataFrame
+    number: np.ndarray
+    fit: np.ndarray
+    test: np.ndarray
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Whether each image is of each class, bool [n, classes]."""
+        return self.number[:, None] == self.classes["number"].to_numpy()
+
+
 # The matrices are small: threads would wait for each other several times as long as one of them works.
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def probe(
     latents: sparse.csr_array,
-    dense: np.ndarray | None,
     labels: Mapping[str, Sequence],
     train: np.ndarray,
     sizes: Sequence[int] = (1, 2, 5),
@@ -56,84 +69,121 @@ def probe(
     A probe is a logistic regression on standardised inputs, with classes weighted to count alike. The k latents it
     reads are those with the best AUROC by themselves, for the class or against it, on the train images: unlike the
     difference of means, AUROC is not swayed by a few strong activations, and a monotone change of a latent does not
-    change it. The latents are not chosen jointly: two of the best may say the same.
+    change it. The latents are not chosen jointly: two of the best may tell the same.
 
-    The probe `dense` reads all of `dense`; its regularisation, one for an attribute, is the best of three on a quarter
-    of the train images kept apart. `shuffled` reads max(sizes) latents and is chosen and fitted on the class's
-    train labels in random order: it shows what choosing the best of many latents gains by chance, on average an AUROC
-    of 0.5. Images whose class is not known take no part in an attribute.
+    The probe `shuffled` reads max(sizes) latents and is chosen and fitted on the class's train labels in random order:
+    it shows how much is gained by chance when the best of many latents are chosen, on average an AUROC of 0.5. Images
+    whose class is not known take no part in an attribute.
 
     Args:
         latents: image-level activations [n, F], above 0 where stored, such as `Codes.images`.
-        dense: image-level raw activations [n, d], such as mean and maximum over an image's tokens side by side: a mean
-            alone hides what covers few patches, and latents count by their strongest token. None: no dense probe.
         labels: attribute -> the class of each image [n], None or NaN where it is not known.
         train: bool [n], which images probes are fitted on; all others are held out.
         sizes: how many latents a probe reads.
         minimum_support: images that a class, and the rest, must have in each split to be probed.
         most_classes: at most so many classes of all attributes together, those with the most images.
-        seed: of the shuffled labels and of the images kept apart.
+        seed: of the shuffled labels.
 
     Raises:
-        InputError: minimum_support is below 4, too few to keep a quarter apart.
+        InputError: minimum_support is below 4, too few to keep a quarter apart (see `probe_dense`).
     """
-    if minimum_support < 4:
-        raise InputError(f"minimum_support {minimum_support}: a probe needs at least 4 images of a class")
-    rng, train = np.random.default_rng(seed), np.asarray(train, bool)
-    most, rows, scores, truth = max(sizes), [], [], []
-    test, fit = np.flatnonzero(~train), None
-    unseen = latents[test].tocsc()
-    for attribute, part in _supported(labels, train, minimum_support, most_classes).groupby("attribute", sort=False):
-        number, _names = pd.factorize(np.asarray(labels[attribute], object), sort=True)
-        known = np.flatnonzero(train & (number >= 0))
-        if not np.array_equal(known, fit):  # most attributes are known of the same images: sorting takes longest
-            fit, seen = known, latents[known].tocsc()
+    rng, most, fit, found = np.random.default_rng(seed), max(sizes), None, []
+    unseen = latents[np.flatnonzero(~np.asarray(train, bool))].tocsc()
+    for part in _attributes(labels, train, minimum_support, most_classes):
+        if not np.array_equal(part.fit, fit):  # most attributes are known of the same images: sorting takes longest
+            fit, seen = part.fit, latents[part.fit].tocsc()
             ranks = latent_ranks(seen)
-        y = number[:, None] == part["number"].to_numpy()
-        shuffled = rng.permuted(y[fit], axis=0)  # each class by itself, so that their errors are independent
-        chosen, by_chance = (_select(ranks, target, most) for target in (y[fit], shuffled))
-        by_dense = None if dense is None else _dense(dense, y, fit, test, number, rng)
-        unknown = number[test] < 0
-        for place, row in enumerate(part.itertuples()):
-            probes = [(str(size), y[fit, place], chosen[place, :size]) for size in sizes]
-            probes.append(("shuffled", shuffled[:, place], by_chance[place]))
-            said = {}
-            for name, target, few in probes:
-                said[name] = few, _said(seen[:, few].toarray(), target, unseen[:, few].toarray())
-            if by_dense is not None:
-                said["dense"] = [], by_dense[:, place]
-            for name, (few, score) in said.items():
-                rows.append([attribute, row.name, name, row.train, row.held_out, list(map(int, few))])
-                scores.append(np.where(unknown, np.nan, score))
-                truth.append(y[test, place])
-    facts = ["attribute", "class", "probe", "support_train", "support_held_out", "latents"]
-    table = pd.DataFrame(rows, columns=facts)
-    scores = np.array(scores, np.float64).reshape(len(rows), len(test)).T
-    truth = np.array(truth, bool).reshape(len(rows), len(test)).T
-    table = pd.concat([table, measure(scores, truth)], axis=1)
-    return Probes(table[["attribute", "class", "probe", "auroc", "balanced_accuracy", "f1", *facts[3:]]], scores, truth)
+        y = part.truth[fit]
+        shuffled = rng.permuted(y, axis=0)  # each class by itself, so that their errors are independent
+        chosen, by_chance = (_select(ranks, target, most) for target in (y, shuffled))
+        probes = {str(size): (y, chosen[:, :size]) for size in sizes} | {"shuffled": (shuffled, by_chance)}
+        used, place = np.unique(np.concatenate([few.ravel() for _y, few in probes.values()]), return_inverse=True)
+        x, x_test = _standardised(seen[:, used].toarray(), unseen[:, used].toarray())
+        places = np.split(place, np.cumsum([few.size for _y, few in probes.values()])[:-1])
+        for (name, (target, few)), columns in zip(probes.items(), places, strict=True):
+            columns = columns.reshape(few.shape)
+            beta = logistic(x.T[columns], target.T)
+            scores = np.einsum("ck,ckn->nc", beta[:, :-1], x_test.T[columns]) + beta[:, -1]
+            found.append((part, part.classes.assign(probe=name, latents=few.tolist()), scores))
+    return _probes(found, train)
+
+
+@threadpool_limits.wrap(limits=1, user_api="blas")
+def probe_dense(
+    x: np.ndarray,
+    labels: Mapping[str, Sequence],
+    train: np.ndarray,
+    minimum_support: int = 5,
+    most_classes: int = 60,
+    seed: int = 0,
+) -> Probes:
+    """Fits the probes `dense`, which read all raw activations: the same for all dictionaries of a layer.
+
+    The regularisation, one for an attribute, is the best of three on a quarter of the train images kept apart.
+
+    Args:
+        x: image-level raw activations [n, d], such as mean and maximum over an image's tokens side by side: a mean
+            alone hides small objects, and latents count by their strongest token.
+        seed: of the images kept apart.
+
+    Other arguments and errors: see `probe`.
+    """
+    rng, found = np.random.default_rng([seed, 1]), []
+    for part in _attributes(labels, train, minimum_support, most_classes):
+        y = part.truth
+        # Every fourth image in the order of the classes: each class is in both parts.
+        mixed = rng.permutation(part.fit)
+        mixed = mixed[np.argsort(part.number[mixed], kind="stable")]
+        apart = np.arange(len(mixed)) % 4 == 1
+        inner, outer = mixed[~apart], mixed[apart]
+        tried = [measure(_ridge(x[inner], y[inner], x[outer], strength), y[outer])["auroc"] for strength in STRENGTHS]
+        best = STRENGTHS[int(np.argmax([auroc.mean() for auroc in tried]))]
+        rows = part.classes.assign(probe="dense", latents=[[] for _ in range(len(part.classes))])
+        found.append((part, rows, _ridge(x[part.fit], y[part.fit], x[part.test], best)))
+    return _probes(found, train)
 
 
 def measure(scores: np.ndarray, truth: np.ndarray) -> pd.DataFrame:
     """Returns auroc, balanced_accuracy and f1 for each column of scores and truth [n, rows], see `Probes`.
 
-    auroc: the chance that an image of the class scores higher than one of the rest, a tie counting half.
-    balanced_accuracy: (share of the class's images above 0 + share of the rest's at or below 0) / 2; 0.5 for any
-    constant answer. f1: 2·TP / (2·TP + FP + FN). Scores that are NaN are left out. NaN where a column has no image of
-    the class, or none of the rest.
+    auroc: see `auroc`. balanced_accuracy: (share of the class's images above 0 + share of the rest's at or below 0) /
+    2; 0.5 for any constant answer. f1: 2·TP / (2·TP + FP + FN). Scores that are NaN are left out. NaN where a column
+    has no image of the class, or none of the rest.
     """
     known = ~np.isnan(scores)
     yes, no = known & truth, known & ~truth
     positives, negatives = yes.sum(0), no.sum(0)
-    # Unknown ones rank behind all others and so change no rank that counts.
-    ranks = rankdata(np.where(known, scores, np.inf), axis=0) if scores.size else scores
-    above = np.where(yes, ranks, 0).sum(0) - positives * (positives + 1) / 2
     hits, alarms = (yes & (scores > 0)).sum(0), (no & (scores > 0)).sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        auroc = above / (positives * negatives)
         accuracy = (hits / positives + 1 - alarms / negatives) / 2
         f1 = np.where(np.isnan(accuracy), np.nan, 2 * hits / (hits + alarms + positives))
-    return pd.DataFrame({"auroc": auroc, "balanced_accuracy": accuracy, "f1": f1})
+    return pd.DataFrame({"auroc": auroc(scores, truth)[0], "balanced_accuracy": accuracy, "f1": f1})
+
+
+def auroc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Returns the chance that an image of the class scores higher than one of the rest, a tie counting half.
+
+    Args:
+        scores, truth: [n, rows], see `Probes`. Scores that are NaN are left out.
+        weights: how often each image counts, [draws, n]; None: once.
+
+    Returns:
+        float64 [draws, rows]; NaN where no image of the class counts, or none of the rest.
+    """
+    times = np.ones((len(scores), 1)) if weights is None else np.asarray(weights, np.float64).T
+    found = np.full((times.shape[1], scores.shape[1]), np.nan)
+    for i, (score, of_class) in enumerate(zip(scores.T, truth.T, strict=True)):
+        order = np.argsort(score)[: np.count_nonzero(~np.isnan(score))]  # NaN are sorted behind all others
+        if not len(order):
+            continue
+        score, drawn = score[order], times[order]
+        level = np.append(0, np.flatnonzero(score[1:] != score[:-1]) + 1)  # where the next higher score begins
+        positive = np.add.reduceat(drawn * of_class[order, None], level)
+        negative = np.add.reduceat(drawn, level) - positive
+        below = np.cumsum(negative, 0) - negative / 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found[:, i] = (positive * below).sum(0) / (positive.sum(0) * negative.sum(0))
+    return found
 
 
 def latent_ranks(latents: sparse.csc_array) -> sparse.csc_array:
@@ -171,17 +221,64 @@ def latent_auroc(ranks: sparse.csc_array, y: np.ndarray) -> np.ndarray:
     return (total - positives * (positives - 1) / 2) / (positives * negatives)
 
 
-def _supported(labels: Mapping[str, Sequence], train: np.ndarray, minimum: int, most: int) -> pd.DataFrame:
-    """Returns the classes to probe: attribute, name, its number among the attribute's sorted classes, its supports."""
-    parts = [pd.DataFrame(columns=["attribute", "name", "number", "train", "held_out", "images"])]
+def logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Fits p logistic regressions at once, by Newton's method: a few inputs need a few steps.
+
+    Minimises Σ_i w_i log(1 + exp(-s_i (β·x_i + β_0))) + ‖β‖² / 2, with s_i = ±1 and weights w_i by which both classes
+    count alike and sum to n: scikit-learn's LogisticRegression(C=1, class_weight="balanced").
+
+    Args:
+        x: standardised inputs, float64 [p, k, n].
+        y: bool [p, n], each with both classes.
+
+    Returns:
+        β and, last, the intercept β_0, float64 [p, k + 1].
+    """
+    x = np.concatenate([x, np.ones_like(x[:, :1])], 1)
+    sign, penalty = np.where(y, 1.0, -1.0), np.append(np.ones(x.shape[1] - 1), 0)
+    positives = y.sum(1, keepdims=True)
+    weight = y.shape[1] / 2 / np.where(y, positives, y.shape[1] - positives)
+
+    def evaluate(beta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        margin = sign * (beta[:, None] @ x)[:, 0]
+        loss = (weight * np.logaddexp(0, -margin)).sum(1) + (penalty * beta**2).sum(1) / 2
+        return margin, loss[:, None]
+
+    beta = np.zeros(x.shape[:2])
+    margin, loss = evaluate(beta)
+    for _ in range(100):
+        wrong = expit(-margin)
+        gradient = penalty * beta - (x @ (weight * sign * wrong)[..., None])[..., 0]
+        if np.abs(gradient).max() < 1e-6:
+            break
+        curvature = (x * (weight * wrong * (1 - wrong))[:, None]) @ x.swapaxes(1, 2) + np.diag(penalty)
+        step, best = np.linalg.solve(curvature, gradient[..., None])[..., 0], loss
+        margin, loss = evaluate(beta - step)
+        while (worse := loss > best * (1 + 1e-9)).any():  # too far: the loss must not rise
+            step = np.where(worse, step / 2, step)
+            margin, loss = evaluate(beta - step)
+        beta = beta - step
+    return beta
+
+
+def _attributes(labels: Mapping[str, Sequence], train: np.ndarray, minimum: int, most: int) -> Iterator[_Attribute]:
+    """Yields the attributes that have classes to probe."""
+    if minimum < 4:
+        raise InputError(f"minimum_support {minimum}: a probe needs at least 4 images of a class")
+    train, numbers, parts = np.asarray(train, bool), {}, [pd.DataFrame(columns=["images"])]
     for attribute, values in labels.items():
         number, names = pd.factorize(np.asarray(values, object), sort=True)
         support = [np.bincount(number[part & (number >= 0)], minlength=len(names)) for part in (train, ~train)]
         enough = np.all([(s >= minimum) & (s.sum() - s >= minimum) for s in support], axis=0)
-        rows = zip(names, range(len(names)), *support, sum(support), strict=True)
-        parts.append(pd.DataFrame([[attribute, *row] for row in rows], columns=parts[0].columns)[enough])
+        table = {"attribute": attribute, "class": names, "number": np.arange(len(names)), "images": sum(support)}
+        table |= {"support_train": support[0], "support_held_out": support[1]}
+        numbers[attribute] = number
+        parts.append(pd.DataFrame(table)[enough])
     table = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
-    return table.loc[sorted(table["images"].sort_values(ascending=False, kind="stable").index[:most])]
+    chosen = table.loc[sorted(table["images"].sort_values(ascending=False, kind="stable").index[:most])]
+    for attribute, part in chosen.groupby("attribute", sort=False) if len(chosen) else ():
+        number = numbers[attribute]
+        yield _Attribute(part, number, np.flatnonzero(train & (number >= 0)), np.flatnonzero(~train))
 
 
 def _select(ranks: sparse.csc_array, y: np.ndarray, most: int) -> np.ndarray:
@@ -189,25 +286,32 @@ def _select(ranks: sparse.csc_array, y: np.ndarray, most: int) -> np.ndarray:
     return np.argsort(-np.abs(latent_auroc(ranks, y) - 0.5), axis=1, kind="stable")[:, :most]
 
 
-def _said(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, C: float = 1.0) -> np.ndarray:
-    """Fits a probe on x [n, inputs] and y [n]; returns what it says of x_test, [held-out images]."""
+def _standardised(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales the columns of both to mean 0 and variance 1 in x, float64; a column that is constant in x becomes 0."""
     x, x_test = x.astype(np.float64), x_test.astype(np.float64)
-    scaler = StandardScaler().fit(x)
-    model = LogisticRegression(C=C, class_weight="balanced", max_iter=1000).fit(scaler.transform(x), y)
-    return model.decision_function(scaler.transform(x_test))
+    mean, spread = x.mean(0), x.std(0)
+    spread = np.where(spread > 1e-9 * np.abs(mean), spread, np.inf)
+    return (x - mean) / spread, (x_test - mean) / spread
 
 
-def _dense(
-    x: np.ndarray, y: np.ndarray, fit: np.ndarray, test: np.ndarray, number: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Returns what the dense probes say of the images `test`, [len(test), classes]."""
-    # Every fourth image in the order of the classes: each class is in both parts.
-    mixed = rng.permutation(fit)
-    mixed = mixed[np.argsort(number[mixed], kind="stable")]
-    apart = np.arange(len(mixed)) % 4 == 1
+def _ridge(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, strength: float) -> np.ndarray:
+    """Fits a probe on x [n, d] for each class of y [n, classes]; returns its scores of x_test, [n_test, classes]."""
+    from sklearn.linear_model import LogisticRegression  # here: it takes seconds to import, and most probes do without
 
-    def said(rows: np.ndarray, others: np.ndarray, strength: float) -> np.ndarray:
-        return np.stack([_said(x[rows], column[rows], x[others], strength) for column in y.T], 1)
+    x, x_test = _standardised(x, x_test)
+    model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
+    return np.stack([model.fit(x, column).decision_function(x_test) for column in y.T], 1)
 
-    quality = [measure(said(mixed[~apart], mixed[apart], C), y[mixed[apart]])["auroc"].mean() for C in _STRENGTHS]
-    return said(fit, test, _STRENGTHS[int(np.argmax(quality))])
+
+def _probes(parts: list[tuple[_Attribute, pd.DataFrame, np.ndarray]], train: np.ndarray) -> Probes:
+    """Puts probes together, class by class: for each attribute tables of its classes and their scores beside them."""
+    if not parts:
+        empty = np.zeros((np.count_nonzero(~np.asarray(train, bool)), 0))
+        return Probes(pd.DataFrame(columns=_COLUMNS), empty, empty.astype(bool))
+    table = pd.concat([rows for _part, rows, _scores in parts])
+    order = np.argsort(table.index, kind="stable")
+    scores = [np.where(part.number[part.test, None] < 0, np.nan, scores) for part, _rows, scores in parts]
+    truth = [part.truth[part.test] for part, _rows, _scores in parts]
+    scores, truth = np.concatenate(scores, 1)[:, order], np.concatenate(truth, 1)[:, order]
+    table = pd.concat([table.iloc[order].reset_index(drop=True), measure(scores, truth)], axis=1)
+    return Probes(table[_COLUMNS], scores, truth)

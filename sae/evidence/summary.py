@@ -2,7 +2,7 @@
 
 Every number is a mean over latents, classes or tokens, and comes with draws: the same number on held-out images drawn
 again with replacement (bootstrap, Efron 1979). The images of a draw are the same for all dictionaries, so that the
-difference of two is judged on the same images. Numbers about a sample of latents (causes) draw these instead.
+difference of two is judged on the same images. Numbers about a sample of latents (interventions) draw these instead.
 """
 
 from __future__ import annotations
@@ -42,18 +42,20 @@ def table(parts: dict[str, tuple[float, np.ndarray, int]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["measure", "value", "low", "high", "n", "draws"])
 
 
-def fidelity(x: np.ndarray, x_hat: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
-    """FVU (see `metrics.fvu`) of held-out images x and their reconstruction, [images, tokens, d]."""
-    x, x_hat = x.astype(np.float64), x_hat.astype(np.float64)
-    wrong = np.square(x - x_hat).sum((1, 2))
-    spread = np.square(x - x.mean((0, 1))).sum((1, 2))
-    return wrong.sum() / spread.sum(), (w @ wrong) / (w @ spread), len(x)
+def fidelity(error: np.ndarray, spread: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """FVU (see `fidelity.fvu`) of held-out images.
+
+    Args:
+        error: Σ‖x - x̂‖² over the tokens of each image, [n].
+        spread: Σ‖x - mean‖² over the tokens of each image, with the mean of the tokens of all of these images, [n].
+    """
+    return float(error.sum() / spread.sum()), (w @ error) / (w @ spread), len(error)
 
 
 def answers(
     images: sparse.csr_array, pairs: pd.DataFrame, labels: dict[str, pd.Categorical]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what latents say of images and what is true, for pairs of a latent and a class.
+    """Returns the latents' answers on images and the truth, for pairs of a latent and a class.
 
     Args:
         images: the strongest activations [n, F].
@@ -61,46 +63,48 @@ def answers(
         labels: per attribute the class of each image [n].
 
     Returns:
-        said (activation at or above the threshold), true, known (whether the attribute is), bool [n, pairs] each.
+        answer (activation at or above the threshold), true, known (whether the attribute is), bool [n, pairs] each.
     """
     active = images.tocsc()[:, pairs["latent"].to_numpy()].toarray()
-    said = (active >= pairs["threshold"].to_numpy(active.dtype)) & (active > 0)
-    true, known = np.zeros_like(said), np.zeros_like(said)
+    answer = (active >= pairs["threshold"].to_numpy(active.dtype)) & (active > 0)
+    true, known = np.zeros_like(answer), np.zeros_like(answer)
     for attribute, rows in pairs.reset_index(drop=True).groupby("attribute", sort=False):
         values = labels[attribute]
         code = values.categories.get_indexer(rows["class"])
         true[:, rows.index] = values.codes[:, None] == code
         known[:, rows.index] = values.codes[:, None] >= 0
-    return said & known, true, known
+    return answer & known, true, known
 
 
-def recovery(said: np.ndarray, true: np.ndarray, w: np.ndarray) -> dict[str, tuple[float, np.ndarray, int]]:
+def recovery(answer: np.ndarray, true: np.ndarray, w: np.ndarray) -> dict[str, tuple[float, np.ndarray, int]]:
     """Mean over classes of the F1 of their best latents, and the share that reaches `COVERED`, from `answers`."""
 
     def f1(w: np.ndarray) -> np.ndarray:
-        both = w @ said + w @ true
-        return np.divide(2 * (w @ (said & true)), both, out=np.zeros_like(both), where=both > 0)
+        both = w @ predicted + w @ actual
+        return np.divide(2 * (w @ hits), both, out=np.zeros_like(both), where=both > 0)
 
-    once, drawn = f1(np.ones((1, len(said)))), f1(w)
+    predicted, actual, hits = (part.astype(np.float64) for part in (answer, true, answer & true))
+    once, drawn = f1(np.ones((1, len(answer)))), f1(w)
     return {
-        "concept_recovery": (float(once.mean()), drawn.mean(1), said.shape[1]),
-        "class_coverage": (float((once >= COVERED).mean()), (drawn >= COVERED).mean(1), said.shape[1]),
+        "concept_recovery": (float(once.mean()), drawn.mean(1), answer.shape[1]),
+        "class_coverage": (float((once >= COVERED).mean()), (drawn >= COVERED).mean(1), answer.shape[1]),
     }
 
 
 def pointing(hit: np.ndarray, seen: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
-    """Mean over classes of the pointing game, from `roles.localisation`: hit and seen [images, classes]."""
-    hit, seen = hit[:, seen.any(0)], seen[:, seen.any(0)]
+    """Mean over classes of the pointing game, from `token_types.localisation`: hit and seen [images, classes]."""
+    shown = seen.any(0)
+    hits, seen = (part[:, shown].astype(np.float64) for part in (hit & seen, seen))
 
     def share(w: np.ndarray) -> np.ndarray:
-        shown = w @ seen
-        return np.nanmean(np.divide(w @ (hit & seen), shown, out=np.full_like(shown, np.nan), where=shown > 0), 1)
+        images = w @ seen
+        return np.nanmean(np.divide(w @ hits, images, out=np.full_like(images, np.nan), where=images > 0), 1)
 
-    return float(share(np.ones((1, len(hit))))[0]), share(w), hit.shape[1]
+    return float(share(np.ones((1, len(hit))))[0]), share(w), hits.shape[1]
 
 
 def selectivity(
-    said: np.ndarray, true: np.ndarray, known: np.ndarray, w: np.ndarray, alive: int
+    answer: np.ndarray, true: np.ndarray, known: np.ndarray, w: np.ndarray, alive: int
 ) -> tuple[float, np.ndarray, int]:
     """Mean over all alive latents of the MCC with their classes, from `answers`; 0 for a latent without a class.
 
@@ -108,23 +112,21 @@ def selectivity(
     """
 
     def mean_mcc(w: np.ndarray) -> np.ndarray:
-        n, s, t, both = w @ known, w @ said, w @ true, w @ (said & true)
+        n, s, t, both = (w @ part for part in parts)
         product = s * t * (n - s) * (n - t)
         mcc = np.divide(both * n - s * t, np.sqrt(product), out=np.zeros_like(n), where=product > 0)
         return mcc.sum(1) / alive
 
-    return float(mean_mcc(np.ones((1, len(said))))[0]), mean_mcc(w), alive
+    # As numbers, since a product with booleans misses the BLAS.
+    parts = [part.astype(np.float64) for part in (known, answer, true, answer & true)]
+    return float(mean_mcc(np.ones((1, len(answer))))[0]), mean_mcc(w), alive
 
 
 def probed(probes: Probes, size: int, w: np.ndarray) -> tuple[float, np.ndarray, int]:
     """Mean over classes of the held-out AUROC of the probes that read `size` latents."""
     chosen = np.flatnonzero(probes.table["probe"] == str(size))
-    scores, truth = probes.scores[:, chosen], probes.truth[:, chosen]
-    draws = []
-    for row in w.astype(int):
-        drawn = np.repeat(np.arange(len(row)), row)
-        draws.append(np.nanmean(probing.measure(scores[drawn], truth[drawn])["auroc"]))
-    return float(np.nanmean(probes.table["auroc"].to_numpy()[chosen])), np.array(draws), len(chosen)
+    draws = np.nanmean(probing.auroc(probes.scores[:, chosen], probes.truth[:, chosen], w), 1)
+    return float(np.nanmean(probes.table["auroc"].to_numpy()[chosen])), draws, len(chosen)
 
 
 def stability(codes: Codes, other: Codes, partner: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
@@ -154,10 +156,13 @@ def stability(codes: Codes, other: Codes, partner: np.ndarray, w: np.ndarray) ->
     return float(mean_r(np.ones((1, len(codes.ids))))[0]), mean_r(w), len(alive)
 
 
-def causes(latents: pd.DataFrame, seed: int = 0) -> dict[str, tuple[float, np.ndarray, int]]:
-    """From `causality.measure`: the share of latents that move the output more than the control, and mean agreement."""
-    rng, found = np.random.default_rng(seed), {}
-    columns = {}
+def interventions(latents: pd.DataFrame, seed: int = 0) -> dict[str, tuple[float, np.ndarray, int]]:
+    """The share of latents that move the output more than the control, and mean agreement.
+
+    Args:
+        latents: the first of `interventions.tables`.
+    """
+    rng, parts, columns = np.random.default_rng(seed), {}, {}
     if len(latents):
         moved = latents["size_control"].notna() & (latents[["size", "size_control"]].max(axis=1) > 0)
         columns["causal_size"] = (latents["size"] > latents["size_control"])[moved].to_numpy(float)
@@ -165,8 +170,8 @@ def causes(latents: pd.DataFrame, seed: int = 0) -> dict[str, tuple[float, np.nd
     for measure, values in columns.items():
         if len(values):
             draws = values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(1)
-            found[measure] = values.mean(), draws, len(values)
-    return found
+            parts[measure] = values.mean(), draws, len(values)
+    return parts
 
 
 def compare(summaries: pd.DataFrame, methods: list[str], baselines: list[str]) -> pd.DataFrame:
@@ -190,21 +195,7 @@ def compare(summaries: pd.DataFrame, methods: list[str], baselines: list[str]) -
                 low, high = np.quantile(draws, INTERVAL)
                 verdict = "better" if low > 0 else "worse" if high < 0 else "open"
                 gain = sign * (ours["value"] - theirs["value"])
-                rows.append(
-                    [
-                        layer,
-                        k,
-                        seed,
-                        method,
-                        baseline,
-                        measure,
-                        ours["value"],
-                        theirs["value"],
-                        gain,
-                        low,
-                        high,
-                        verdict,
-                    ]
-                )
+                values = ours["value"], theirs["value"], gain, low, high, verdict
+                rows.append([layer, k, seed, method, baseline, measure, *values])
     columns = "layer k seed method baseline measure value value_baseline gain low high verdict"
     return pd.DataFrame(rows, columns=columns.split())
