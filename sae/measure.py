@@ -19,7 +19,7 @@ from tqdm import tqdm
 from sae import vit as vits
 from sae.activations import OUTLIER, Activations
 from sae.autoencoder import SparseAutoencoder
-from sae.codes import HISTOGRAM_EDGES, Codes, Tally
+from sae.latent_codes import HISTOGRAM_EDGES, Codes, Tally
 from sae.evidence.fidelity import Fidelity
 
 _PRE_ACTIVATIONS = 2**23  # how many are held at a time

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sae.codes import Codes
+from sae.latent_codes import Codes
 from sae.evidence import classes, interventions, matching, monosemanticity, probing, summary, token_types
 from sae.evidence.interventions import Responses
 from sae.evidence.ranking import Ranking, rank

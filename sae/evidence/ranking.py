@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from sae.codes import Codes
+from sae.latent_codes import Codes
 from sae.evidence import classes, token_types
 from sae.geometry import Geometry
 from sae.images import HELD_OUT

@@ -14,7 +14,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from sae import images
-from sae.codes import Codes
+from sae.latent_codes import Codes
 from sae.explorer import parts, relatives, words
 from sae.explorer.parts import number, numbers, pack
 from sae.geometry import Geometry
