@@ -117,7 +117,9 @@ if BASELINES:
             **JUDGING,
             codes=of_methods(MEASURED, BASELINES)["codes"],
             responses=of_methods(MEASURED, BASELINES)["responses"],
-            other_saes=lambda wildcards: of_other_seeds(SAE["sae"], wildcards, BASELINES),
+            other_saes=lambda wildcards: of_other_seeds(
+                SAE["sae"], wildcards, BASELINES
+            ),
             other_codes=lambda wildcards: of_other_seeds(
                 MEASURED["codes"], wildcards, BASELINES
             ),

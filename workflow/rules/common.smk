@@ -33,7 +33,9 @@ GPU = int(config["device"].startswith("cuda"))
 SEEDS = GRID["seeds"]
 # A method with one seed gets a second one, to see which latents are found again.
 SECOND_SEEDS = [] if len(SEEDS) > 1 else [SEEDS[0] + 1]
-BUILT = [method for method in BASELINES if method != "frozen"]  # the others need no training
+BUILT = [
+    method for method in BASELINES if method != "frozen"
+]  # the others need no training
 
 # Files by the name that scripts give them.
 PIXELS = expand(f"{R}/pixels/shard={{shard}}.npy", shard=SHARDS)

@@ -306,7 +306,8 @@ rule conclusion:
     conda:
         ENV
     params:
-        settings=rule_params("conclusion.py",
+        settings=rule_params(
+            "conclusion.py",
             name=config["name"],
             methods=METHODS,
             baselines=BASELINES,

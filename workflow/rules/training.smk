@@ -77,8 +77,6 @@ if BUILT:
             ENV
         threads: THREADS
         params:
-            settings=rule_params(
-                "baselines.py", methods=BUILT, tokens=config["tokens"]
-            ),
+            settings=rule_params("baselines.py", methods=BUILT, tokens=config["tokens"]),
         script:
             "../scripts/baselines.py"
