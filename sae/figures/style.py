@@ -1,0 +1,75 @@
+"""The look that all figures share. It holds while a figure is drawn and saved; a notebook's own settings stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+
+from sae.files import whole
+
+INK, ACCENT, QUIET, CONTROL = "#222222", "#c2410c", "#9aa0a6", "#2563eb"
+# One colour for a layer and one for a k in every figure; the explorer has the same scales.
+SCALES = {"layer": ("viridis", 0.82), "k": ("plasma", 0.8)}
+BASELINE_MARKS = {"neurons": "s", "pca": "^", "kmeans": "D", "random": "x", "sampled": "+", "frozen": "v"}
+# Decorates every function that draws or saves.
+styled = matplotlib.rc_context(
+    {
+        "figure.constrained_layout.use": True,
+        "figure.facecolor": "white",
+        "figure.titleweight": "bold",
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e6e6e6",
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "sae",  # the same table gives the same file
+    }
+)
+
+
+@styled
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes the figure as SVG or PNG, by the ending; the same figure gives the same bytes."""
+    with whole(path) as part:
+        figure.savefig(part, dpi=110, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
+
+
+def colours(kind: str, values: Iterable[int]) -> dict[int, tuple[float, ...]]:
+    """Returns a colour for each of the grid's layers (`kind` layer) or ks, dark to light in their order."""
+    name, end = SCALES[kind]
+    ordered = sorted({*values})
+    return dict(zip(ordered, matplotlib.colormaps[name](np.linspace(0, end, len(ordered))), strict=True))
+
+
+def headline(figure: Figure, text: str) -> None:
+    """Writes the figure's title at its left edge."""
+    figure.suptitle(text, x=0.01, ha="left")
+
+
+def say(axes: Axes, words: str) -> None:
+    """Writes a sentence in place of a plot that has nothing to show."""
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=INK)
+    axes.set_axis_off()
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Writes the ticks of a short logarithmic axis as 0.04 and 60 rather than as powers of ten."""
+    axis.set_major_formatter(lambda value, _place: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _place: f"{value:g}" if f"{value:e}"[0] in "246" else "")
+
+
+def shorten(text: str, most: int = 18) -> str:
+    """Returns the text cut to `most` characters, the last one an ellipsis where something was cut."""
+    return text if len(text) <= most else text[: most - 1] + "…"
