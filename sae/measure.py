@@ -5,7 +5,7 @@ All that follows (evidence, figures, the explorer) reads what this writes: codes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,31 +19,53 @@ from tqdm import tqdm
 from sae import vit as vits
 from sae.activations import OUTLIER, Activations
 from sae.autoencoder import SparseAutoencoder
-from sae.latent_codes import HISTOGRAM_EDGES, Codes, Tally
+from sae.evidence import interventions, splice
 from sae.evidence.fidelity import Fidelity
+from sae.latent_codes import HISTOGRAM_EDGES, Codes, Tally
+from sae.layer import Layer, LayerFacts
 
 _PRE_ACTIVATIONS = 2**23  # how many are held at a time
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The images of a layer that a dictionary is measured on.
+class Setup:
+    """One layer, the ViT, and how much is measured of each dictionary.
 
     Attributes:
-        held_out: ids of all held-out images, on which reconstruction is judged.
-        ranked: ids of the images by which latents are ranked, both splits.
-        sample: ids of the held-out images that go through the ViT; they are ranked too.
-        train: ids of all train images.
-        stored: ids of the images whose codes are kept token by token; the sample among them.
-        median_norm: of the layer's patch tokens; a norm above OUTLIER times of it is high.
+        layer: the store and its images.
+        facts: of the layer.
+        vit: the ViT, on the device of the dictionaries.
+        logits: its outputs for the sample, untouched, float32 [m, outputs].
+        batch: images in one forward pass.
+        ks: other numbers of latents to keep per token.
+        latents, images: how many latents are ablated and steered, and on how many images each.
     """
 
-    held_out: np.ndarray
-    ranked: np.ndarray
-    sample: np.ndarray
-    train: np.ndarray
-    stored: np.ndarray
-    median_norm: float
+    layer: Layer
+    facts: LayerFacts
+    vit: nn.Module
+    logits: np.ndarray
+    batch: int = 64
+    ks: Sequence[int] = ()
+    latents: int = 24
+    images: int = 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One dictionary, measured.
+
+    Attributes:
+        codes: its latents.
+        metrics: one row of numbers, see `fidelity.Fidelity` and `splice.metrics`.
+        other_ks: a row per number of `Setup.ks`: at_k, fvu and l0 when only the `at_k` largest latents of a token stay.
+        responses: of the ViT to ablated and steered latents.
+    """
+
+    codes: Codes
+    metrics: dict[str, Any]
+    other_ks: pd.DataFrame
+    responses: interventions.Responses
 
 
 @torch.inference_mode()
@@ -56,87 +78,86 @@ def encode(model: SparseAutoencoder, x: Activations) -> Codes:
     return Codes(sparse.vstack(parts, format="csr"), x.ids, x.tokens)
 
 
-@torch.inference_mode()
-def measure(
-    model: SparseAutoencoder,
-    x: Activations,
-    wanted: Wanted,
-    variance: np.ndarray,
-    ks: Sequence[int] = (),
-    splice: Callable[[np.ndarray, torch.Tensor], None] | None = None,
-) -> tuple[Codes, dict[str, Any], pd.DataFrame]:
-    """Encodes every wanted token once.
+def measure(model: SparseAutoencoder, setup: Setup, keep_all: bool = True) -> Measured:
+    """Encodes every held-out and every ranked image once, and asks the ViT about the sample.
 
     Args:
-        x: the dictionary's tokens of all wanted images.
-        variance: of the held-out tokens by dimension, float64 [d], for the FVU.
-        ks: other numbers of latents to keep per token.
-        splice: called with ids and reconstructions [images, tokens, d] of images of the sample, in order.
-
-    Returns:
-        the codes; one row of numbers, see `fidelity.Fidelity`; and a row per number of `ks`: at_k, fvu and l0 when
-        only the `at_k` largest latents of each token are kept.
+        keep_all: keep the codes of all ranked images token by token; else those of the sample alone.
     """
-    latents, tokens = model.config.latents, x.tokens
-    sums, tally = Fidelity(latents, ks), Tally.empty(latents, tokens)
+    layer, number = setup.layer, model.config.layer
+    whole = layer.tokens("all", layer.sample)
+    spliced = _Spliced(setup, whole, number)
+    codes, row, other_ks = _pass(model, setup, keep_all, spliced)
+    names = layer.reference["class_names"]
+    truth = splice.targets(layer.manifest.set_index("id").loc[layer.sample], names)
+    ablated = {"mean": setup.facts.mean, "zero": setup.facts.zero}
+    row |= splice.metrics(setup.logits, spliced.outputs(), ablated, truth, names)
+    sample = codes.of(layer.sample)
+    responses = interventions.run(setup.vit, model, whole, sample, setup.latents, setup.images, clean=setup.facts.clean)
+    return Measured(codes, row, other_ks, responses)
+
+
+@torch.inference_mode()
+def _pass(
+    model: SparseAutoencoder, setup: Setup, keep_all: bool, spliced: _Spliced
+) -> tuple[Codes, dict[str, Any], pd.DataFrame]:
+    layer, latents = setup.layer, model.config.latents
+    ranked = layer.ranked["id"].to_numpy()
+    x = layer.tokens(layer.statistics["tokens"], np.union1d(ranked, layer.held_out))
+    tokens, limit = x.tokens, OUTLIER * layer.statistics["norms"]["patch"]["median"]
+    sums, tally = Fidelity(latents, setup.ks), Tally.empty(latents, tokens)
     parts: dict[str, list] = {name: [] for name in ("z", "ids", "images", "places", "image_ids", "error")}
     for ids, block in _blocks(model, x, "measuring"):
         raw, pre, (values, indices) = _encode(model, block)
-        held_out = np.isin(ids, wanted.held_out)
+        held_out = np.isin(ids, layer.held_out)
         if held_out.any():
             rows = torch.from_numpy(np.repeat(held_out, tokens)).to(raw.device)
             x_hat = (model.combine(values[rows], indices[rows]) + model.b_dec) / model.scale + model.mean
             error = sums.add(model, block[held_out], x_hat, values[rows], indices[rows], pre[rows])
-            sampled = np.isin(ids[held_out], wanted.sample)
+            sampled = np.isin(ids[held_out], layer.sample)
             parts["error"].append(error[sampled])
-            if splice is not None and sampled.any():
-                splice(ids[held_out][sampled], x_hat.reshape(-1, tokens, x.width)[torch.from_numpy(sampled)])
+            spliced.add(ids[held_out][sampled], x_hat.reshape(-1, tokens, x.width)[torch.from_numpy(sampled)])
         codes = _codes(ids, tokens, latents, values, indices)
-        ranked = ids[np.isin(ids, wanted.ranked)]
-        if len(ranked):
-            high = (raw.norm(dim=1) > OUTLIER * wanted.median_norm).cpu().numpy().reshape(-1, tokens)
-            chosen = codes.of(ranked)
-            _count(tally, chosen, np.isin(ranked, wanted.train), high[np.isin(ids, ranked)].ravel())
-            for name in ("images", "places", "image_ids"):
-                parts[name].append(getattr(chosen, name))
-        stored = codes.of(ids[np.isin(ids, wanted.stored)])
+        chosen = codes.of(ids[np.isin(ids, ranked)])
+        high = (raw.norm(dim=1) > limit).cpu().numpy().reshape(-1, tokens)[np.isin(ids, ranked)]
+        _count(tally, chosen, np.isin(chosen.ids, layer.train), high.ravel())
+        for name in ("images", "places", "image_ids"):
+            parts[name].append(getattr(chosen, name))
+        stored = chosen if keep_all else codes.of(ids[np.isin(ids, layer.sample)])
         parts["z"].append(stored.z)
         parts["ids"].append(stored.ids)
     matrices = {name: sparse.vstack(parts[name], format="csr") for name in ("z", "images", "places")}
     arrays = {name: np.concatenate(parts[name]) for name in ("ids", "image_ids", "error")}
+    variance = setup.facts.variance
     return Codes(**matrices, **arrays, tokens=tokens, tally=tally), sums.row(variance), sums.other_ks(variance)
 
 
-class Spliced:
-    """The ViT's outputs with reconstructions in place of the layer's tokens, in batches that one forward pass takes.
+class _Spliced:
+    """The ViT's outputs with reconstructions in place of the layer's tokens, in batches of one forward pass each."""
 
-    Args:
-        x: the sample's images with *all* tokens at the layer.
-        chosen: which of them the dictionary reconstructs.
-    """
-
-    def __init__(self, vit: nn.Module, x: Activations, chosen: slice, layer: int, batch: int):
-        self._vit, self._x, self._chosen, self._layer, self._batch = vit, x, chosen, layer, batch
+    def __init__(self, setup: Setup, x: Activations, layer: int):
+        self._setup, self._x, self._layer = setup, x, layer
         self._waiting: list[torch.Tensor] = []
         self._outputs: list[np.ndarray] = []
 
-    def __call__(self, ids: np.ndarray, x_hat: torch.Tensor) -> None:
-        """Takes reconstructions [images, tokens, d] of these images of the sample, in order."""
+    def add(self, ids: np.ndarray, x_hat: torch.Tensor) -> None:
+        """Takes reconstructions [images, tokens, d] of these images of the sample, in the order of the ids."""
         stream = torch.from_numpy(self._x.read(np.searchsorted(self._x.ids, ids))).to(x_hat.device).float()
-        stream[:, self._chosen] = x_hat
+        stream[:, self._setup.layer.selected] = x_hat
         self._waiting += stream
-        while len(self._waiting) >= self._batch:
+        while len(self._waiting) >= self._setup.batch:
             self._run()
 
     def outputs(self) -> np.ndarray:
-        """Returns the outputs of all images so far, float32 [images, outputs]."""
+        """Returns the outputs of all images, float32 [images, outputs]."""
         while self._waiting:
             self._run()
         return np.concatenate(self._outputs)
 
     def _run(self) -> None:
-        part, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
-        self._outputs.append(vits.resume(self._vit, torch.stack(part), self._layer).float().cpu().numpy())
+        batch = self._setup.batch
+        part, self._waiting = self._waiting[:batch], self._waiting[batch:]
+        self._outputs.append(vits.resume(self._setup.vit, torch.stack(part), self._layer).float().cpu().numpy())
 
 
 def _blocks(model: SparseAutoencoder, x: Activations, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

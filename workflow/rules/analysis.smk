@@ -23,7 +23,7 @@ rule measure:
     resources:
         gpu=GPU,
     params:
-        settings=rule_params("measure.py", keep="ranked", **MEASURING),
+        settings=rule_params("measure.py", keep_all=True, **MEASURING),
     script:
         "../scripts/measure.py"
 
@@ -96,7 +96,7 @@ if BASELINES:
         wildcard_constraints:
             seed="|".join(map(str, SEEDS)),
         params:
-            settings=rule_params("measure.py", keep="sample", **MEASURING),
+            settings=rule_params("measure.py", keep_all=False, **MEASURING),
 
     use rule measure_second_seed as measure_second_seed_baselines with:
         input:
