@@ -1,10 +1,10 @@
-"""Does a latent cause what it correlates with? It is taken out of the ViT, or put in, and the classes that move count.
+"""Does a latent cause the class that it correlates with? It is removed from the ViT, or added, and classes move.
 
 Three changes are made to the residual stream after the SAE's layer, and the forward pass goes on from there. Each is
 a change Δx on the tokens of one image; everything else stays as the ViT computed it, the SAE's error included (Marks
-et al. 2024, arXiv 2403.19647), so that what is measured is the latent and not the quality of the reconstruction:
+et al. 2024, arXiv 2403.19647), so that the latent is measured and not the quality of the reconstruction:
 
-    ablate    Δx(t) = -z_i(t) W_dec[i] / scale on an image where latent i fires: its contribution is taken out
+    ablate    Δx(t) = -z_i(t) W_dec[i] / scale on an image where latent i fires: its contribution is removed
     control   the same tokens of the same images and the same ‖Δx(t)‖, but along -W_dec[j] of a random other latent j
     steer     Δx(t) = +z_i(t) W_dec[i] / scale on an image where i is silent: the activations that it has on one of
               its own images, at the same tokens, so that it is neither stronger nor in more places than in the ViT
@@ -19,51 +19,69 @@ in a softmax. All effects are signed alike, above 0 where the latent speaks for 
     steer              clr(class | changed) - clr(class | clean)
 
 The control matters: on images of a class almost any damage lowers that class, and a latent's strongest images are
-mostly of the class that it correlates with. Were latents no better than directions of their kind, everything said of
-the ablation would be distributed as what is said of the control. One control says little about one latent; many do.
+mostly of the class that it correlates with. If latents were no better than random directions, ablation and control
+would show the same distribution of effects. One control says little about one latent; many do.
+
+`run` needs the ViT and torch; `tables` reads what it returns and needs neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
-import torch.nn.functional as F
-from scipy import stats
-from torch import nn
-from tqdm import tqdm
+from scipy.special import log_softmax, ndtr
 
-from sae import vit
-from sae.activations import Activations
-from sae.autoencoder import SparseAutoencoder
-from sae.codes import Codes
 from sae.errors import InputError
-from sae.evidence import fidelity
+from sae.latent_codes import Codes
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `tables` does without
+    import torch
+    from torch import nn
+
+    from sae.activations import Activations
+    from sae.autoencoder import SparseAutoencoder
 
 KINDS = ("ablate", "control", "steer")
+BATCH = 16  # images in one forward pass
 _ROUNDING = 2e-6  # of the largest output: two float32 forward passes in other batches differ by up to half of it
 _EFFECTS = ["latent", "kind", "attribute", "class", "effect", "se", "images"]
 
 
 @dataclass(frozen=True)
-class Causality:
-    """Two tables.
+class Responses:
+    """The ViT's responses to m changes, in the order of the latents.
 
-    effects: the classes that move most, by latent, kind and attribute: latent, kind (of KINDS), attribute (the group
-        of outputs), class, effect (mean over the images, nats), se (its standard error; NaN for one image), images.
-    latents: a row per latent, see `measure`.
+    Attributes:
+        latent: int64 [m], the latent that was ablated, controlled for or steered.
+        kind: int64 [m], its place in KINDS.
+        image: int64 [m], the image's place among the sample.
+        size: float64 [m], how far the outputs moved, see `tables`.
+        effects: float64 [m, outputs], the effect on each class; [m, 0] for a model without a head.
     """
 
-    effects: pd.DataFrame
-    latents: pd.DataFrame
+    latent: np.ndarray
+    kind: np.ndarray
+    image: np.ndarray
+    size: np.ndarray
+    effects: np.ndarray
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Returns the fields by name, to be saved."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Responses:
+        """Returns the responses that `to_arrays` gave."""
+        return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
 class _Change:
-    """What is added to one image's stream: values[m] · W_dec[direction] / scale at tokens[m] of the SAE's tokens."""
+    """An addition to one image's stream: values[m] · W_dec[direction] / scale at tokens[m] of the SAE's tokens."""
 
     latent: int
     kind: str
@@ -78,44 +96,110 @@ def choose(codes: Codes, count: int, seed: int = 0, at_least: int = 4) -> list[i
 
     Blindly, so that means over them are means over the dictionary's latents of this kind.
     """
-    often = np.flatnonzero(np.bincount(codes.images.indices, minlength=codes.latents) >= at_least)
+    often = np.flatnonzero(np.bincount(codes.images.indices, minlength=codes.z.shape[1]) >= at_least)
     return sorted(np.random.default_rng(seed).choice(often, min(count, len(often)), replace=False).tolist())
 
 
-@torch.inference_mode()
-def measure(
-    model: nn.Module,
-    sae: SparseAutoencoder,
+def run(
+    vit: nn.Module,
+    dictionary: SparseAutoencoder,
     x: Activations,
     codes: Codes,
     latents: Sequence[int],
-    classes: pd.DataFrame | None = None,
     images: int = 8,
     seed: int = 0,
-    top: int = 5,
-    batch: int = 16,
-) -> Causality:
+    clean: np.ndarray | None = None,
+) -> Responses:
     """Ablates, steers and controls each latent on held-out images.
 
-    The cost is at most 4 · latents · images forward passes of the blocks behind the layer.
+    The cost is at most 3 · latents · images forward passes of the blocks behind the layer, and one for each image
+    where `clean` is not given.
 
     Args:
-        x: held-out images with *all* tokens at the SAE's layer.
-        codes: the SAE's codes of its own tokens of the same images.
-        classes: the class that correlates with a latent: latent, attribute, class. Of several rows of a latent the
-            first that the head knows counts, by the rule of `faithfulness.targets`.
+        x: held-out images with *all* tokens at the dictionary's layer.
+        codes: the dictionary's codes of its own tokens of the same images.
         images: those on which a latent fires strongest; as many random silent ones for steering.
         seed: draws the silent images and the control's direction, for each latent anew: its rows do not depend on
             which others are looked at.
-        top: classes kept in `effects`, by |effect|.
-        batch: images in one forward pass.
+        clean: the outputs that follow from the stored tokens `x` when nothing is changed, [len(x), outputs]: the same
+            for all dictionaries of a layer, see `untouched`.
+
+    Raises:
+        InputError: `codes` and `x` are not of the same images.
+    """
+    from sae import vit as vits
+
+    if not np.array_equal(codes.ids, x.ids):
+        raise InputError("codes and activations are not of the same images")
+    directions = (dictionary.W_dec / dictionary.scale).detach()
+    norms = directions.double().norm(dim=1).cpu().numpy()
+    changes = list(_changes(codes, list(latents), norms, images, seed))
+    image = np.array([change.image for change in changes], np.int64)
+    used, place = np.unique(image, return_inverse=True)
+    clean = untouched(vit, x, dictionary.config.layer, used) if clean is None else clean[used]
+
+    geometry = vits.geometry(vit)
+    first_token = geometry.select(dictionary.config.tokens).start or 0
+
+    def edit(tokens: torch.Tensor, number: int) -> None:
+        change = changes[number]
+        values = directions.new_tensor(change.values)
+        tokens[change.tokens + first_token] += values[:, None] * directions[change.direction]
+
+    changed = _outputs(vit, x, dictionary.config.layer, image, edit)
+    groups = [len(names) for names in vits.class_names(vit).values()] or [geometry.outputs]
+    size, effects = respond(clean[place], changed, groups if geometry.outputs else [])
+    kind = np.array([KINDS.index(change.kind) for change in changes], np.int64)
+    effects[kind == KINDS.index("steer")] *= -1
+    return Responses(np.array([change.latent for change in changes], np.int64), kind, image, size, effects)
+
+
+def untouched(vit: nn.Module, x: Activations, layer: int, places: np.ndarray | None = None) -> np.ndarray:
+    """Returns the outputs that follow from the stored tokens of `x`, of these places or all, [images, outputs]."""
+    return _outputs(vit, x, layer, np.arange(len(x)) if places is None else places)
+
+
+def respond(clean: np.ndarray, changed: np.ndarray, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how far outputs [n, outputs] moved, [n], and the effects on the classes, [n, outputs].
+
+    Outputs that move by no more than rounding count as unmoved.
+
+    Args:
+        groups: the number of outputs of each softmax; empty for a model without a head, which has no effects, [n, 0].
+    """
+    clean, changed = clean.astype(np.float64), changed.astype(np.float64)
+    still = np.abs(clean - changed).max(1) <= _ROUNDING * np.abs(clean).max(1)
+    changed = np.where(still[:, None], clean, changed)
+    if not len(groups):
+        norms = np.linalg.norm(clean, axis=1) * np.linalg.norm(changed, axis=1)
+        cosine = (clean * changed).sum(1) / np.maximum(norms, 1e-300)
+        return np.where(still, 0, np.maximum(1 - cosine, 0)), np.zeros((len(clean), 0))
+    size, effects = np.zeros(len(clean)), []
+    for p, q in zip(*(np.split(part, np.cumsum(groups)[:-1], 1) for part in (clean, changed)), strict=True):
+        log_p, log_q = log_softmax(p, 1), log_softmax(q, 1)
+        size += (np.exp(log_p) * (log_p - log_q)).sum(1)
+        # The normalisation of the softmax is the same for all classes, so that centring removes it.
+        effects.append((p - q) - (p - q).mean(1, keepdims=True))
+    return np.maximum(size, 0), np.concatenate(effects, 1)
+
+
+def tables(
+    responses: Responses, names: Mapping[str, Sequence[str]], classes: pd.DataFrame | None = None, top: int = 5
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns a table of the latents and one of the effects on classes.
+
+    Args:
+        names: the classes of the head, by group, from `vit.class_names`; empty where unknown: outputs get numbers.
+        classes: the class that correlates with a latent: latent, attribute, class. Of several rows of a latent the
+            first that the head knows counts, by the rule of `splice.targets`.
+        top: classes kept in the effects, by |effect|.
 
     Returns:
-        `latents` has a row for each of the latents that fires on any of the images, in their order:
+        a row for each latent that fires on any of the images, in the order of the responses:
 
         images          how many it was ablated on
         measure         `kl`: nats, KL(clean ‖ changed) summed over the head's groups; `cosine distance` of the outputs
-                        for a model without a head, which has no classes: no rows in `effects`, no agreement
+                        for a model without a head, which has no classes: no effects, no agreement
         size, size_control, size_steered    mean over the images of that measure; size_control is NaN where there is
                         no other latent, size_steered where the latent fires on all images
         ratio           size / size_control; NaN where the control moves nothing
@@ -129,40 +213,27 @@ def measure(
         sign_agrees     whether its effect is above 0
         agreement_control, sign_agrees_control, agreement_steered    the same of the other two kinds
 
-        An image none of whose outputs moves by more than rounding counts as 0. What is not known is NaN, None or <NA>:
+        An image none of whose outputs moves by more than rounding counts as 0. Unknown values are NaN, None or <NA>:
         rank, agreement and sign where `classes` or the head do not know a class, or where no output moves (patches
         after the last block of a model that reads its class token, say).
 
-    Raises:
-        InputError: `codes` and `x` are not of the same images.
+        And the classes that move most, by latent, kind and attribute: latent, kind (of KINDS), attribute (the group
+        of outputs), class, effect (mean over the images, nats), se (its standard error; NaN for one image), images.
     """
-    if not np.array_equal(codes.ids, x.ids):
-        raise InputError("codes and activations are not of the same images")
-    directions = sae.W_dec / sae.scale
-    norms = directions.double().norm(dim=1).cpu().numpy()
-    changes = list(_changes(codes, list(latents), norms, images, seed))
-    used, clean_of = np.unique([c.image for c in changes], return_inverse=True)
-    untouched = [_Change(-1, "clean", image, np.arange(0), np.zeros(0, np.float32), 0) for image in used]
-    outputs = _outputs(model, sae, x, untouched + changes, directions, batch)
-    clean, changed = outputs[: len(used)][clean_of], outputs[len(used) :]
-
-    names = vit.class_names(model)
-    outputs_of_head = vit.geometry(model).outputs
-    names = names or ({"output": [str(i) for i in range(outputs_of_head)]} if outputs_of_head else {})
-    size, effects = _sizes(clean, changed, names)
-    where: dict[tuple[int, str], list[int]] = {}
-    for place, change in enumerate(changes):
-        where.setdefault((change.latent, change.kind), []).append(place)
-        if change.kind == "steer":
-            for part in effects.values():
-                part[place] *= -1
-
+    outputs = responses.effects.shape[1]
+    names = dict(names) or ({"output": [str(i) for i in range(outputs)]} if outputs else {})
+    ends = np.cumsum([0, *(len(values) for values in names.values())])
+    effects = {
+        group: responses.effects[:, start:end].astype(np.float64)
+        for group, start, end in zip(names, ends, ends[1:], strict=False)
+    }
     correlated = _correlated(classes, names)
     rows, moved = [], []
-    for latent in dict.fromkeys(c.latent for c in changes):
-        places = {kind: where.get((latent, kind), []) for kind in KINDS}
-        mean = {k: {g: part[p].mean(0) for g, part in effects.items()} for k, p in places.items() if p}
-        sizes = {kind: size[place] for kind, place in places.items()}
+    for latent in dict.fromkeys(responses.latent.tolist()):
+        of_latent = responses.latent == latent
+        places = {kind: np.flatnonzero(of_latent & (responses.kind == i)) for i, kind in enumerate(KINDS)}
+        mean = {k: {g: part[p].mean(0) for g, part in effects.items()} for k, p in places.items() if len(p)}
+        sizes = {kind: responses.size[place] for kind, place in places.items()}
         facts = {"latent": latent, "images": len(places["ablate"]), "measure": "kl" if names else "cosine distance"}
         rows.append(facts | _compare(sizes) | _top(mean, names) | _agreement(mean, names, correlated.get(latent)))
         for kind in mean:
@@ -171,13 +242,37 @@ def measure(
     table = pd.DataFrame(rows, columns=None if rows else ["latent"])
     for column in table.columns[table.columns.str.startswith("sign_")]:
         table[column] = table[column].astype("boolean")
-    return Causality(pd.DataFrame(moved, columns=_EFFECTS), table)
+    return table, pd.DataFrame(moved, columns=_EFFECTS)
+
+
+def wilcoxon(difference: np.ndarray) -> float:
+    """Returns the two-sided p of the Wilcoxon signed-rank test of n differences; those that are 0 are left out.
+
+    Exact where n, zeros included, is at most 50 without ties and zeros or at most 13 with them, else the normal
+    approximation: as scipy.stats.wilcoxon, whose import takes a second.
+    """
+    n, difference = len(difference), difference[difference != 0]
+    _values, place, count = np.unique(np.abs(difference), return_inverse=True, return_counts=True)
+    twice = (2 * np.cumsum(count) - count + 1)[
+        place
+    ]  # ranks, from 1; ties share theirs; doubled, so that they are whole
+    positive, total = int(twice[difference > 0].sum()), int(twice.sum())
+    if n <= 13 or (n <= 50 and count.max() == 1 and len(difference) == n):
+        ways = np.ones(1)  # of choosing signs, by twice the sum of the positive ranks
+        for rank in twice:
+            ways = np.append(ways, np.zeros(rank)) + np.append(np.zeros(rank), ways)
+        lower, upper = ways[: positive + 1].sum(), ways[positive:].sum()
+        return min(1.0, 2 * min(lower, upper) / ways.sum())
+    m = len(difference)
+    deviation = np.sqrt((m * (m + 1) * (2 * m + 1) - (count**3 - count).sum() / 2) / 24)
+    away = max(0.0, abs(positive - total / 2) / 2 - 0.5)  # corrected for continuity
+    return float(2 * ndtr(-away / deviation))
 
 
 def _changes(codes: Codes, latents: list[int], norms: np.ndarray, images: int, seed: int) -> Iterator[_Change]:
     """Yields every change to be made; `norms` [F] are the decoder rows'."""
     strongest, z = codes.images[:, latents].tocsc(), codes.z[:, latents].tocsc()
-    alive = np.flatnonzero((np.bincount(codes.z.indices, minlength=codes.latents) > 0) & (norms > 0))
+    alive = np.flatnonzero((np.bincount(codes.z.indices, minlength=codes.z.shape[1]) > 0) & (norms > 0))
     for column, latent in enumerate(latents):
         rng = np.random.default_rng([seed, latent])
         part = slice(*strongest.indptr[column : column + 2])
@@ -190,8 +285,8 @@ def _changes(codes: Codes, latents: list[int], norms: np.ndarray, images: int, s
         part = slice(*z.indptr[column : column + 2])
         image, token = np.divmod(z.indices[part], codes.tokens)
         for number, place in enumerate(shown):
-            here = image == place
-            tokens, values = token[here], z.data[part][here]
+            of_image = image == place
+            tokens, values = token[of_image], z.data[part][of_image]
             yield _Change(latent, "ablate", place, tokens, -values, latent)
             if other is not None:
                 yield _Change(latent, "control", place, tokens, -values * (norms[latent] / norms[other]), other)
@@ -200,52 +295,42 @@ def _changes(codes: Codes, latents: list[int], norms: np.ndarray, images: int, s
 
 
 def _outputs(
-    model: nn.Module,
-    sae: SparseAutoencoder,
+    vit: nn.Module,
     x: Activations,
-    changes: list[_Change],
-    directions: torch.Tensor,
-    batch: int,
-) -> torch.Tensor:
-    """Returns the model's outputs after each change, float64 [changes, outputs]."""
-    first_token = vit.geometry(model).select(sae.config.tokens).start or 0
-    parts = []
-    for first in tqdm(range(0, len(changes), batch), desc="causal effects", unit="batch"):
-        part = changes[first : first + batch]
-        stream = torch.from_numpy(x.read(np.array([c.image for c in part]))).to(directions.device).float()
-        for tokens, change in zip(stream, part, strict=True):
-            values = torch.from_numpy(change.values).to(tokens)
-            tokens[change.tokens + first_token] += values[:, None] * directions[change.direction]
-        parts.append(vit.resume(model, stream, sae.config.layer).double().cpu())
-    return torch.cat(parts) if parts else torch.zeros(0, max(1, vit.geometry(model).outputs), dtype=torch.float64)
+    layer: int,
+    places: np.ndarray,
+    edit: Callable[[torch.Tensor, int], None] | None = None,
+) -> np.ndarray:
+    """Returns the outputs that follow from the stored tokens of these places, float32 [places, outputs].
+
+    Args:
+        edit: changes the tokens [tokens, d] of the image of this number among `places`.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from sae import vit as vits
+
+    parts, device = [], next(vit.parameters()).device
+    with torch.inference_mode():
+        for first in tqdm(range(0, len(places), BATCH), desc="interventions", unit="batch"):
+            stream = torch.from_numpy(x.read(places[first : first + BATCH])).to(device).float()
+            for number, tokens in enumerate(stream if edit else (), first):
+                edit(tokens, number)
+            parts.append(vits.resume(vit, stream, layer).float().cpu().numpy())
+    return np.concatenate(parts) if parts else np.zeros((0, max(1, vits.geometry(vit).outputs)), np.float32)
 
 
-def _sizes(
-    clean: torch.Tensor, changed: torch.Tensor, names: dict[str, list[str]]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Returns how far the outputs moved [n], and by group the effect of what was taken out, [n, classes]."""
-    still = (clean - changed).abs().amax(1) <= _ROUNDING * clean.abs().amax(1)
-    changed = torch.where(still[:, None], clean, changed)
-    if not names:
-        return (1 - F.cosine_similarity(clean, changed)).clamp(min=0).numpy(), {}
-    widths = [len(values) for values in names.values()]
-    pairs = list(zip(clean.split(widths, 1), changed.split(widths, 1), strict=True))
-    kl = torch.stack([fidelity.kl(p, q) for p, q in pairs]).sum(0).clamp(min=0)
-    # Of the log-probabilities' difference, the softmaxes' normalisation is the same for all classes: centring drops it.
-    effects = {g: ((p - q) - (p - q).mean(1, keepdim=True)).numpy() for g, (p, q) in zip(names, pairs, strict=True)}
-    return kl.numpy(), effects
-
-
-def _correlated(classes: pd.DataFrame | None, names: dict[str, list[str]]) -> dict[int, tuple[str, int]]:
+def _correlated(classes: pd.DataFrame | None, names: Mapping[str, Sequence[str]]) -> dict[int, tuple[str, int]]:
     """Returns latent -> its first class that the head knows, as (group, place in the group)."""
     place = {(group, value): i for group, values in names.items() for i, value in enumerate(values)}
-    found: dict[int, tuple[str, int]] = {}
+    first: dict[int, tuple[str, int]] = {}
     if classes is not None:
         for latent, group, text in zip(classes["latent"], classes["attribute"], classes["class"], strict=True):
             key = (group, str(text).split("/")[-1])
             if key in place:
-                found.setdefault(latent, (group, place[key]))
-    return found
+                first.setdefault(latent, (group, place[key]))
+    return first
 
 
 def _compare(sizes: dict[str, np.ndarray]) -> dict[str, float]:
@@ -256,11 +341,11 @@ def _compare(sizes: dict[str, np.ndarray]) -> dict[str, float]:
         "size_control": mean["control"],
         "size_steered": mean["steer"],
         "ratio": mean["ablate"] / mean["control"] if mean["control"] > 0 else np.nan,
-        "p": stats.wilcoxon(sizes["ablate"], sizes["control"]).pvalue if differ else np.nan,
+        "p": wilcoxon(sizes["ablate"] - sizes["control"]) if differ else np.nan,
     }
 
 
-def _top(mean: dict[str, dict[str, np.ndarray]], names: dict[str, list[str]]) -> dict[str, object]:
+def _top(mean: dict[str, dict[str, np.ndarray]], names: Mapping[str, Sequence[str]]) -> dict[str, object]:
     facts: dict[str, object] = {"causal_attribute": None, "causal_class": None, "causal_effect": np.nan}
     largest = max(mean["ablate"], key=lambda g: mean["ablate"][g].max(), default=None)
     if largest is not None and mean["ablate"][largest].any():
@@ -271,7 +356,7 @@ def _top(mean: dict[str, dict[str, np.ndarray]], names: dict[str, list[str]]) ->
 
 
 def _agreement(
-    mean: dict[str, dict[str, np.ndarray]], names: dict[str, list[str]], correlated: tuple[str, int] | None
+    mean: dict[str, dict[str, np.ndarray]], names: Mapping[str, Sequence[str]], correlated: tuple[str, int] | None
 ) -> dict[str, object]:
     group, place = correlated or (None, None)
     facts: dict[str, object] = {
@@ -283,8 +368,9 @@ def _agreement(
     sign: dict[str, bool | None] = {kind: None for kind in KINDS}
     for kind, part in mean.items():
         if group is not None and len(part[group]) > 1 and part[group].any():
-            rank[kind] = stats.rankdata(-part[group])[place] - 1
-            sign[kind] = bool(part[group][place] > 0)
+            effect = part[group][place]
+            rank[kind] = (part[group] > effect).sum() + ((part[group] == effect).sum() - 1) / 2
+            sign[kind] = bool(effect > 0)
     last = len(names[group]) - 1 if group is not None else 1
     return facts | {
         "rank": rank["ablate"],

@@ -168,8 +168,8 @@ def across_ks(r: np.ndarray, fired: np.ndarray, threshold: float = FOUND, partia
         fired: bool [F], whether the first's latent fires on any token.
 
     Returns:
-        a row per latent of the first: latent, outcome (one of OUTCOMES), best (index in the second) and r_best (-1 and NaN
-        for the dead), children (how many), child_latents (which, by falling r).
+        a row per latent of the first: latent, outcome (one of OUTCOMES), best (index in the second) and r_best (-1 and
+        NaN for the dead), children (how many), child_latents (by falling r).
     """
     latents, others = np.arange(r.shape[0]), np.arange(r.shape[1])
     best, parent = r.argmax(1), r.argmax(0)
@@ -288,7 +288,7 @@ def _best(r: np.ndarray | None, alive: np.ndarray, threshold: float) -> tuple[pd
 
 
 def layer_summary(matches: pd.DataFrame) -> pd.DataFrame:
-    """Counts of latents by layer, from `across_layers`: position, latents, alive, appear, persist, end; missing as there."""
+    """Counts by layer, from `across_layers`: position, latents, alive, appear, persist, end (missing as there)."""
     layers = matches.groupby("position")
     counts = {"latents": layers.size(), "alive": layers["fires"].sum()}
     for name, column in {"appear": "appears", "persist": "persists", "end": "ends"}.items():

@@ -18,7 +18,8 @@ from threadpoolctl import threadpool_limits
 from sae.errors import InputError
 
 STRENGTHS = (0.001, 0.03, 1.0)  # inverse regularisations C that the dense probe chooses from, the strongest first
-_COLUMNS = "attribute class probe auroc balanced_accuracy f1 support_train support_held_out latents".split()
+_MEASURED = ["auroc", "balanced_accuracy", "f1"]
+_COLUMNS = ["attribute", "class", "probe", *_MEASURED, "support_train", "support_held_out", "latents"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def measure(scores: np.ndarray, truth: np.ndarray) -> pd.DataFrame:
     with np.errstate(invalid="ignore", divide="ignore"):
         accuracy = (hits / positives + 1 - alarms / negatives) / 2
         f1 = np.where(np.isnan(accuracy), np.nan, 2 * hits / (hits + alarms + positives))
-    return pd.DataFrame({"auroc": auroc(scores, truth)[0], "balanced_accuracy": accuracy, "f1": f1})
+    return pd.DataFrame(dict(zip(_MEASURED, (auroc(scores, truth)[0], accuracy, f1), strict=True)))
 
 
 def auroc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

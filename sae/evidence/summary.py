@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from sae.codes import Codes
 from sae.evidence import probing
 from sae.evidence.measures import COVERED, MEASURES
 from sae.evidence.probing import Probes
+from sae.latent_codes import Codes
 
 DRAWS = 200
 INTERVAL = (0.025, 0.975)

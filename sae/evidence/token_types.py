@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from sae.activations import OUTLIER
-from sae.codes import Codes
+from sae.latent_codes import Codes
 from sae.geometry import Geometry
 
 _DRIVEN = 0.5  # of the firing
