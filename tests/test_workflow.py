@@ -28,13 +28,61 @@ CONFIG = {
 POINT = "layer=3/k=4/method=topk/seed=0"
 
 
+# Python runs this file at its start in every job: from then on each encoder product of the job is noted in a file.
+COUNT = """
+import importlib.util, os, sys
+from importlib.abc import MetaPathFinder
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "sae.autoencoder":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            product = module.SparseAutoencoder.pre_activations
+
+            def counted(self, target):
+                import hashlib
+                script = os.path.basename(sys.argv[0]).split(".", 1)[1].removesuffix(".py")
+                one = hashlib.sha256(self.W_dec.detach().numpy().tobytes()).hexdigest()[:16]
+                with open(os.environ["COUNT_FILE"], "a") as file:
+                    print(script, self.config.method, self.config.k, one, len(target), file=file)
+                return product(self, target)
+
+            module.SparseAutoencoder.pre_activations = counted
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A working directory in which the small experiment has run."""
+    """A working directory in which the small experiment has run; encoded.txt there counts the tokens it encoded."""
     folder = tmp_path_factory.mktemp("small")
-    done = snakemake(folder, config=CONFIG)
+    (folder / "counting").mkdir()
+    (folder / "counting/sitecustomize.py").write_text(COUNT)
+    environment = {"PYTHONPATH": str(folder / "counting"), "COUNT_FILE": str(folder / "encoded.txt")}
+    done = snakemake(folder, config=CONFIG, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def test_every_token_meets_every_dictionary_once(finished):
+    names = ["script", "method", "k", "dictionary", "rows"]
+    encoded = pd.read_csv(finished / "encoded.txt", sep=" ", names=names)
+    encoded = encoded[~encoded["script"].isin(["train", "baselines"])]  # there dictionaries are made
+    assert set(encoded["script"]) == {"measure", "measure_second_seed"}
+    rows = encoded.groupby(["script", "method", "k", "dictionary"])["rows"].sum()
+    held_out = len(read_json(finished / "results/small/reference/reference.json")["ids"])
+    # PCA is the same with every seed: its second seed is encoded too.
+    assert rows["measure"].tolist() == [100 * 49] * 4 and rows["measure_second_seed"].tolist() == [held_out * 49] * 4
 
 
 @pytest.fixture
@@ -67,15 +115,18 @@ def test_everything_of_the_contract_is_made(finished):
         f"ranking/{POINT}/latents.parquet",
         f"ranking/{POINT}/images.parquet",
         f"ranking/{POINT}/classes.parquet",
-        f"ranking/{POINT}/recovery.parquet",
-        f"ranking/{POINT}/activations.parquet",
-        *(f"evidence/{POINT}/{name}.parquet" for name in ("scores", "probes", "causes", "effects", "localisation")),
+        f"ranking/{POINT}/best_latents.parquet",
+        f"codes/{POINT}/codes.safetensors",
+        "activations/layer=3/layer.safetensors",
+        "reference/reference.json",
+        *(f"evidence/{POINT}/{name}.parquet" for name in ("monosemanticity", "probes", "interventions")),
+        *(f"evidence/{POINT}/{name}.parquet" for name in ("effects", "localisation")),
         *(f"evidence/layer=3/k=4/method={m}/seed=0/summary.parquet" for m in ("topk", "pca")),
         "sae/layer=3/k=4/method=pca/seed=0/sae.safetensors",
         "metrics/layer=3/k=4/method=pca/seed=0.parquet",
         "ranking/layer=3/k=4/method=pca/seed=0/latents.parquet",
-        "fates/layer=3/method=topk/seed=0.parquet",
-        "report/layer=3/fates-topk-0.svg",
+        "matches/ks/layer=3/method=topk/seed=0.parquet",
+        "report/layer=3/across-ks-topk-0.svg",
         "explorer/index.html",
         "explorer/app/vega.js",
         "explorer/data/grid.js",
@@ -93,7 +144,7 @@ def test_everything_of_the_contract_is_made(finished):
         "report/overview.svg",
         "report/layer=3/statistics.svg",
         *(f"report/{POINT}/{name}.svg" for name in ("latents", "classes", "density", "training")),
-        *(f"report/{POINT}/{name}.svg" for name in ("stability", "probes", "causes", "monosemanticity")),
+        *(f"report/{POINT}/{name}.svg" for name in ("stability", "probes", "interventions", "monosemanticity")),
     ):
         assert (r / path).stat().st_size > 0, path
     assert not list(r.rglob("*.part*"))
@@ -106,10 +157,12 @@ def test_a_second_run_has_nothing_to_do(finished):
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
-def test_an_added_k_trains_that_point_only(copy):
+def test_an_added_k_computes_that_k_only(copy):
     jobs = planned(copy, config=changed(grid={"ks": [2, 4, 8]}))
     assert jobs == {
-        "train": 2, "evaluate": 1, "rank": 1, "evidence": 1, "baselines": 1, "fates": 1, "fates_figure": 1,
+        "train": 2, "baselines": 2,
+        "measure": 1, "measure_second_seed": 1, "measure_baselines": 1, "measure_second_seed_baselines": 1,
+        "evidence": 1, "evidence_baselines": 1, "across_ks": 1, "across_ks_figure": 1,
         "layers_table": 1, "layers_figure": 1, "other_ks_figure": 1, "conclusion": 1, "evidence_figures": 1,
         "latents_figure": 1, "classes_figure": 1, "density_figure": 1, "training_figure": 1,
         # The other points' latents get relatives at the new k.
@@ -117,11 +170,18 @@ def test_an_added_k_trains_that_point_only(copy):
     }  # fmt: skip
 
 
-def test_an_added_method_or_seed_trains_its_points_only(copy):
-    # A method trains with two seeds; of a second seed the SAEs are there already, to compare the first with.
-    for grid, trained in (({"methods": ["topk", "jumprelu"]}, 4), ({"seeds": [0, 1]}, 0), ({"seeds": [0, 2]}, 2)):
-        jobs = planned(copy, config=changed(grid=grid))
-        assert jobs.get("train", 0) == trained and not {"extract", "statistics"} & set(jobs)
+def test_an_added_method_or_seed_encodes_nothing_again(copy):
+    jobs = planned(copy, config=changed(grid={"methods": ["topk", "jumprelu"]}))
+    assert {name: n for name, n in jobs.items() if name.startswith(("train", "measure", "baselines"))} == {
+        "train": 4, "measure": 2, "measure_second_seed": 2, "training_figure": 2,
+    }  # fmt: skip
+    assert jobs["evidence"] == 2 and not {"extract", "statistics", "layer", "evidence_baselines"} & set(jobs)
+    # The SAEs of the seed that served comparison are there already; only now is it measured in full.
+    jobs = planned(copy, config=changed(grid={"seeds": [0, 1]}))
+    assert jobs["measure"] == 2 and jobs["measure_baselines"] == 2 and "train" not in jobs and "baselines" not in jobs
+    jobs = planned(copy, config=changed(grid={"seeds": [0, 2]}))
+    assert jobs["train"] == 2 and jobs["measure"] == 2 and "measure_second_seed" not in jobs
+    assert not {"extract", "statistics", "layer"} & set(jobs)
 
 
 def test_another_method_and_seed_run_to_the_report(copy):
@@ -142,14 +202,17 @@ def test_another_method_and_seed_run_to_the_report(copy):
 
 def test_an_added_layer_extracts_that_layer_only(copy):
     jobs = planned(copy, config=changed(grid={"layers": [3, 5]}))
-    assert jobs["extract"] == 1 and jobs["statistics"] == 1 and jobs["train"] == 4
-    assert not {"manifest", "pixels", "model", "concepts"} & set(jobs)
+    assert jobs["extract"] == 1 and jobs["statistics"] == 1 and jobs["layer"] == 1 and jobs["directions"] == 2
+    assert jobs["train"] == 4 and jobs["measure"] == 2 and jobs["measure_baselines"] == 2 and jobs["evidence"] == 2
+    assert not {"manifest", "pixels", "reference", "concepts"} & set(jobs)
 
 
 def test_a_setting_reruns_what_depends_on_it(copy):
     assert set(planned(copy, config=changed(report={"images": 5}))) == {"latents_figure", "classes_figure"}
     jobs = planned(copy, config=changed(training={"epochs": 5}))
-    assert jobs["train"] == 4 and "extract" not in jobs
+    assert jobs["train"] == 4 and not {"extract", "layer", "baselines", "measure_baselines"} & set(jobs)
+    jobs = planned(copy, config=changed(ranking={"images": 5}))
+    assert jobs["evidence"] == 2 and not {"train", "measure", "layer"} & set(jobs)
     jobs = planned(copy, config=changed(tokens="all"))
     assert jobs["statistics"] == 1 and jobs["train"] == 4 and "extract" not in jobs
 
@@ -215,11 +278,14 @@ def test_the_results_hang_together(finished):
     assert summary.loc["fvu", "value"] == pytest.approx(metrics.loc[4, "fvu"], rel=1e-3)
     assert ((summary["low"] <= summary["value"] + 1e-9) & (summary["value"] <= summary["high"] + 1e-9)).all()
     assert latents["stability_cosine"].between(-1, 1).all()
-    recovery = pd.read_parquet(r / f"ranking/{POINT}/recovery.parquet")
-    assert summary.loc["concept_recovery", "value"] == pytest.approx(recovery["f1_held_out"].mean(), abs=1e-6)
-    activations = pd.read_parquet(r / f"ranking/{POINT}/activations.parquet")
+    best = pd.read_parquet(r / f"ranking/{POINT}/best_latents.parquet")
+    assert summary.loc["concept_recovery", "value"] == pytest.approx(best["f1_held_out"].mean(), abs=1e-6)
+    codes = sae.codes(r / "codes" / POINT)
+    strongest = codes.images.max(axis=0).toarray()
     top = images[(images["panel"] == "top") & (images["rank"] == 1)].set_index("latent")["activation"]
-    assert activations.groupby("latent")["activation"].max().to_dict() == pytest.approx(top.to_dict())
+    assert {latent: strongest[latent] for latent in top.index} == pytest.approx(top.to_dict())
+    everything = m.encode(stored[:, 1:].reshape(-1, stored.shape[2]).astype(np.float32))
+    np.testing.assert_allclose(codes.z.toarray(), everything, rtol=1e-4, atol=1e-5)
     page = (r / "report/conclusion.html").read_text()
     assert "Layer 3, k 4, topk, seed 0" in page and f"{summary.loc['fvu', 'value']:.3f}" in page
     other = pd.read_parquet(r / f"other_ks/{POINT}.parquet").set_index("at_k")
@@ -228,7 +294,7 @@ def test_the_results_hang_together(finished):
 
 
 def test_the_report_says_how_well_the_backbone_sees(finished):
-    facts = read_json(finished / "results/small/model/model.json")
+    facts = read_json(finished / "results/small/reference/reference.json")
     assert set(facts["accuracy"]) == set(sae.concepts.FACTORS)
     text = (finished / "results/small/report/overview.svg").read_text()
     for factor, share in facts["accuracy"].items():
