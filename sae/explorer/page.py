@@ -1,22 +1,27 @@
-"""The explorer's folder: the page, the numbers of the grid, the pictures."""
+"""The explorer's folder: the page, the numbers of the grid and the pictures."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import vl_convert
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from sae import images
 from sae.evidence import classes, summary
+from sae.evidence.measures import FOUND, MEASURES
 from sae.explorer import parts, point, words
-from sae.figures import conclusion
+from sae.figures import conclusion, style
 from sae.files import whole
+from sae.latent_codes import HISTOGRAM_EDGES
 
 _WEB = Path(__file__).parent / "web"
 _POINT = ["layer", "k", "method", "seed"]
@@ -35,7 +40,7 @@ def app(folder: Path) -> None:
         for file in _WEB.iterdir():
             if file.suffix in (".js", ".css"):
                 shutil.copyfile(file, part / file.name)
-        # In a function of its own, so that the library's names do not meet the page's.
+        # Inside a function, so that the library's global names do not collide with the page's.
         (part / "vega.js").write_text(f"(() => {{{vl_convert.javascript_bundle()}}})();\n")
 
 
@@ -46,12 +51,14 @@ def grid(
     baselines: Sequence[str],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns what the page needs first: every measure of every grid point, SAEs and baselines.
+    """Returns the first part that the page loads: all numbers of the grid, of SAEs and baselines, and how to show them.
+
+    The page itself knows no measure, column, filter, threshold or colour: it shows those that stand here.
 
     Args:
         metrics: of all points, with layer, k, method and seed.
         summaries: tables of `summary.table`, likewise.
-        facts: what else the page is told: name, model, geometry, …
+        facts: the experiment's name, model, tokens and geometry.
     """
     points: dict[tuple, dict[str, Any]] = {}
     for row in metrics.to_dict("records"):
@@ -59,9 +66,9 @@ def grid(
         values = {m: parts.number(v, 4) for m, v in row.items() if isinstance(v, (int, float)) and m not in _POINT}
         points[key] = dict(zip(_POINT, key, strict=True)) | {"values": values, "intervals": {}}
     for row in summaries.to_dict("records"):
-        here = points[tuple(row[c] for c in _POINT)]
-        here["values"][row["measure"]] = parts.number(row["value"], 4)
-        here["intervals"][row["measure"]] = parts.numbers([row["low"], row["high"]])
+        summarised = points[tuple(row[c] for c in _POINT)]
+        summarised["values"][row["measure"]] = parts.number(row["value"], 4)
+        summarised["intervals"][row["measure"]] = parts.numbers([row["low"], row["high"]])
     answer = None
     if baselines:
         compared = summary.compare(summaries, list(methods), list(baselines))
@@ -72,25 +79,42 @@ def grid(
         "baselines": list(baselines),
         "points": [points[key] for key in sorted(points, key=lambda key: (key[2] not in methods, *key))],
         "answer": answer,
-        "found": words.FOUND,
+        "measures": [asdict(measure) for measure in MEASURES.values()],
+        "columns": _with_keys(words.COLUMNS),
+        "filters": [asdict(kind) for kind in words.FILTERS],
+        "on": _with_keys(words.ON),
+        "panels": list(words.PANELS.items()),
+        "edges": HISTOGRAM_EDGES.tolist(),
+        "scales": {kind: _scale(kind, metrics[kind].tolist()) for kind in style.SCALES},
+        "found": FOUND,
         "files": {"latents": point.LATENTS_PER_FILE, "images": point.IMAGES_PER_FILE},
         "kept": {"patch": point.PER_PATCH, "image": point.PER_IMAGE},
-        "on": list(point.ON),
     }
 
 
-def image_list(manifest: pd.DataFrame, opened: Sequence[int], pictured: Sequence[int]) -> dict[str, Any]:
-    """Returns what the page knows of the images that have a picture, by column.
+def _with_keys(columns: Mapping[str, words.Column]) -> list[dict[str, Any]]:
+    return [{"key": key, **asdict(column)} for key, column in columns.items()]
 
-    opened: of those that can be opened, their places in the order of the ids.
+
+def _scale(kind: str, values: Iterable[int]) -> dict[str, list]:
+    """Returns the grid's layers or ks in order and their colours: the figures', and brighter ones for a dark page."""
+    light = style.colours(kind, values)
+    dark = matplotlib.colormaps[style.SCALES[kind][0]](np.linspace(1, 0.3, len(light)))
+    return {"values": list(light), "light": [to_hex(c) for c in light.values()], "dark": [to_hex(c) for c in dark]}
+
+
+def image_list(manifest: pd.DataFrame, opened: Sequence[int], pictured: Sequence[int]) -> dict[str, Any]:
+    """Returns the columns of the images that have a picture: id, path, held_out, and each attribute.
+
+    opened: the positions, among these, of the images that can be opened.
     """
-    used = images.used(manifest).reset_index(drop=True)  # what is an attribute is a matter of all images
+    used = images.used(manifest).reset_index(drop=True)  # all images decide which columns are attributes
     shown = used["id"].isin({*opened, *pictured}).to_numpy()
     rows, named = used[shown], {}
     for attribute, values in classes.attributes(used).items():
-        part = values[shown].remove_unused_categories()
-        kinds = [images.describe(str(c)) for c in part.categories]
-        named[attribute] = {"names": kinds, "codes": part.codes.tolist()}
+        values = values[shown].remove_unused_categories()
+        names = [images.describe(str(category)) for category in values.categories]
+        named[attribute] = {"names": names, "codes": values.codes.tolist()}
     return {
         "id": rows["id"].tolist(),
         "path": rows["path"].tolist(),

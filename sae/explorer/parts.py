@@ -1,4 +1,4 @@
-"""The page's data on disk: small scripts, since a page opened from disk may run scripts but not read files."""
+"""The page's data on disk: small scripts, because a page opened from disk may run scripts but not read files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 
 def write(folder: Path, name: str, value: Any) -> None:
-    """Writes `folder`/`name`.js, which hands `value` to the page.
+    """Writes `folder`/`name`.js, a script that hands `value` to the page.
 
-    Everything outside ASCII is escaped, so that the file means the same in any encoding. NaN is refused.
+    Characters outside ASCII are escaped, so that the file can be read in any encoding. NaN is refused.
     """
     path = folder / f"{name}.js"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,12 +34,12 @@ def pack(values: np.ndarray, kind: str) -> str:
 
 
 def numbers(values: Any, digits: int = 3) -> list[float | int | None]:
-    """Returns numbers at so many significant digits, and None for what is not known."""
+    """Returns numbers rounded to `digits` significant digits; None where a number is not finite."""
     return [number(value, digits) for value in np.asarray(values, np.float64).tolist()]
 
 
 def number(value: float, digits: int = 3) -> float | int | None:
-    """Returns one number as `numbers` does."""
+    """Returns one number rounded as `numbers` does."""
     if not np.isfinite(value):
         return None
     rounded = float(f"{value:.{digits}g}")

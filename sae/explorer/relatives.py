@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae.evidence.measures import RELATED
 from sae.explorer.parts import number
 
 NEAREST = 6
-RELATED = 0.3  # correlation below which a latent of another SAE is no relative; as `partial` in `matching.fates`
+# How a match across ks is told: on the page of the latent at the first k, and on the page of its match at the next.
+_OUTCOMES = {
+    "same": ("the same", "the same"),
+    "split": ("one of those it splits into", "splits into several, this one among them"),
+    "changed": ("changed", "changed"),
+    "merged": ("it merges into this one with others", "merges into this one with others"),
+}
 
 
 def nearest(decoder: np.ndarray, alive: np.ndarray) -> list[list[list[float]]]:
@@ -31,57 +38,60 @@ def nearest(decoder: np.ndarray, alive: np.ndarray) -> list[list[list[float]]]:
 
 def relatives(
     latents: pd.DataFrame,
-    fates: pd.DataFrame,
-    chains: pd.DataFrame,
+    across_ks: pd.DataFrame,
+    across_layers: pd.DataFrame,
     point: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> dict[int, list[dict[str, Any]]]:
-    """Returns by latent what corresponds to it elsewhere: `to` (what differs in the link), latent, r, and a word on it.
+    """Returns the counterparts of each latent elsewhere: by latent, a list of `to` (the key in which the link differs),
+    latent (None: no counterpart), r, note (a comment on the match), and known (whether the link leads anywhere).
 
-    In other seeds its counterpart; at the next k its fate, and those of the k before of which it is the best match; in
-    the layers before and after the best match. latent is missing where there is none.
+    In other seeds: its counterpart. At the next k: its match or its parts; at the k before: up to three latents whose
+    match it is. In the layers before and after: its best match.
 
     Args:
-        latents, fates, chains: see `point.Tables`.
+        latents, across_ks, across_layers: see `point.Tables`.
         point: layer and k of the SAE.
-        seeds: of the grid; counterparts in other ones are not `known`: they can be named, but not followed.
+        seeds: of the grid; counterparts in other seeds are not `known`: they can be named, but not followed.
     """
     found: dict[int, list[dict[str, Any]]] = {}
 
-    def add(latent: int, to: dict[str, int], other: int | None, r: float | None, note: str, known: bool = True) -> None:
+    def add(latent: int, to: dict[str, int], other: int | None, r: float | None, note: str = "", known: bool = True):
         relative = {"to": to, "latent": None if other is None else int(other), "r": None if r is None else number(r)}
         found.setdefault(latent, []).append(relative | {"note": note, "known": known})
 
     k, layer = point["k"], point["layer"]
-    if len(fates):
-        here = fates[fates["k"] == k]
-        for row in here[here["fate"] != "dead"].itertuples():
-            children = [] if row.fate == "lost" else [row.best, *(c for c in row.child_latents if c != row.best)]
-            for place, child in enumerate(children[: 1 if row.fate != "split" else 4]):
-                add(row.latent, {"k": int(row.next_k)}, child, None if place else row.r_best, row.fate)
-            if not children:
-                add(row.latent, {"k": int(row.next_k)}, None, row.r_best, row.fate)
-        before = fates[fates["next_k"] == k]
-        kin = before[before["r_best"] >= RELATED].sort_values("r_best", ascending=False)
-        for row in kin.groupby("best").head(3).itertuples():
-            add(row.best, {"k": int(row.k)}, row.latent, row.r_best, row.fate)
+    if len(across_ks):
+        matches = across_ks[across_ks["k"] == k]
+        for row in matches[matches["outcome"] != "dead"].itertuples():
+            to = {"k": int(row.next_k)}
+            if row.outcome == "lost":
+                add(row.latent, to, None, row.r_best)
+                continue
+            note = _OUTCOMES[row.outcome][0]
+            add(row.latent, to, row.best, row.r_best, note)
+            if row.outcome == "split":
+                for child in [child for child in row.child_latents if child != row.best][:3]:
+                    add(row.latent, to, child, None, note)
+        before = across_ks[across_ks["next_k"] == k]
+        parents = before[before["r_best"] >= RELATED].sort_values("r_best", ascending=False)
+        for row in parents.groupby("best").head(3).itertuples():
+            add(row.best, {"k": int(row.k)}, row.latent, row.r_best, _OUTCOMES[row.outcome][1])
         for other_k in before["k"].unique():
-            for latent in np.setdiff1d(latents["latent"], kin["best"]).tolist():
-                add(latent, {"k": int(other_k)}, None, None, "none")
-    if len(chains):
-        chains = chains[~chains["shuffled"]]
-        layers = sorted(chains["layer"].unique().tolist())
-        here = chains[(chains["layer"] == layer) & chains["fires"]]
+            for latent in np.setdiff1d(latents["latent"], parents["best"]).tolist():
+                add(latent, {"k": int(other_k)}, None, None)
+    if len(across_layers):
+        matches = across_layers[~across_layers["shuffled"]]
+        layers = sorted(matches["layer"].unique().tolist())
+        firing = matches[(matches["layer"] == layer) & matches["fires"]]
         for side, step in (("previous", -1), ("next", 1)):
             place = layers.index(layer) + step
             if not 0 <= place < len(layers):
                 continue
-            for row in here[["latent", side, f"r_{side}"]].itertuples(index=False):
-                latent, other, r = row
-                related = r >= RELATED
-                add(latent, {"layer": layers[place]}, other if related else None, r, "" if related else "none")
+            for latent, other, r in firing[["latent", side, f"r_{side}"]].itertuples(index=False):
+                add(latent, {"layer": layers[place]}, other if r >= RELATED else None, r)
     columns = ["latent", "partner_seeds", "partners_by_correlation", "partner_correlations"]
-    for row in latents[columns].itertuples(index=False):
-        for seed, other, r in zip(*row[1:], strict=True):
-            add(row.latent, {"seed": int(seed)}, other, r, "", int(seed) in seeds)
+    for latent, *partners in latents[columns].itertuples(index=False):
+        for seed, other, r in zip(*partners, strict=True):
+            add(latent, {"seed": int(seed)}, other, r, known=int(seed) in seeds)
     return found

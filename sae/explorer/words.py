@@ -1,103 +1,234 @@
-"""What the explorer says of a latent in words: what is known, and how sure it is."""
+"""The explorer's words: its columns, numbers and filters, and the sentences about each latent."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-FOUND = 0.5  # correlation with the counterpart of another seed; as in `matching.fates`
+from sae.evidence.measures import DENSE, FOUND
 
-_ROLES = {
-    "prefix": "it fires on class or register tokens rather than on patches",
-    "artefact": "it fires on tokens of unusually large norm, which carry little of what a patch shows",
-    "position": "it fires by place in the image (a row, a column or a patch), whatever is shown there",
-    "border": "it fires along the border of the image, whatever is shown there",
+
+@dataclass(frozen=True)
+class Column:
+    """A number or text of a latent; unit: `id`, `text`, `share` (shown as a percentage) or `number`."""
+
+    name: str
+    unit: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A filter of the table: matches latents whose value in `column` is among some values, above or below a number."""
+
+    name: str
+    sentence: str
+    column: str
+    among: tuple[Any, ...] = ()
+    above: float | None = None
+    below: float | None = None
+
+
+# The table of latents: the key of each column in a point's table.js, in order.
+COLUMNS = {
+    "latent": Column("latent", "id", "Row of the decoder matrix W_dec, counted from 0."),
+    "class": Column(
+        "class",
+        "text",
+        "The class with the highest MCC on train images, if a test on held-out images confirms it (false discovery "
+        "rate 5 % over all latents and classes).",
+    ),
+    "mcc": Column(
+        "selectivity",
+        "number",
+        "Matthews correlation (MCC) between the latent and its best class on held-out images. 0: chance; 1: perfect. "
+        "Also given for classes that are not confirmed; empty where no class has enough images to be tested.",
+    ),
+    "density": Column("density", "share", f"Share of the held-out tokens on which it fires. Dense: above {DENSE:.0%}."),
+    "images": Column("images", "share", "Share of all images on which it fires on at least one token."),
+    "max": Column("max", "number", "Largest activation on any token, in the SAE's units."),
+    "stability": Column(
+        "stability",
+        "number",
+        f"Correlation on held-out tokens with its counterparts in the SAEs of other seeds. Unstable: below {FOUND}.",
+    ),
+    "monosemanticity": Column(
+        "monosemanticity",
+        "number",
+        "Similarity of the images on which it fires, by an embedding of whole images. 0: as similar as any two "
+        "images; 1: identical.",
+    ),
+    "effect": Column(
+        "effect",
+        "number",
+        "Change of the ViT's output when this latent is removed, divided by the change when a random latent of the "
+        "same norm is removed. Measured for a random sample of the latents.",
+    ),
+    "token_type": Column(
+        "token type",
+        "text",
+        "The property of tokens, other than their content, that explains most of its firing: position, border, "
+        "prefix (class and register tokens) or artefact (tokens of unusual norm). Empty: none of these.",
+    ),
+}
+
+FILTERS = (
+    Filter("dead", "Fires on no token of any image.", "alive", among=(0,)),
+    Filter("dense", f"Fires on more than {DENSE:.0%} of the held-out tokens.", "density", above=DENSE),
+    Filter(
+        "position-driven",
+        "Fires at certain positions or along the border of the image, whatever the image shows there.",
+        "token_type",
+        among=("position", "border"),
+    ),
+    Filter(
+        "artefact or prefix",
+        "Fires on tokens of unusual norm, or on class and register tokens.",
+        "token_type",
+        among=("artefact", "prefix"),
+    ),
+    Filter(
+        "unstable",
+        f"Correlates below {FOUND} with its counterparts in the SAEs of other seeds.",
+        "stability",
+        below=FOUND,
+    ),
+    Filter(
+        "no confirmed class",
+        "Has no class that a test on held-out images confirms.",
+        "class",
+        among=(None,),
+    ),
+)
+
+# The columns of latents.parquet that say on which tokens a latent fires.
+ON = {
+    "on_class": Column("on class tokens", "share", "Share of its firing that is on class tokens."),
+    "on_register": Column("on registers", "share", "Share of its firing that is on the other prefix tokens."),
+    "on_patch": Column("on patches", "share", "Share of its firing that is on patches."),
+    "on_border": Column("on the border", "share", "Share of its firing on patches that is on the outermost ones."),
+    "on_high_norm": Column(
+        "on high norms",
+        "share",
+        "Share of its firing on tokens with a norm above four times the median of the patches.",
+    ),
+    "by_row": Column(
+        "by row",
+        "number",
+        "Total variation distance between the rows in which it fires and all rows, minus the distance expected by "
+        "chance. 0: fires in all rows alike; near 1: in one row only.",
+    ),
+    "by_column": Column("by column", "number", "The same distance for columns."),
+    "by_place": Column("by patch", "number", "The same distance for single patches."),
+}
+
+PANELS = {
+    "top": "Strongest images",
+    "q75": "Around its upper quartile",
+    "q50": "Around its median",
+    "q25": "Around its lower quartile",
+    "silent": "Random images on which it is silent",
+}
+
+_TOKEN_TYPES = {
+    "prefix": "it fires on class or register tokens, not on patches",
+    "artefact": "it fires on tokens of unusually large norm, which carry little of what their patch shows",
+    "position": "it fires at certain positions (a row, a column or a patch), whatever the image shows there",
+    "border": "it fires along the border, whatever the image shows there",
 }
 
 
 def headline(fact: Mapping[str, Any], best: pd.Series | None, other: pd.Series | None = None) -> str:
-    """Returns in one sentence what a latent responds to, as far as is known.
+    """Returns one sentence on what a latent responds to, and how sure that is.
 
     Args:
         fact: its row of latents.parquet.
         best: the row of classes.parquet of the tested class with the highest MCC on train images; None: there is none.
-        other: the row of the confirmed class with the highest one, if that is another.
+        other: the row of the confirmed class with the highest MCC, if that is another class.
     """
     if fact["status"] == "dead":
-        return "Dead: it fires on no token of any image, so there is nothing to be said of it."
-    if fact["role"]:
-        return f"Probably no feature of what images show: {_ROLES[fact['role']]}."
+        return "Dead: it fires on no token of any image."
+    if fact["token_type"]:
+        return f"Probably not a visual feature: {_TOKEN_TYPES[fact['token_type']]}."
     if best is None:
-        return "No class is known for it: none in whose train images it fires has enough images to be tested."
+        return "No class could be tested: every class on whose images it fires has too few images."
     name = _class(best)
     if not best["confirmed"]:
         if other is not None:
-            return f"The class that fits best, {name}, is not confirmed on held-out images; {_class(other)} is."
-        return f"No class is confirmed for it. The best on train images, {name}, may be chance on held-out ones."
+            return f"Its best class on train images, {name}, is not confirmed on held-out images; {_class(other)} is."
+        return f"No class is confirmed: its best class on train images, {name}, may be a coincidence."
     right, flagged, support = (int(best[c]) for c in ("right_held_out", "flagged_held_out", "support_held_out"))
     return (
-        f"Responds to {name}: of {flagged} held-out images on which it fires strongly {right} show it, "
-        f"of {support} that show it, it finds {right}."
+        f"Responds to {name}: {right} of the {flagged} held-out images that it flags show this class, "
+        f"and it flags {right} of the {support} that show it."
     )
 
 
 def checks(
-    fact: Mapping[str, Any], best: pd.Series | None, score: pd.Series, cause: pd.Series | None
+    fact: Mapping[str, Any], best: pd.Series | None, monosemanticity: pd.Series, intervention: pd.Series | None
 ) -> list[tuple[str, str]]:
-    """Returns what speaks for and against a latent: pairs of `yes`, `no` or `open`, and a sentence.
-
-    Nothing for a dead one.
+    """Returns the evidence for and against a latent: pairs of `yes`, `no` or `open`, and a sentence. Dead: none.
 
     Args:
         fact, best: see `headline`.
-        score: its row of scores.parquet.
-        cause: its row of causes.parquet; None where it was not drawn.
+        monosemanticity: its row of monosemanticity.parquet.
+        intervention: its row of interventions.parquet; None where it was not in the sample.
     """
     if fact["status"] == "dead":
         return []
-    return [_class_check(best), _stability(fact), _alike(score), _effect(cause)]
+    return [_class_check(best), _stability(fact), _similarity(monosemanticity), _effect(intervention)]
 
 
 def _class_check(best: pd.Series | None) -> tuple[str, str]:
     if best is None:
         return "open", "Class: none could be tested."
-    usual = best["support_held_out"] / best["images_held_out"]
     if not best["flagged_held_out"]:
         return "no", f"It flags no held-out image, so nothing confirms {_class(best)} (q = {best['q']:.2g})."
-    shown = f"{best['precision_held_out']:.0%} of the held-out images that it flags show {_class(best)}"
-    return "yes" if best["confirmed"] else "no", f"{shown}, {usual:.0%} of all do (q = {best['q']:.2g})."
+    base_rate = best["support_held_out"] / best["images_held_out"]
+    text = (
+        f"{best['precision_held_out']:.0%} of the held-out images that it flags show {_class(best)}; "
+        f"{base_rate:.0%} of all held-out images do (q = {best['q']:.2g})."
+    )
+    return "yes" if best["confirmed"] else "no", text
 
 
 def _stability(fact: Mapping[str, Any]) -> tuple[str, str]:
     seeds, r = len(fact["partner_seeds"]), fact["stability_correlation"]
     others = "another seed" if seeds == 1 else f"{seeds} other seeds"
     if pd.isna(r):
-        return "open", f"Found again with {others}? It fires on no held-out token."
-    verdict = "Found" if r >= FOUND else "Not found"
-    text = f"{verdict} again with {others}: correlation {r:.2f} with its counterpart."
-    return "yes" if r >= FOUND else "no", text
+        return "open", f"Reproducibility with {others} is unknown: it fires on no held-out token."
+    verdict = "Reproduced" if r >= FOUND else "Not reproduced"
+    return "yes" if r >= FOUND else "no", f"{verdict} with {others}: correlation {r:.2f} with its counterpart."
 
 
-def _alike(score: pd.Series) -> tuple[str, str]:
-    value, usual = score["monosemanticity"], score["monosemanticity_chance"]
-    spread = score["monosemanticity_deviation"]
+def _similarity(row: pd.Series) -> tuple[str, str]:
+    value, chance, spread = (row[f"monosemanticity{suffix}"] for suffix in ("", "_chance", "_deviation"))
     if pd.isna(value) or not spread > 0:
-        return "open", "Are its images alike? It fires on too few to say."
-    above = (value - usual) / spread
-    verdict = "are more alike than" if above > 2 else "are no more alike than"
-    text = f"Its images {verdict} any: {value:.3f}, {above:+.1f} deviations from chance."
+        return "open", "Similarity of its images is unknown: it fires on too few."
+    above = (value - chance) / spread
+    verdict = "more" if above > 2 else "no more"
+    text = (
+        f"Its images are {verdict} similar than random ones: {value:.3f}, {above:+.1f} standard deviations from chance."
+    )
     return "yes" if above > 2 else "no", text
 
 
-def _effect(cause: pd.Series | None) -> tuple[str, str]:
-    if cause is None:
-        return "open", "Effect on the ViT not measured: it was not among the latents drawn for ablation."
-    if pd.isna(cause["ratio"]):
-        return "open", f"Taking it out moves the ViT's output by {cause['size']:.2g}, the control by nothing."
-    text = f"Taking it out moves the ViT's output {cause['ratio']:.2g} times as far as a random latent of the same norm"
-    return "yes" if cause["size"] > cause["size_control"] else "no", f"{text} ({cause['images']} images)."
+def _effect(intervention: pd.Series | None) -> tuple[str, str]:
+    if intervention is None:
+        return "open", "Effect on the ViT not measured: it was not in the sample of ablated latents."
+    if pd.isna(intervention["ratio"]):
+        return (
+            "open",
+            f"Removing it changes the ViT's output by {intervention['size']:.2g}; the control changes nothing.",
+        )
+    text = (
+        f"Removing it changes the ViT's output {intervention['ratio']:.2g} times as much as removing a random latent "
+        f"of the same norm ({intervention['images']} images)."
+    )
+    return "yes" if intervention["size"] > intervention["size_control"] else "no", text
 
 
 def _class(best: pd.Series) -> str:

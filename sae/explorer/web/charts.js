@@ -1,7 +1,8 @@
 "use strict";
-// Charts are Vega-Lite specifications; the library is loaded when the first one is drawn.
+// Charts are Vega-Lite specifications; the library is loaded when the first chart is drawn.
 
 const charts = (() => {
+  const { h, save } = core;
   let library = null;
 
   function loaded() {
@@ -32,42 +33,37 @@ const charts = (() => {
     };
   }
 
-  /** Layers in the order of the blocks: dark to light where the page is light, and the other way round. */
-  function layerScale(layers) {
-    const dark = document.documentElement.dataset.theme === "dark";
-    const extent = dark ? [1, 0.25] : [0, 0.82];
-    const at = (i) => (layers.length > 1 ? i / (layers.length - 1) : 0.4);
-    const colours = layers.map((_, i) => `rgb(${viridis(extent[0] + at(i) * (extent[1] - extent[0]))})`);
-    return { domain: layers, range: colours };
+  /** The colours of the grid's layers (`kind` layer) or ks. */
+  function scale(grid, kind) {
+    const { values, ...colours } = grid.scales[kind];
+    return { domain: values, range: colours[document.documentElement.dataset.theme] };
   }
 
   /**
-   * Draws a chart with a button that saves it as SVG.
-   * name: of the saved file. about: what it shows, for those who do not see it. spec: its height is the whole chart's.
-   * drawn: called with Vega's view. room: kept free in pixels, so that nothing below moves when the chart comes.
+   * A chart with a button that saves it as SVG.
+   * name: of the saved file. about: a description, also for screen readers. spec: its height includes the axes.
+   * drawn: is called with Vega's view. room: height in pixels that is kept free until the chart is drawn.
    */
   function chart({ name, about, spec, drawn, room = spec.height }) {
-    const place = h("div", { class: "plot", role: "img", "aria-label": about, style: `min-height:${room}px` }, h("span", { class: "quiet" }, "Drawing…"));
+    const waiting = h("span", { class: "quiet" }, "Drawing…");
+    const place = h("div", { class: "plot", role: "img", "aria-label": about, style: `min-height:${room}px` }, waiting);
     let view = null;
-    const button = h("button", { type: "button", class: "minor", onclick: saveSvg }, "save SVG");
     async function saveSvg() {
       if (view) save(`${name}.svg`, "image/svg+xml", await view.toSVG());
     }
-    loaded()
-      .then((embed) => {
-        const whole = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", autosize: { type: "fit", contains: "padding" }, ...spec };
-        // Waits until the element has a width: charts follow it.
-        return new Promise((r) => requestAnimationFrame(r)).then(() =>
-          embed(place, whole, { actions: false, config: theme(), renderer: "canvas", tooltip: true, ast: false }),
-        );
-      })
-      .then((result) => {
-        view = result.view;
-        drawn?.(view);
-      })
-      .catch((error) => place.replaceChildren(h("p", { class: "error" }, String(error.message ?? error))));
+    async function draw() {
+      const embed = await loaded();
+      await new Promise(requestAnimationFrame); // until the element has a width: charts follow it
+      const $schema = "https://vega.github.io/schema/vega-lite/v6.json";
+      const whole = { $schema, width: "container", autosize: { type: "fit", contains: "padding" }, ...spec };
+      const options = { actions: false, config: theme(), renderer: "canvas", tooltip: true, ast: false };
+      ({ view } = await embed(place, whole, options));
+      drawn?.(view);
+    }
+    draw().catch((error) => place.replaceChildren(h("p", { class: "error" }, String(error.message ?? error))));
+    const button = h("button", { type: "button", class: "minor", onclick: saveSvg }, "save SVG");
     return h("figure", { class: "chart" }, place, h("figcaption", {}, about, " ", button));
   }
 
-  return { chart, colour, layerScale };
+  return { chart, colour, scale };
 })();

@@ -1,229 +1,344 @@
 "use strict";
-// One latent: what it responds to, what speaks for and against it, and where else it is found.
+// One latent: the images it responds to, the evidence for and against it, and its counterparts elsewhere.
 
-const PANELS = [
-  ["top", "Strongest images"],
-  ["q75", "Around 75 % of its images"],
-  ["q50", "Around the middle (50 %)"],
-  ["q25", "Around 25 %"],
-  ["silent", "Silent on these, drawn at random"],
-];
-const EDGES = Array.from({ length: 25 }, (_, i) => 2 ** (-6 + i / 2)); // of the histogram, as in sae/ranking.py
+const latents = (() => {
+  const { fileName, h, latentLink, link, pathOf, show } = core;
 
-async function aboutLatent(grid, point, latent) {
-  const [file, place] = [Math.floor(latent / grid.files.latents), latent % grid.files.latents];
-  return (await parts.load(`${pathOf(point)}/latents/${String(file).padStart(4, "0")}`))[place];
-}
-
-async function latentView(grid, params) {
-  const point = pointOf(grid, params);
-  if (!point) return notThere(grid, `There is no SAE for ${JSON.stringify(params)} in this grid.`);
-  const latent = Number(params.latent);
-  const table = await tableOf(grid, point);
-  if (!Number.isInteger(latent) || !(latent >= 0 && latent < table.size)) {
-    return notThere(grid, `Latents of this SAE are numbered 0 to ${table.size - 1}; there is no latent ${params.latent}.`);
+  async function view(grid, params) {
+    const point = core.pointOf(grid, params);
+    if (!point) return core.notThere(`There is no SAE for ${JSON.stringify(params)} in this grid.`);
+    const latent = Number(params.latent);
+    const table = await tables.load(point);
+    if (!Number.isInteger(latent) || !(latent >= 0 && latent < table.size)) {
+      const numbers = `0 to ${table.size - 1}`;
+      return core.notThere(`The latents of this SAE are numbered ${numbers}; there is no latent ${params.latent}.`);
+    }
+    const [about, images] = await Promise.all([
+      parts.loadEntry(`${pathOf(point)}/latents`, latent, grid.files.latents),
+      pictures.load(),
+    ]);
+    const top = [
+      h("h1", {}, `Latent ${latent}`),
+      h("p", { class: "answer", id: "headline" }, about.headline),
+      checks(about),
+      steps(grid, point, table, latent),
+    ];
+    if (!table.alive[latent]) return top;
+    const address = latentLink(grid, point, latent);
+    return [
+      ...top,
+      panels(grid, point, about, images),
+      h(
+        "section",
+        { class: "columns" },
+        h(
+          "div",
+          {},
+          h("h2", {}, "How strongly it fires"),
+          histogram(grid, point, table, latent, about),
+          whereItFires(grid, about),
+        ),
+        h(
+          "div",
+          {},
+          h("h2", { id: "classes" }, "Classes"),
+          classTable(about),
+          h("h2", {}, "Effect on the ViT's output"),
+          effects(grid, point, latent, about),
+        ),
+      ),
+      h(
+        "section",
+        { class: "columns" },
+        h("div", {}, h("h2", {}, "Nearest in this SAE"), nearest(grid, point, table, about)),
+        h("div", {}, h("h2", {}, "Counterparts elsewhere"), await relatives(grid, point, about)),
+      ),
+      h("p", { class: "quiet" }, "Link to this latent: ", h("a", { href: address }, address)),
+    ];
   }
-  const [about, images] = await Promise.all([aboutLatent(grid, point, latent), imageFacts()]);
-  const here = pointLink(grid, point);
-  const marks = { yes: "✓", no: "✗", open: "?" };
-  const words = { yes: "for", no: "against", open: "not known" };
-  const checks = about.checks.map(([verdict, text]) =>
-    h("li", { class: verdict }, h("span", { class: "mark", "aria-label": words[verdict], role: "img" }, marks[verdict]), " ", text),
-  );
-  const top = [h("h1", {}, `Latent ${latent}`), h("p", { class: "answer", id: "headline" }, about.headline), checks.length > 0 && h("ul", { class: "checks" }, checks), steps(grid, point, table, latent)];
-  if (!table.alive[latent]) return top;
-  return [
-    ...top,
-    pictureRows(grid, point, about, images),
-    h(
-      "section",
-      { class: "columns" },
-      h("div", {}, h("h2", {}, "How strongly it fires"), histogram(grid, point, table, latent, about), whereItFires(grid, about)),
-      h("div", {}, h("h2", { id: "classes" }, "Classes"), classTable(about), h("h2", {}, "What it does to the ViT's output"), causes(grid, point, latent, about)),
-    ),
-    h("section", { class: "columns" }, h("div", {}, h("h2", {}, "Nearest in this SAE"), nearest(grid, point, table, about)), h("div", {}, h("h2", {}, "Its relatives elsewhere"), await relatives(grid, point, about))),
-    h("p", { class: "quiet" }, "Link to this latent: ", h("a", { href: link.write({ ...here, latent }) }, link.write({ ...here, latent }))),
-  ];
-}
 
-/** The latent `step` places on in the order of the table last shown, or by number where none was. */
-function neighbour(point, table, latent, step) {
-  const rows = orders.get(pathOf(point)) ?? table.latent;
-  const at = rows.indexOf(latent);
-  const order = at < 0 ? table.latent : rows;
-  return order[(order.indexOf(latent) + step + order.length) % order.length];
-}
-
-/** A latent that fires, that no place or artefact explains, and whose class is confirmed or which is stable. */
-function interesting(grid, table) {
-  const alive = table.latent.filter((i) => table.alive[i] && table.role[i] < 0);
-  const good = alive.filter((i) => table.class[i] >= 0 || table.stability[i] >= grid.found);
-  const pool = good.length ? good : alive.length ? alive : table.latent;
-  return pool[Math.floor(Math.random() * pool.length)];
-}
-
-function steps(grid, point, table, latent) {
-  const here = pointLink(grid, point);
-  const to = (other) => link.write({ ...here, latent: other });
-  const jump = (event) => {
-    event.preventDefault();
-    const number = event.target.elements.number.value.trim();
-    if (/^\d+$/.test(number)) location.hash = to(number);
-  };
-  return h(
-    "div",
-    { class: "row steps" },
-    h("a", { class: "button", id: "previous", href: to(neighbour(point, table, latent, -1)), title: "key: ←" }, "← previous"),
-    h("a", { class: "button", id: "next", href: to(neighbour(point, table, latent, 1)), title: "key: →" }, "next →"),
-    h("button", { type: "button", id: "random", title: "key: r", onclick: () => (location.hash = to(interesting(grid, table))) }, "random interesting one"),
-    h("form", { onsubmit: jump }, h("label", {}, "latent ", h("input", { name: "number", inputmode: "numeric", size: 5 })), " ", h("button", { type: "submit" }, "go")),
-  );
-}
-
-function pictureRows(grid, point, about, images) {
-  const [, columns] = grid.geometry.grid;
-  const lit = spread(unpack(about.counts, 2), unpack(about.patches, 2), unpack(about.values, 1));
-  const patches = grid.tokens !== "class";
-  let next = 0;
-  const rows = PANELS.map(([panel, title]) => {
-    const cells = about.panels[panel].map(([image, activation, patch]) => {
-      const facts = images.facts(image);
-      const where = panel === "silent" || !patches ? null : lit[next];
-      if (panel !== "silent") next += 1;
-      const map = where && heat.map(...grid.geometry.grid, where.places, where.values);
-      const at = patch >= 0 ? `row ${Math.floor(patch / columns)}, column ${patch % columns}` : panel === "silent" ? "" : patches ? "on a prefix token" : "";
-      const caption = [
-        h("b", { title: at ? `strongest at ${at}` : null }, show(activation)),
-        facts.heldOut ? h("abbr", { title: "held-out image" }, "*") : "",
+  /** The evidence for and against the latent. */
+  function checks(about) {
+    const marks = { yes: ["✓", "for"], no: ["✗", "against"], open: ["?", "not known"] };
+    const items = about.checks.map(([verdict, text]) => {
+      const [mark, name] = marks[verdict];
+      return h(
+        "li",
+        { class: verdict },
+        h("span", { class: "mark", "aria-label": name, role: "img" }, mark),
         " ",
-        h("span", { title: facts.path }, labelOf(facts)),
-      ];
-      const href = facts.place === undefined ? null : link.write({ ...pointLink(grid, point), image, patch: patch >= 0 ? `${Math.floor(patch / columns)},${patch % columns}` : undefined });
-      const made = picture(grid, facts, { map, patch, caption, href });
-      made.dataset.patch = patch;
-      return made;
+        text,
+      );
     });
-    return cells.length > 0 && h("section", { class: "panel", "data-panel": panel }, h("h3", {}, title), h("div", { class: "pictures" }, cells));
-  });
-  const note = patches
-    ? `Lit where it fires (scale: 0 to ${show(about.scale)}); the box is its strongest patch. Below: activation there, label; * held-out image. Near duplicates of a shown image are left out.`
-    : "This SAE reads the class token alone, so there are no maps. Below: activation, label; * held-out image.";
-  return h("section", { "aria-label": "Images" }, h("div", { class: "row" }, h("h2", {}, "Images"), patches && heat.controls()), h("p", { class: "quiet" }, note), rows[0], h("div", { class: "panels" }, rows.slice(1)));
-}
+    return items.length > 0 && h("ul", { class: "checks" }, items);
+  }
 
-function histogram(grid, point, table, latent, about) {
-  const values = about.histogram.map((count, i) => ({ low: EDGES[i], high: EDGES[i + 1], count }));
-  const used = values.filter((v) => v.count);
-  const total = used.reduce((sum, v) => sum + v.count, 0);
-  const spec = {
-    height: 205,
-    data: { values: values.filter((v) => v.high >= used[0].low && v.low <= used.at(-1).high) },
-    mark: { type: "rect", tooltip: true, stroke: charts.colour("paper") },
-    encoding: {
-      x: { field: "low", type: "quantitative", scale: { type: "log", base: 2, nice: false }, title: "activation", axis: { format: "~g", tickCount: 6 } },
-      x2: { field: "high" },
-      y: { field: "count", type: "quantitative", title: "tokens", axis: { format: "~s" } },
-      y2: { datum: 0 },
-      tooltip: [{ field: "low", format: ".3~g", title: "from" }, { field: "high", format: ".3~g", title: "to" }, { field: "count", title: "tokens" }],
-    },
-  };
-  const [train, heldOut] = about.density;
-  const text = `Activations on the ${show(total)} tokens on which it fires; mean ${show(about.mean)}, largest ${show(table.max[latent])}. It fires on ${show(train, "share")} of the train and ${show(heldOut, "share")} of the held-out tokens, somewhere in ${show(table.images[latent], "share")} of all images.`;
-  return charts.chart({ name: `${grid.name}-${pathOf(point).replaceAll("/", "-")}-latent-${latent}`, about: text, spec });
-}
+  /** The latent `step` places on in the order of the table last shown, or by number if it was not in that table. */
+  function neighbour(point, table, latent, step) {
+    const rows = points.orders.get(pathOf(point)) ?? table.latent;
+    const order = rows.includes(latent) ? rows : table.latent;
+    return order[(order.indexOf(latent) + step + order.length) % order.length];
+  }
 
-function whereItFires(grid, about) {
-  const entries = grid.on.map((key, i) => {
-    const [name, unit, text] = ON[key];
-    return about.on[i] !== null && h("div", { title: text }, h("dt", {}, name), h("dd", {}, show(about.on[i], unit)));
-  });
-  return h("details", {}, h("summary", {}, "Where it fires"), h("dl", {}, entries));
-}
+  /** A random latent that fires, has no token type, and has a confirmed class or is stable. */
+  function interesting(grid, table) {
+    const alive = table.latent.filter((i) => table.alive[i] && table.token_type[i] < 0);
+    const good = alive.filter((i) => table.class[i] >= 0 || table.stability[i] >= grid.found);
+    const pool = good.length ? good : alive.length ? alive : table.latent;
+    return pool[Math.floor(Math.random() * pool.length)];
+  }
 
-function classTable(about) {
-  if (!about.classes.length) return h("p", { class: "quiet" }, "No image on which it fires has a label.");
-  const share = (a, b) => (b ? show(a / b, "share") : "–");
-  const between = ([low, high]) => (low === null ? "" : `(${show(low, "share")} to ${show(high, "share")})`);
-  const rows = about.classes.map((c) => {
-    const [support, flagged, right, auroc] = c.held_out;
-    const [supportTrain, flaggedTrain, rightTrain, aurocTrain] = c.train;
-    const name = c.attribute === "label" ? c.name : `${c.attribute}: ${c.name}`;
-    const verdict = c.q === null ? "too few images" : c.confirmed ? "✓ confirmed" : "not confirmed";
+  /** Buttons to other latents of the SAE. */
+  function steps(grid, point, table, latent) {
+    const to = (other) => latentLink(grid, point, other);
+    const jump = (event) => {
+      event.preventDefault();
+      const number = event.target.elements.number.value.trim();
+      if (/^\d+$/.test(number)) location.hash = to(number);
+    };
+    const by = (step) => to(neighbour(point, table, latent, step));
+    const random = () => (location.hash = to(interesting(grid, table)));
     return h(
-      "tbody",
-      {},
-      h("tr", {}, h("th", { scope: "rowgroup", rowspan: 2, class: "text" }, name, h("br"), h("small", { class: c.confirmed ? "yes" : "quiet", title: c.q === null ? null : `q = ${c.q}` }, verdict)),
-        h("td", {}, "train"), h("td", {}, share(rightTrain, flaggedTrain), h("small", {}, ` ${rightTrain} of ${flaggedTrain}`)), h("td", {}, share(rightTrain, supportTrain), h("small", {}, ` of ${supportTrain}`)), h("td", {}, show(aurocTrain))),
-      h("tr", {}, h("td", { class: "narrow" }, "held out"), h("td", {}, share(right, flagged), h("small", {}, ` ${right} of ${flagged}`), " ", h("small", {}, between(c.precision))), h("td", {}, share(right, support), h("small", {}, ` of ${support}`), " ", h("small", {}, between(c.recall))), h("td", {}, show(auroc))),
+      "div",
+      { class: "row steps" },
+      h("a", { class: "button", id: "previous", href: by(-1), title: "key: ←" }, "← previous"),
+      h("a", { class: "button", id: "next", href: by(1), title: "key: →" }, "next →"),
+      h("button", { type: "button", id: "random", title: "key: r", onclick: random }, "random interesting one"),
+      h(
+        "form",
+        { onsubmit: jump },
+        h("label", {}, "latent ", h("input", { name: "number", inputmode: "numeric", size: 5 })),
+        " ",
+        h("button", { type: "submit" }, "go"),
+      ),
     );
-  });
-  const head = [
-    ["class", "The classes with the highest MCC on train images, tested ones first.", "text"],
-    ["split", "The threshold is chosen on train images; held-out ones are judged at the same.", null],
-    ["precision", "Of the images on which it reaches its threshold: share that show the class. In brackets: exact 95 % interval (Clopper & Pearson).", null],
-    ["recall", "Of the images that show the class: share on which it reaches its threshold. In brackets: exact 95 % interval.", null],
-    ["AUROC", "Of its strongest activation, for the class against the rest: 0.5 by chance.", null],
-  ].map(([name, title, kind]) => h("th", { scope: "col", title, class: kind }, name));
-  return h("div", { class: "wide" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, head)), rows));
-}
+  }
 
-function causes(grid, point, latent, about) {
-  const { cause } = about;
-  if (!cause) return h("p", { class: "quiet" }, "Not measured: it was not among the latents drawn for ablation (evidence.latents in the config).");
-  const kinds = { ablate: "taken out", control: "a random latent taken out", steer: "added where silent" };
-  const [own, control, steered] = cause.size.map((s) => show(s));
-  const unit = cause.measure === "kl" ? "nats (KL)" : cause.measure;
-  const text = `Taken out on the ${cause.images} held-out images on which it is strongest, it moves the output by ${own} ${unit}; a random latent of the same norm moves it by ${control}${cause.p === null ? "" : ` (p = ${cause.p})`}; added to images on which it is silent, by ${steered}.`;
-  const values = cause.effects.map(([kind, attribute, name, effect, se]) => ({ kind: kinds[kind], class: attribute === "label" || attribute === "class" ? name : `${attribute}: ${name}`, effect, low: effect - 2 * (se ?? 0), high: effect + 2 * (se ?? 0) }));
-  if (!values.length) return h("p", {}, text);
-  const ends = [Math.min(0, ...values.map((v) => v.low)), Math.max(0, ...values.map((v) => v.high))];
-  const x = { type: "quantitative", scale: { domain: ends, nice: true }, axis: { tickCount: 5 }, title: null };
-  const y = { field: "class", type: "nominal", sort: null, title: null, axis: { labelLimit: 150, minExtent: 150 } };
-  const shown = Object.values(kinds).filter((kind) => values.some((v) => v.kind === kind));
-  const spec = {
-    width: undefined,
-    autosize: undefined,
-    spacing: 8,
-    vconcat: shown.map((kind, place) => ({
-      title: { text: kind, fontSize: 12, fontWeight: "normal" },
-      data: { values: values.filter((v) => v.kind === kind) },
-      width: 240,
-      height: { step: 15 },
-      layer: [
-        { mark: { type: "bar", tooltip: true }, encoding: { y, x: { ...x, field: "effect", stack: null, title: place === shown.length - 1 ? "effect on the log-odds, nats" : null } } },
-        { mark: { type: "rule", color: charts.colour("ink") }, encoding: { y, x: { ...x, field: "low" }, x2: { field: "high" } } },
+  /** The latent's images, strongest first, and around the quartiles of its activation. */
+  function panels(grid, point, about, images) {
+    const patches = grid.tokens !== "class";
+    const lit = parts.spread(
+      parts.unpack(about.counts, 2),
+      parts.unpack(about.patches, 2),
+      parts.unpack(about.values, 1),
+    );
+    const rows = grid.panels.map(([panel, title]) => {
+      const cells = about.panels[panel].map((cell) => {
+        const firing = panel === "silent" ? null : lit.shift();
+        return panelPicture(grid, point, images.facts(cell[0]), cell, patches ? firing : null);
+      });
+      const names = { class: "panel", "data-panel": panel };
+      return cells.length > 0 && h("section", names, h("h3", {}, title), h("div", { class: "pictures" }, cells));
+    });
+    const box = `Colour: activation of each patch, 0 to ${show(about.scale)}. Box: the strongest patch.`;
+    const note = patches ? box : "This SAE reads the class token alone, so there are no maps.";
+    const below =
+      "Below each image: activation and label; * held-out image. Near duplicates of a shown image are left out.";
+    return h(
+      "section",
+      { "aria-label": "Images" },
+      h("div", { class: "row" }, h("h2", {}, "Images"), patches && pictures.heat.controls()),
+      h("p", { class: "quiet" }, `${note} ${below}`),
+      rows[0],
+      h("div", { class: "panels" }, rows.slice(1)),
+    );
+  }
+
+  function panelPicture(grid, point, facts, [image, activation, patch], firing) {
+    const map = firing && pictures.heat.map(grid, firing.places, firing.values);
+    const position = patch >= 0 ? pictures.position(grid, patch) : null;
+    const title = position
+      ? `strongest at row ${position[0]}, column ${position[1]}`
+      : map && "strongest on a prefix token";
+    const caption = [
+      h("b", { title }, show(activation)),
+      pictures.star(facts),
+      " ",
+      h("span", { title: facts.path }, pictures.label(facts)),
+    ];
+    const target = { ...core.pointLink(grid, point), image, patch: position?.join(",") };
+    const href = facts.place === undefined ? null : link.write(target);
+    const made = pictures.picture(grid, facts, { map, patch, caption, href });
+    made.dataset.patch = patch;
+    return made;
+  }
+
+  function histogram(grid, point, table, latent, about) {
+    const values = about.histogram.map((count, i) => ({ low: grid.edges[i], high: grid.edges[i + 1], count }));
+    const used = values.filter((v) => v.count);
+    const total = used.reduce((sum, v) => sum + v.count, 0);
+    const x = { field: "low", type: "quantitative", title: "activation", axis: { format: "~g", tickCount: 6 } };
+    const spec = {
+      height: 205,
+      data: { values: values.filter((v) => v.high >= used[0].low && v.low <= used.at(-1).high) },
+      mark: { type: "rect", tooltip: true, stroke: charts.colour("paper") },
+      encoding: {
+        x: { ...x, scale: { type: "log", base: 2, nice: false } },
+        x2: { field: "high" },
+        y: { field: "count", type: "quantitative", title: "tokens", axis: { format: "~s" } },
+        y2: { datum: 0 },
+        tooltip: [
+          { field: "low", format: ".3~g", title: "from" },
+          { field: "high", format: ".3~g", title: "to" },
+          { field: "count", title: "tokens" },
+        ],
+      },
+    };
+    const [train, heldOut, images] = [...about.density, table.images[latent]].map((share) => show(share, "share"));
+    const text = [
+      `Activations on the ${show(total)} tokens on which it fires: mean ${show(about.mean)}, `,
+      `maximum ${show(table.max[latent])}. It fires on ${train} of the train tokens, ${heldOut} of the held-out tokens `,
+      `and somewhere in ${images} of all images.`,
+    ].join("");
+    return charts.chart({ name: `${fileName(grid, point)}-latent-${latent}`, about: text, spec });
+  }
+
+  function whereItFires(grid, about) {
+    const entries = grid.on.map(({ name, unit, sentence }, i) => {
+      const value = about.on[i];
+      return value !== null && h("div", { title: sentence }, h("dt", {}, name), h("dd", {}, show(value, unit)));
+    });
+    return h("details", {}, h("summary", {}, "Where it fires"), h("dl", {}, entries));
+  }
+
+  /** Precision, recall and AUROC of the latent for its best classes, on both splits. */
+  function classTable(about) {
+    if (!about.classes.length) return h("p", { class: "quiet" }, "No image on which it fires has a label.");
+    const share = (a, b) => (b ? show(a / b, "share") : "–");
+    const between = ([low, high]) => (low === null ? "" : ` (${show(low, "share")} to ${show(high, "share")})`);
+    const cells = ([support, flagged, right, auroc], precision = "", recall = "") => [
+      h("td", {}, share(right, flagged), h("small", {}, ` ${right} of ${flagged}${precision}`)),
+      h("td", {}, share(right, support), h("small", {}, ` of ${support}${recall}`)),
+      h("td", {}, show(auroc)),
+    ];
+    const rows = about.classes.map((c) => {
+      const name = c.attribute === "label" ? c.name : `${c.attribute}: ${c.name}`;
+      const verdict = c.q === null ? "too few images" : c.confirmed ? "✓ confirmed" : "not confirmed";
+      const note = { class: c.confirmed ? "yes" : "quiet", title: c.q === null ? null : `q = ${c.q}` };
+      const heldOut = cells(c.held_out, between(c.precision), between(c.recall));
+      return h(
+        "tbody",
+        {},
+        h(
+          "tr",
+          {},
+          h("th", { scope: "rowgroup", rowspan: 2, class: "text" }, name, h("br"), h("small", note, verdict)),
+          h("td", {}, "train"),
+          cells(c.train),
+        ),
+        h("tr", {}, h("td", { class: "narrow" }, "held out"), heldOut),
+      );
+    });
+    const interval = "In brackets: exact 95 % interval (Clopper & Pearson).";
+    const head = [
+      ["class", "The classes with the highest MCC on train images, tested ones first.", "text"],
+      [
+        "split",
+        "The latent flags an image if its strongest activation there reaches a threshold, chosen on train images.",
       ],
-    })),
-  };
-  const about2 = `${text} Bars: effect on the log-odds, in nats, of the classes that move most (what the latent does for them; when it is taken out they lose this). Lines: ± 2 standard errors.`;
-  return charts.chart({ name: `${grid.name}-${pathOf(point).replaceAll("/", "-")}-latent-${latent}-causes`, about: about2, spec, room: 15 * values.length + 60 * shown.length });
-}
+      ["precision", `Share of the images that the latent flags that show the class. ${interval}`],
+      ["recall", `Share of the images that show the class that the latent flags. ${interval}`],
+      ["AUROC", "AUROC of its strongest activation on each image, for the class against all others. 0.5: chance."],
+    ].map(([name, title, kind]) => h("th", { scope: "col", title, class: kind }, name));
+    return h("div", { class: "wide" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, head)), rows));
+  }
 
-function nearest(grid, point, table, about) {
-  const items = about.nearest.map(([other, cosine]) => {
-    const name = cellOf(table, "class", other);
-    return h("li", {}, h("a", { href: link.write({ ...pointLink(grid, point), latent: other }) }, `latent ${other}`), ` cosine ${show(cosine)}`, name && h("span", { class: "quiet" }, ` ${name}`));
-  });
-  return [h("p", { class: "quiet" }, "By the cosine of what they write: their rows of the decoder."), h("ul", { class: "links" }, items)];
-}
+  /** The ViT's output with the latent removed, and with it added. */
+  function effects(grid, point, latent, about) {
+    const { intervention } = about;
+    if (!intervention) {
+      const why = "Not measured: it was not in the sample of ablated latents (evidence.latents in the config).";
+      return h("p", { class: "quiet" }, why);
+    }
+    const { images, measure, p, size } = intervention;
+    const [removed, control, added] = size.map((s) => show(s));
+    const text = [
+      `Removed on the ${images} held-out images on which it is strongest, it changes the output by ${removed} `,
+      `${measure === "kl" ? "nats (KL)" : measure}. Removing a random latent of the same norm changes it by ${control}`,
+      `${p === null ? "" : ` (p = ${p})`}. Added to images on which it is silent, it changes the output by ${added}.`,
+    ].join("");
+    const kinds = { ablate: "removed", control: "a random latent removed", steer: "added where silent" };
+    const values = intervention.effects.map(([kind, attribute, name, effect, se]) => {
+      const ends = { low: effect - 2 * (se ?? 0), high: effect + 2 * (se ?? 0) };
+      const plain = attribute === "label" || attribute === "class";
+      return { kind: kinds[kind], class: plain ? name : `${attribute}: ${name}`, effect, ...ends };
+    });
+    if (!values.length) return h("p", {}, text);
+    const shown = Object.values(kinds).filter((kind) => values.some((v) => v.kind === kind));
+    const bars = "Bars: effect of the latent on the log-odds, in nats, for the classes with the largest effects.";
+    return charts.chart({
+      name: `${fileName(grid, point)}-latent-${latent}-interventions`,
+      about: `${text} ${bars} A class loses this much when the latent is removed. Lines: ± 2 standard errors.`,
+      spec: effectBars(values, shown),
+      room: 15 * values.length + 60 * shown.length,
+    });
+  }
 
-async function relatives(grid, point, about) {
-  // A word on what becomes of a latent from one k to the next: seen from the first, and from the second.
-  const fates = { same: ["the same", "the same"], split: ["a part of it", "of which it is a part"], changed: ["changed", "changed"], merged: ["in which it merges with others", "merged into it"] };
-  const items = await Promise.all(
-    about.relatives.map(async ({ to, latent, r, note, known }) => {
-      const [[key, value]] = Object.entries(to);
-      const where = `${key} ${value}: `;
-      const words = fates[note]?.[key === "k" && value > point.k ? 0 : 1];
-      if (latent === null) return h("li", {}, where, h("span", { class: "quiet" }, r === null ? "none" : `none (the best correlation there is ${show(r)})`));
-      const other = { ...point, ...to };
-      const text = `latent ${latent}`;
-      const target = known && grid.points.find((p) => pathOf(p) === pathOf(other));
-      const anchor = target ? h("a", { href: link.write({ ...pointLink(grid, target), latent }) }, text) : h("span", { title: "This SAE was trained for comparison alone: add its seed to the grid to look at it." }, text);
-      const name = target && cellOf(await tableOf(grid, target), "class", latent);
-      return h("li", {}, where, anchor, r === null ? "" : ` r = ${show(r)}`, words && `, ${words}`, name && h("span", { class: "quiet" }, ` ${name}`));
-    }),
-  );
-  if (!items.length) return h("p", { class: "quiet" }, "The grid has one layer, one k and one seed: there is nothing to compare with.");
-  return [h("p", { class: "quiet" }, "By the correlation of activations on held-out tokens."), h("ul", { class: "links" }, items)];
-}
+  function effectBars(values, kinds) {
+    const domain = [Math.min(0, ...values.map((v) => v.low)), Math.max(0, ...values.map((v) => v.high))];
+    const x = { type: "quantitative", scale: { domain, nice: true }, axis: { tickCount: 5 }, title: null };
+    const y = { field: "class", type: "nominal", sort: null, title: null, axis: { labelLimit: 150, minExtent: 150 } };
+    const chart = (kind) => {
+      const title = kind === kinds.at(-1) ? "effect on the log-odds, nats" : null;
+      return {
+        title: { text: kind, fontSize: 12, fontWeight: "normal" },
+        data: { values: values.filter((v) => v.kind === kind) },
+        width: 240,
+        height: { step: 15 },
+        encoding: { y },
+        layer: [
+          { mark: { type: "bar", tooltip: true }, encoding: { x: { ...x, field: "effect", stack: null, title } } },
+          {
+            mark: { type: "rule", color: charts.colour("ink") },
+            encoding: { x: { ...x, field: "low" }, x2: { field: "high" } },
+          },
+        ],
+      };
+    };
+    return { width: undefined, autosize: undefined, spacing: 8, vconcat: kinds.map(chart) };
+  }
+
+  function nearest(grid, point, table, about) {
+    const items = about.nearest.map(([other, cosine]) => {
+      const name = tables.cell(table, "class", other);
+      const anchor = h("a", { href: latentLink(grid, point, other) }, `latent ${other}`);
+      return h("li", {}, anchor, ` cosine ${show(cosine)}`, name && h("span", { class: "quiet" }, ` ${name}`));
+    });
+    const note = h("p", { class: "quiet" }, "By the cosine similarity of their decoder rows.");
+    return [note, h("ul", { class: "links" }, items)];
+  }
+
+  /** The latent's counterparts in the SAEs of other ks, layers and seeds. */
+  async function relatives(grid, point, about) {
+    const items = await Promise.all(about.relatives.map((relative) => relativeItem(grid, point, relative)));
+    const alone = "The grid has one layer, one k and one seed, so there is nothing to compare with.";
+    if (!items.length) return h("p", { class: "quiet" }, alone);
+    const note = h("p", { class: "quiet" }, "By the correlation of activations on held-out tokens.");
+    return [note, h("ul", { class: "links" }, items)];
+  }
+
+  async function relativeItem(grid, point, { to, latent, r, note, known }) {
+    const [[key, value]] = Object.entries(to);
+    if (latent === null) {
+      const none = r === null ? "none" : `none (the highest correlation is ${show(r)})`;
+      return h("li", {}, `${key} ${value}: `, h("span", { class: "quiet" }, none));
+    }
+    const path = pathOf({ ...point, ...to });
+    const target = known && grid.points.find((p) => pathOf(p) === path);
+    const alone = "This SAE was trained for comparison only: add its seed to the config to explore it.";
+    const name = target && tables.cell(await tables.load(target), "class", latent);
+    return h(
+      "li",
+      {},
+      `${key} ${value}: `,
+      target
+        ? h("a", { href: latentLink(grid, target, latent) }, `latent ${latent}`)
+        : h("span", { title: alone }, `latent ${latent}`),
+      r === null ? "" : ` r = ${show(r)}`,
+      note && `, ${note}`,
+      name && h("span", { class: "quiet" }, ` ${name}`),
+    );
+  }
+
+  return { view };
+})();

@@ -1,143 +1,222 @@
 "use strict";
 // One SAE: its numbers, a scatter of its latents, and the table of them.
 
-/** What the table of each point shows last: the order in which "next" walks. */
-const orders = new Map();
+const points = (() => {
+  const { csv, fileName, h, latentLink, link, pathOf, pointLink, pointName, save, show } = core;
 
-/** What a table is sorted by at first: what says most of what there is. */
-function first(columns) {
-  const key = ["mcc", "stability"].find((k) => columns.some((c) => c.key === k));
-  return key ? `-${key}` : "latent";
-}
+  /** The rows that each point's table showed last: the order in which "next" walks. */
+  const orders = new Map();
 
-async function pointView(grid, params, address) {
-  const point = pointOf(grid, params);
-  if (!point) return notThere(grid, `There is no SAE for ${JSON.stringify(params)} in this grid.`);
-  const table = await tableOf(grid, point);
-  const columns = filledColumns(table);
-  const state = { filters: readFilters(params.filter), search: params.search ?? "", sort: params.sort ?? first(columns), brush: null };
-  const count = h("p", { class: "count", role: "status" });
-  const clear = h("button", { type: "button", class: "minor", hidden: true }, "clear the brush");
-  const height = columns.some((c) => c.key === "mcc") ? "mcc" : columns.some((c) => c.key === "monosemanticity") ? "monosemanticity" : "stability";
-  const here = pointLink(grid, point);
-  let scatter = null;
+  async function view(grid, params, address) {
+    const point = core.pointOf(grid, params);
+    if (!point) return core.notThere(`There is no SAE for ${JSON.stringify(params)} in this grid.`);
+    const table = await tables.load(point);
+    const columns = tables.filled(grid, table);
+    const sortKey = ["mcc", "stability"].find((key) => columns.some((c) => c.key === key));
+    const usual = sortKey ? `-${sortKey}` : "latent";
+    const filters = tables.readFilters(grid, params.filter);
+    const state = { filters, search: params.search ?? "", sort: params.sort ?? usual, brush: null };
+    const count = h("p", { class: "count", role: "status" });
+    const clear = h("button", { type: "button", class: "minor", hidden: true }, "clear the brush");
+    const list = latentTable(grid, point, table, columns, (sort) => ((state.sort = sort), refresh()));
+    const plot = scatter(grid, point, table, columns, (brush) => ((state.brush = brush), refreshRows()));
 
-  const shownTable = virtualTable({
-    label: `Latents of ${pointName(grid, point)}`,
-    columns,
-    cell(row, column) {
-      const value = cellOf(table, column.key, row);
-      if (column.key === "latent") return h("a", { href: link.write({ ...here, latent: row }), tabindex: "-1" }, row);
-      if (column.key === "class" && !table.alive[row]) return h("span", { class: "quiet" }, "dead");
-      return column.unit === "text" ? (value ?? "") : show(value, column.unit);
-    },
-    open: (row) => (location.hash = link.write({ ...here, latent: row })),
-    sorted: (sort) => ((state.sort = sort), refresh()),
-  });
+    /** Updates everything but the scatter: the table, the count, and the address, so that a link shows the same. */
+    function refreshRows() {
+      const rows = tables.select(grid, table, state);
+      orders.set(pathOf(point), rows);
+      list.update(rows, state.sort);
+      const dead = table.alive.filter((alive) => !alive).length;
+      const ofAll = `${show(rows.length)} of ${show(table.size)} latents`;
+      count.textContent = dead ? `${ofAll} (${show(dead)} of them dead)` : ofAll;
+      clear.hidden = !state.brush;
+      const sort = state.sort === usual ? "" : state.sort;
+      const filter = tables.writeFilters(state.filters);
+      address(link.write({ ...pointLink(grid, point), filter, search: state.search, sort }));
+    }
 
-  /** The dots of the rows that pass, whatever the brush. */
-  function redraw() {
-    scatter?.data("latents", dots(select(table, { ...state, brush: null, found: grid.found }))).run();
-  }
+    function refresh() {
+      refreshRows();
+      plot.show(tables.select(grid, table, { ...state, brush: null }));
+    }
 
-  /** The rows as they are everywhere but in the scatter: table, count, and the address, so that a link shows the same. */
-  function refreshRows() {
-    const rows = select(table, { ...state, found: grid.found });
-    orders.set(pathOf(point), rows);
-    shownTable.update(rows, state.sort);
-    const dead = table.alive.filter((a) => !a).length;
-    count.textContent = `${show(rows.length)} of ${show(table.size)} latents${dead ? ` (${show(dead)} of them dead)` : ""}`;
-    clear.hidden = !state.brush;
-    const asked = { ...here, filter: writeFilters(state.filters), search: state.search, sort: state.sort === first(columns) ? "" : state.sort };
-    address(link.write(asked));
-  }
-
-  function refresh() {
-    refreshRows();
-    redraw();
-  }
-
-  const dots = (rows) => rows.filter((i) => table.density[i] > 0 && table[height][i] !== null).map((i) => ({ latent: i, density: table.density[i], [height]: table[height][i], class: cellOf(table, "class", i) ?? "not confirmed", confirmed: table.class[i] >= 0 }));
-  const column = COLUMNS.find((c) => c.key === height);
-  const colours = { domain: [true, false], range: [charts.colour("accent"), charts.colour("quiet")] };
-  // Axes that stay, whatever the filters leave.
-  const domain = (field) => [Math.min, Math.max].map((f) => f(...dots(table.latent).map((d) => d[field])));
-  const spec = {
-    height: 310,
-    data: { name: "latents", values: dots(table.latent) },
-    params: [{ name: "brush", select: "interval" }],
-    mark: { type: "point", filled: true, size: 22, opacity: 0.65 },
-    encoding: {
-      x: { field: "density", type: "quantitative", scale: { type: "log", domain: domain("density"), nice: true }, title: "density: share of the held-out tokens on which it fires", axis: { format: "~%", tickCount: 5 } },
-      y: { field: height, type: "quantitative", title: column.name, scale: { zero: false, domain: domain(height), nice: true } },
-      color: { field: "confirmed", type: "nominal", scale: colours, title: "class", legend: { labelExpr: "datum.label == 'true' ? 'confirmed' : 'not confirmed'" } },
-      tooltip: [{ field: "latent" }, { field: "class" }, { field: "density", format: ".2%" }, { field: height, title: column.name, format: ".2f" }],
-    },
-  };
-  const drawn = (view) => {
-    scatter = view;
-    view.addSignalListener("brush", (_name, ranges) => {
-      state.brush = Object.keys(ranges).length ? ranges : null;
-      clearTimeout(drawn.soon);
-      drawn.soon = setTimeout(refreshRows, 60); // brushing must not redraw what is brushed
+    clear.onclick = () => {
+      state.brush = null;
+      plot.clear();
+      refreshRows();
+    };
+    const search = h("input", {
+      type: "search",
+      id: "search",
+      size: 26,
+      placeholder: "class name or latent number",
+      value: state.search,
+      oninput: (event) => ((state.search = event.target.value), refresh()),
     });
-    view.addEventListener("dblclick", (_event, item) => item?.datum?.latent !== undefined && (location.hash = link.write({ ...here, latent: item.datum.latent })));
-    redraw(); // filters may have been set before it came
-  };
-  clear.onclick = () => {
-    state.brush = null;
-    scatter?.signal("brush_tuple", null).run();
-    refreshRows();
-  };
+    const chips = grid.filters.map((filter) => chip(filter, table, state.filters, refresh));
+    const exported = () => {
+      const keys = grid.columns.map((c) => c.key);
+      const rows = orders.get(pathOf(point)).map((i) => keys.map((key) => tables.cell(table, key, i)));
+      save(`${fileName(grid, point)}.csv`, "text/csv", csv([keys, ...rows]));
+    };
+    const untested = "No class has enough images in both splits to be tested.";
+    refresh();
+    return {
+      view: [
+        h("h1", {}, `SAE at ${pointName(grid, point)}`),
+        numbers(grid, point),
+        h(
+          "section",
+          { "aria-label": "Filters" },
+          h("div", { class: "row" }, h("label", {}, "Search ", search), chips),
+          !columns.some((c) => c.key === "mcc") && h("p", { class: "quiet" }, untested),
+        ),
+        h("section", {}, plot.element),
+        h(
+          "section",
+          {},
+          h(
+            "div",
+            { class: "row" },
+            count,
+            clear,
+            h("button", { type: "button", class: "minor", onclick: exported }, "save this table as CSV"),
+          ),
+          list.element,
+        ),
+      ],
+      shown: () => list.element.focus({ preventScroll: true }),
+    };
+  }
 
-  const search = h("input", {
-    type: "search",
-    id: "search",
-    size: 26,
-    placeholder: "class name or latent number",
-    value: state.search,
-    oninput: (event) => ((state.search = event.target.value), refresh()),
-  });
-  const chips = FILTERS.map((filter) => {
-    const button = h("button", { type: "button", class: "chip", title: filter.about, onclick: turn });
-    function name() {
-      const only = state.filters.get(filter.key);
-      const matching = table.latent.filter((i) => filter.is(table, i, grid.found)).length;
-      button.textContent = `${only === undefined ? "" : only ? "only " : "not "}${filter.key} (${show(matching)})`;
-      button.setAttribute("aria-pressed", only !== undefined);
-      button.dataset.state = only === undefined ? "any" : only ? "only" : "not";
+  /** All measures of the SAE, folded. */
+  function numbers(grid, point) {
+    const given = grid.measures.filter((measure) => typeof point.values[measure.key] === "number");
+    const entries = given.map(({ key, name, unit, sentence }) => {
+      const interval = point.intervals[key]?.map((v) => show(v, unit)).join(" to ");
+      const value = h("dd", {}, show(point.values[key], unit), h("small", {}, interval ? ` (${interval})` : ""));
+      return h("div", { title: sentence }, h("dt", {}, name), value);
+    });
+    const { fvu, l0, dead } = point.values;
+    const summary = `FVU ${show(fvu, "share")}, L0 ${show(l0)}, ${show(dead, "share")} dead: all numbers`;
+    const note = "In brackets: 95 % bootstrap intervals over held-out images.";
+    return h(
+      "details",
+      { class: "numbers" },
+      h("summary", {}, summary),
+      h("dl", {}, entries),
+      h("p", { class: "quiet" }, note),
+    );
+  }
+
+  function latentTable(grid, point, table, columns, sorted) {
+    return tables.virtual({
+      label: `Latents of ${pointName(grid, point)}`,
+      columns,
+      content(row, { key, unit }) {
+        const value = tables.cell(table, key, row);
+        if (key === "latent") return h("a", { href: latentLink(grid, point, row), tabindex: "-1" }, row);
+        if (key === "class" && !table.alive[row]) return h("span", { class: "quiet" }, "dead");
+        return unit === "text" ? (value ?? "") : show(value, unit);
+      },
+      open: (row) => (location.hash = latentLink(grid, point, row)),
+      sorted,
+    });
+  }
+
+  /** A button that turns a filter from off to "only" to "not", and off again. */
+  function chip(filter, table, filters, refresh) {
+    const matching = table.latent.filter((i) => tables.matches(filter, table, i)).length;
+    const button = h("button", { type: "button", class: "chip", title: filter.sentence, onclick: turn });
+    function label() {
+      const state = { undefined: "any", true: "only", false: "not" }[filters.get(filter.name)];
+      button.textContent = `${state === "any" ? "" : `${state} `}${filter.name} (${show(matching)})`;
+      button.setAttribute("aria-pressed", state !== "any");
+      button.dataset.state = state;
     }
     function turn() {
-      const only = state.filters.get(filter.key);
-      if (only === undefined) state.filters.set(filter.key, true);
-      else if (only) state.filters.set(filter.key, false);
-      else state.filters.delete(filter.key);
-      name();
+      const only = filters.get(filter.name);
+      if (only === false) filters.delete(filter.name);
+      else filters.set(filter.name, only === undefined);
+      label();
       refresh();
     }
-    name();
+    label();
     return button;
-  });
-  const exported = () => {
-    const rows = orders.get(pathOf(point));
-    const cells = [COLUMNS.map((c) => c.key), ...rows.map((i) => COLUMNS.map((c) => cellOf(table, c.key, i)))];
-    save(`${grid.name}-${pathOf(point).replaceAll("/", "-")}.csv`, "text/csv", csv(cells));
-  };
-  const facts = MEASURES.filter((m) => typeof point.values[m.key] === "number").map((m) => {
-    const interval = point.intervals[m.key];
-    const text = interval ? ` (${interval.map((v) => show(v, m.unit)).join(" to ")})` : "";
-    return h("div", { title: m.about }, h("dt", {}, m.name), h("dd", {}, show(point.values[m.key], m.unit), h("small", {}, text)));
-  });
-  const untested = columns.some((c) => c.key === "mcc") ? "" : " No class has enough images in both splits to be tested.";
-  const view = [
-    h("h1", {}, `SAE at ${pointName(grid, point)}`),
-    h("details", { class: "numbers" }, h("summary", {}, `FVU ${show(point.values.fvu, "share")}, L0 ${show(point.values.l0)}, ${show(point.values.dead, "share")} dead: all numbers`), h("dl", {}, facts), h("p", { class: "quiet" }, "In brackets: 95 % intervals on held-out images drawn again.")),
-    h("section", { "aria-label": "Filters" }, h("div", { class: "row" }, h("label", {}, "Search ", search), chips), untested && h("p", { class: "quiet" }, untested)),
-    h("section", {}, !dots(table.latent).length ? h("p", { class: "quiet" }, "No latent fires on held-out images.") : charts.chart({ name: `${grid.name}-${pathOf(point).replaceAll("/", "-")}-latents`, about: `How often the latents fire, and ${column.name} (${column.about.split(":")[0].toLowerCase()}). Drag to choose some of them for the table; double click opens one.`, spec, drawn })),
-    h("section", {}, h("div", { class: "row" }, count, clear, h("button", { type: "button", class: "minor", onclick: exported }, "save this table as CSV")), shownTable.element),
-  ];
-  refresh();
-  return { view, shown: () => shownTable.element.focus({ preventScroll: true }) };
-}
+  }
 
-const notThere = (grid, text) => [h("h1", {}, "Not here"), h("p", {}, text), h("p", {}, h("a", { href: "#" }, "To the grid"))];
+  /**
+   * How often latents fire against how selective they are.
+   * Returns {element, show(rows), clear()}; brushed: is called with the ranges of the brush, or null.
+   */
+  function scatter(grid, point, table, columns, brushed) {
+    const key = ["mcc", "monosemanticity"].find((k) => columns.some((c) => c.key === k)) ?? "stability";
+    const { name, sentence } = grid.columns.find((c) => c.key === key);
+    const dots = (rows) => {
+      const plotted = rows.filter((i) => table.density[i] > 0 && table[key][i] !== null);
+      return plotted.map((i) => {
+        const known = tables.cell(table, "class", i);
+        const values = { density: table.density[i], [key]: table[key][i] };
+        return { latent: i, ...values, class: known ?? "not confirmed", confirmed: known !== null };
+      });
+    };
+    const all = dots(table.latent);
+    if (!all.length) {
+      const none = h("p", { class: "quiet" }, "No latent fires on held-out images.");
+      return { element: none, show: () => {}, clear: () => {} };
+    }
+    let chart = null;
+    let shown = all;
+
+    function drawn(made) {
+      chart = made;
+      let soon = 0;
+      chart.addSignalListener("brush", (_name, ranges) => {
+        clearTimeout(soon);
+        soon = setTimeout(() => brushed(Object.keys(ranges).length ? ranges : null), 60);
+      });
+      chart.addEventListener("dblclick", (_event, item) => {
+        if (item?.datum?.latent !== undefined) location.hash = latentLink(grid, point, item.datum.latent);
+      });
+      draw();
+    }
+    const draw = () => chart?.data("latents", shown).run();
+
+    const extent = (field) => [Math.min, Math.max].map((f) => f(...all.map((dot) => dot[field])));
+    const scale = (field, options) => ({ domain: extent(field), nice: true, ...options }); // whatever the filters leave
+    const colours = { domain: [true, false], range: [charts.colour("accent"), charts.colour("quiet")] };
+    const legend = { labelExpr: "datum.label == 'true' ? 'confirmed' : 'not confirmed'" };
+    const spec = {
+      height: 310,
+      data: { name: "latents", values: all },
+      params: [{ name: "brush", select: "interval" }],
+      mark: { type: "point", filled: true, size: 22, opacity: 0.65 },
+      encoding: {
+        x: {
+          field: "density",
+          type: "quantitative",
+          scale: scale("density", { type: "log" }),
+          title: "density: share of the held-out tokens on which it fires",
+          axis: { format: "~%", tickCount: 5 },
+        },
+        y: { field: key, type: "quantitative", title: name, scale: scale(key, { zero: false }) },
+        color: { field: "confirmed", type: "nominal", scale: colours, title: "class", legend },
+        tooltip: [
+          { field: "latent" },
+          { field: "class" },
+          { field: "density", format: ".2%" },
+          { field: key, title: name, format: ".2f" },
+        ],
+      },
+    };
+    const use = "Drag to select latents for the table; a double click opens one.";
+    const about = `Density and ${name} of the latents. ${sentence.split(". ")[0]}. ${use}`;
+    return {
+      element: charts.chart({ name: `${fileName(grid, point)}-latents`, about, spec, drawn }),
+      show: (rows) => ((shown = dots(rows)), draw()),
+      clear: () => chart?.signal("brush_tuple", null).run(),
+    };
+  }
+
+  return { orders, view };
+})();
