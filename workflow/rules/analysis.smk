@@ -98,19 +98,6 @@ if BASELINES:
         params:
             settings=rule_params("measure.py", keep_all=False, **MEASURING),
 
-    use rule measure_second_seed as measure_second_seed_baselines with:
-        input:
-            **of_methods(SAE, BASELINES),
-            **STORE,
-            reference=REFERENCE["reference"],
-            statistics=f"{R}/activations/layer={{layer}}/statistics.json",
-        output:
-            codes=of_methods(MEASURED, BASELINES)["codes"],
-        log:
-            f"{R}/logs/measure_second_seed_baselines/layer={{layer}}/k={{k}}/seed={{seed}}.log",
-        wildcard_constraints:
-            seed="|".join(map(str, SECOND_SEEDS)) or "none",
-
     use rule evidence as evidence_baselines with:
         input:
             **of_methods(SAE, BASELINES),
@@ -128,6 +115,22 @@ if BASELINES:
             **of_methods(EVIDENCE, BASELINES),
         log:
             f"{R}/logs/evidence_baselines/layer={{layer}}/k={{k}}/seed={{seed}}.log",
+
+
+if SEEDED:
+
+    use rule measure_second_seed as measure_second_seed_baselines with:
+        input:
+            **of_methods(SAE, SEEDED),
+            **STORE,
+            reference=REFERENCE["reference"],
+            statistics=f"{R}/activations/layer={{layer}}/statistics.json",
+        output:
+            codes=of_methods(MEASURED, SEEDED)["codes"],
+        log:
+            f"{R}/logs/measure_second_seed_baselines/layer={{layer}}/k={{k}}/seed={{seed}}.log",
+        wildcard_constraints:
+            seed="|".join(map(str, SECOND_SEEDS)) or "none",
 
 
 rule across_ks:

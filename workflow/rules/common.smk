@@ -134,10 +134,16 @@ def of_methods(files, methods):
 def of_other_seeds(pattern, wildcards, methods=None):
     """Returns the files of the seeds that show whether latents of this one are found again, method by method."""
     seed = int(wildcards.seed)
+    others = sorted({*SEEDS, *SECOND_SEEDS} - {seed})
     return [
-        pattern.format(**{**wildcards, "method": method, "seed": other})
+        pattern.format(
+            layer=wildcards.layer,
+            k=wildcards.k,
+            method=method,
+            seed=seed if method in SEEDLESS else other,
+        )
         for method in (methods or [wildcards.method])
-        for other in sorted({*SEEDS, *SECOND_SEEDS} - {seed})
+        for other in others
     ]
 
 
