@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
 
 THUMBNAIL = (9, 8)  # columns and rows of what tells near duplicates
 _NEAR_BITS, _NEAR_COLOURS = 3, 12  # bits of 64, and levels of 256, by which they may differ
@@ -19,6 +18,8 @@ def near_duplicates(thumbnails: np.ndarray) -> np.ndarray:
     Args:
         thumbnails: uint8 [n, 8, 9, 3].
     """
+    from scipy import sparse  # here: most jobs import `images` for its names alone
+
     grey = thumbnails.astype(np.float32).mean(3)
     looks = np.packbits((grey[:, :, 1:] > grey[:, :, :-1]).reshape(-1, 64), axis=1).view(np.uint64).ravel()
     colours = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
