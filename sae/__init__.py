@@ -5,8 +5,9 @@ from importlib import import_module
 _HOME = {
     "Activations": "activations",
     "InputError": "errors",
-    "Recipe": "training.step",
+    "Source": "training",
     "SparseAutoencoder": "autoencoder",
+    "TrainConfig": "training",
     "load": "autoencoder",
     "splice": "vit",
     "train": "training",

@@ -22,6 +22,7 @@ except ImportError:  # no numba for this machine or Python: the same latents, sl
     topk = None
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
+INPUTS = ("standardised", "layernorm")
 METHODS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
 BASELINES = ("neurons", "pca", "kmeans", "random", "sampled", "frozen")  # see `baselines`
 _PER_TOKEN = ("topk", "matryoshka", *BASELINES)  # k latents on each token
@@ -44,8 +45,8 @@ class SAEConfig:
             raise InputError(f"k {self.k}: must lie between 1 and the number of latents, {self.latents}")
         if self.method not in METHODS + BASELINES:
             raise InputError(f"method {self.method}: no such method; there are {', '.join(METHODS + BASELINES)}")
-        if self.input not in ("standardised", "layernorm"):
-            raise InputError(f"input {self.input}: neither standardised nor layernorm")
+        if self.input not in INPUTS:
+            raise InputError(f"input {self.input}: must be one of {', '.join(INPUTS)}")
 
 
 class SparseAutoencoder(nn.Module):

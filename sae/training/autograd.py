@@ -1,4 +1,4 @@
-"""The training step by torch's own differentiation, for every method and device; see `steps` for the loss."""
+"""The training step by torch's own differentiation, for every method and device; see `step` for the loss."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class AutogradStep(Step):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        sae, recipe = self.sae, self.recipe
-        self.device = sae.b_dec.device
+        model = self.model
+        self.device = model.b_dec.device
         cuda = self.device.type == "cuda"
-        self._chunk = max(1, (_GPU_CHUNK if cuda else _CPU_CHUNK) // sae.config.latents)
+        self.rows = max(1, (_GPU_CHUNK if cuda else _CPU_CHUNK) // model.config.latents)
         # Numbers that change from step to step are tensors, which a graph reads anew each time.
         self._lr, self._weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         self._adam = torch.optim.Adam(
             self.trained.values(),
             self._lr if cuda else 0.0,
-            recipe.betas,
+            self.config.betas,
             fused=self.device.type != "mps",
             capturable=cuda,
         )
-        for p in self.trained.values():
-            p.grad = torch.zeros_like(p)
+        for name, p in self.trained.items():
+            p.grad = self.grads[name]
             self._adam.state[p] = {
                 "step": torch.tensor(0.0, device=self.device if cuda else "cpu"),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
-        start = _PENALTY_START if sae.config.method == "relu" else 0.0
+        start = _PENALTY_START if model.config.method == "relu" else 0.0
         self.penalty = torch.tensor(start, device=self.device)
         self._last = {name: torch.zeros((), device=self.device) for name in ("loss", "error", "l0")}
         self._reviving = False
@@ -70,13 +70,11 @@ class AutogradStep(Step):
     def __call__(self, raw: torch.Tensor | Rows, lr: float) -> None:
         self._lr.fill_(lr)
         self._weight.fill_(self._rate())
-        raw = raw[:].to(self.device, self.sae.b_dec.dtype, non_blocking=True)
+        raw = raw[:].to(self.device, self.model.b_dec.dtype, non_blocking=True)
         self._calibrate(raw)
         if self.device.type == "cuda" and self.count >= 3:
             self._replay(raw)
         else:
-            if self.device.type == "cpu":
-                self._reviving = bool((self.silent > self.dead_after).any())
             for group in self._adam.param_groups:
                 group["lr"] = self._lr if self.device.type == "cuda" else lr
             self._eager(raw)
@@ -108,33 +106,34 @@ class AutogradStep(Step):
 
     def _step(self, raw: torch.Tensor) -> None:
         self.gradients(raw)
-        if self.recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip)
+        if self.config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip)
         self._adam.step()
         with torch.no_grad():
-            if self.recipe.decoder == "unit_norm":
-                self.sae.W_dec /= self.sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            if self.sae.config.method == "jumprelu":
-                self.sae.threshold.clamp_min_(1e-3)
+            if self.config.decoder == "unit_norm":
+                self.model.W_dec /= self.model.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
+            if self.model.config.method == "jumprelu":
+                self.model.threshold.clamp_min_(1e-3)
 
     def gradients(self, raw: torch.Tensor) -> None:
-        """Computes the gradients of all parameters at rows [n, d], as they are before clipping."""
-        sae, n, d = self.sae, len(raw), self.sae.config.width
+        if self.device.type == "cpu":  # elsewhere the question would wait for the device: see `report`
+            self._reviving = bool((self.silent > self.dead_after).any())
+        model, n, d = self.model, len(raw), self.model.config.width
         for p in self.trained.values():
             p.grad.zero_()
         with torch.no_grad():
-            target = sae.standardise(raw)
+            target = model.standardise(raw)
         rest = torch.empty_like(target)
-        cut = self._of_the_batch(target) if sae.config.method == "batchtopk" else None
+        cut = self._of_the_batch(target) if model.config.method == "batchtopk" else None
         loss, active = torch.zeros_like(self._last["loss"]), torch.zeros_like(self._last["l0"])
         fired = torch.zeros_like(self.silent, dtype=torch.bool)
         dead = self.silent > self.dead_after
-        for part, wrong in zip(target.split(self._chunk), rest.split(self._chunk), strict=True):
+        for part, wrong in zip(target.split(self.rows), rest.split(self.rows), strict=True):
             z, extra = self._codes(self._pre(part), cut)
-            x_hat, squares, start = sae.b_dec, 0.0, 0
+            x_hat, squares, start = model.b_dec, 0.0, 0
             for end in self.ends:
                 with self._low_precision():
-                    added = z[:, start:end] @ sae.W_dec[start:end]
+                    added = z[:, start:end] @ model.W_dec[start:end]
                 x_hat, start = x_hat + added, end
                 squares = squares + (part - x_hat).square().sum()
             piece = squares / (n * d * len(self.ends)) + self.penalty * extra / n
@@ -144,26 +143,26 @@ class AutogradStep(Step):
             active += (z > 0).sum() / n
             fired |= (z > 0).any(0)
         power = rest.square().sum()
-        if self._reviving and self.recipe.auxk:
-            k = min(max(1, d // 2), sae.config.latents)
-            for part, wrong in zip(target.split(self._chunk), rest.split(self._chunk), strict=True):
+        if self._reviving and self.config.auxk:
+            k = min(max(1, d // 2), model.config.latents)
+            for part, wrong in zip(target.split(self.rows), rest.split(self.rows), strict=True):
                 values, indices = self._pre(part).masked_fill(~dead, -torch.inf).topk(k, dim=-1, sorted=False)
-                z = torch.zeros(len(part), sae.config.latents, dtype=values.dtype, device=self.device)
+                z = torch.zeros(len(part), model.config.latents, dtype=values.dtype, device=self.device)
                 with self._low_precision():
-                    guess = z.scatter(1, indices, values.relu()) @ sae.W_dec
-                auxiliary = self.recipe.auxk * (wrong - guess).square().sum() / power.clamp_min(1e-30)
+                    guess = z.scatter(1, indices, values.relu()) @ model.W_dec
+                auxiliary = self.config.auxk * (wrong - guess).square().sum() / power.clamp_min(1e-30)
                 auxiliary.backward()
                 loss += auxiliary.detach()
         with torch.no_grad():
-            if self.recipe.decoder == "unit_norm":
-                sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
-            elif self.recipe.decoder == "frozen":
-                sae.W_dec.grad.zero_()
-            excess = active / sae.config.k - 1
-            if sae.config.method == "relu":
+            if self.config.decoder == "unit_norm":
+                model.W_dec.grad -= (model.W_dec.grad * model.W_dec).sum(1, keepdim=True) * model.W_dec
+            elif self.config.decoder == "frozen":
+                model.W_dec.grad.zero_()
+            excess = active / model.config.k - 1
+            if model.config.method == "relu":
                 self.penalty *= torch.exp(_PENALTY_RATE * excess.clamp(-1, 1))
-            elif sae.config.method == "jumprelu":  # the derivative by L0, for the next batch
-                self.penalty.copy_(2 * _DEVIATION * excess / sae.config.k)
+            elif model.config.method == "jumprelu":  # the derivative by L0, for the next batch
+                self.penalty.copy_(2 * _DEVIATION * excess / model.config.k)
         self.silent += n
         self.silent.masked_fill_(fired, 0)
         for name, value in (("loss", loss), ("error", power / (n * d)), ("l0", active)):
@@ -174,42 +173,42 @@ class AutogradStep(Step):
 
     def _pre(self, part: torch.Tensor) -> torch.Tensor:
         with self._low_precision():
-            pre = self.sae.pre_activations(part)
+            pre = self.model.pre_activations(part)
         return pre.to(part.dtype)
 
     def _codes(self, pre: torch.Tensor, cut: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Pre-activations [m, F] -> the latents [m, F], and the sum over tokens of what the penalty weighs."""
-        sae, method = self.sae, self.sae.config.method
+        model, method = self.model, self.model.config.method
         if method in ("topk", "matryoshka"):
-            values, indices = pre.topk(sae.config.k, dim=-1, sorted=False)
+            values, indices = pre.topk(model.config.k, dim=-1, sorted=False)
             return torch.zeros_like(pre).scatter(1, indices, values.relu()), 0.0
         if method == "batchtopk":
             return pre * (pre >= cut), 0.0
         if method == "jumprelu":
-            return _Jump.apply(pre, sae.threshold)
+            return _Jump.apply(pre, model.threshold)
         z = pre.relu()
-        return z, (z.sum(0) * sae.W_dec.norm(dim=1)).sum()
+        return z, (z.sum(0) * model.W_dec.norm(dim=1)).sum()
 
     @torch.no_grad()
     def _of_the_batch(self, target: torch.Tensor) -> torch.Tensor:
         """Returns the value that the k·n largest pre-activations of a batch reach, and lets the threshold follow it."""
-        wanted = self.sae.config.k * len(target)
+        wanted = self.model.config.k * len(target)
         best = target.new_zeros(0)
-        for part in target.split(self._chunk):
+        for part in target.split(self.rows):
             found = torch.cat([best, self._pre(part).relu().flatten()])
             best = found.topk(min(wanted, len(found)), sorted=False).values
         cut = torch.where(best > 0, best, torch.inf).min()  # where fewer are positive, the smallest that is
-        if self.sae.config.method == "batchtopk":
-            self.sae.threshold += (cut - self.sae.threshold) * self._weight
+        if self.model.config.method == "batchtopk":
+            self.model.threshold += (cut - self.model.threshold) * self._weight
         return cut
 
     @torch.no_grad()
     def _calibrate(self, raw: torch.Tensor) -> None:
         """Lets relu start with k latents per token, and jumprelu have as many until its thresholds are trained."""
-        if self.sae.config.method == "relu" and self.count == 0:
-            self.sae.b_enc -= self._of_the_batch(self.sae.standardise(raw))
-        elif self.sae.config.method == "jumprelu" and self.count < _CALIBRATION * self.steps:
-            self.sae.threshold.fill_(self._of_the_batch(self.sae.standardise(raw)))
+        if self.model.config.method == "relu" and self.count == 0:
+            self.model.b_enc -= self._of_the_batch(self.model.standardise(raw))
+        elif self.model.config.method == "jumprelu" and self.count < _CALIBRATION * self.steps:
+            self.model.threshold.fill_(self._of_the_batch(self.model.standardise(raw)))
 
 
 class _Jump(torch.autograd.Function):

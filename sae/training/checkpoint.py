@@ -61,7 +61,7 @@ class Checkpoint:
             save_file({name: value.contiguous() for name, value in step.state().items()}, part, facts)
         self.step = step.count
         took = time.monotonic() - began
-        self._next = time.monotonic() + max(self._every, took / _SHARE)
+        self._next = time.monotonic() + (max(self._every, took / _SHARE) if self._every else 0)
 
     def remove(self) -> None:
         if self._path is not None:

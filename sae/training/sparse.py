@@ -1,26 +1,22 @@
-"""The training step by sparse kernels, for the k-sparse methods on a CPU; see `steps` for the loss."""
+"""The training step by sparse kernels, for the k-sparse methods on a CPU; see `step` for the loss."""
 
 from __future__ import annotations
 
 import math
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sae import device as devices
 from sae.kernels import step, topk
+from sae.training.passes import Codes, Encoder, Memory, Pass, bits, plain
 from sae.training.step import Rows, Step
 
 _ROWS = 512  # tokens in a chunk: their errors and inputs fit into a core's own cache
-_PRE_ACTIVATIONS = 3 * 2**18  # how many of them a thread holds at once
-_INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 class SparseStep(Step):
@@ -40,27 +36,27 @@ class SparseStep(Step):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        sae = self.sae
+        model = self.model
         self._values = {name: p.detach().numpy() for name, p in self.trained.items()}
-        self._gradients = {name: torch.zeros_like(p).numpy() for name, p in self.trained.items()}
+        self._grads = {name: grad.numpy() for name, grad in self.grads.items()}
         self._adam = {
             f"{m}.{name}": torch.zeros_like(p) for name, p in self.trained.items() for m in ("moment", "square")
         }
         self._updated = {}
         for name, value in self._values.items():
             moments = (self._adam[f"{moment}.{name}"].numpy() for moment in ("moment", "square"))
-            self._updated[name] = [a.reshape(len(a), -1) for a in (value, *moments, self._gradients[name])]
+            self._updated[name] = [a.reshape(len(a), -1) for a in (value, *moments, self._grads[name])]
         self._int8 = self.precision == "int8"
         # The folded encoder and the decoder, as they are multiplied.
-        low = sae.b_dec.dtype if self.precision == "fp32" else torch.bfloat16
-        kinds = {"W_enc": torch.int8, "b_enc": sae.b_dec.dtype, "W_dec": low} if self._int8 else {}
+        low = model.b_dec.dtype if self.precision == "fp32" else torch.bfloat16
+        kinds = {"W_enc": torch.int8, "b_enc": model.b_dec.dtype, "W_dec": low} if self._int8 else {}
         self._low = {name: torch.empty(v.shape, dtype=kinds.get(name, low)) for name, v in self._of_latents().items()}
-        self._scales = np.ones(sae.config.latents, self._values["b_dec"].dtype)  # of the folded encoder's rows
+        self._scales = np.ones(model.config.latents, self._values["b_dec"].dtype)  # of the folded encoder's rows
         self._folded = False
-        self._rows = _ROWS
+        self.rows = _ROWS
         self._last: dict[str, float] = {}
         self._cut = 0  # BatchTopK's last threshold, as bits
-        self._kept: dict[str, np.ndarray] = {}
+        self._memory = Memory(low)
         # Each thread runs its own products: torch's threads would wait for the kernels, and the kernels for them.
         self._threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(max(1, self._threads - 1), initializer=torch.set_num_threads, initargs=(1,))
@@ -86,29 +82,29 @@ class SparseStep(Step):
 
     def _fold(self, first: int, last: int) -> None:
         """Renews what is multiplied of these latents."""
-        low = (_plain(value) for value in self._low.values())
+        low = (plain(value) for value in self._low.values())
         step.fold(first, last, *self._of_latents().values(), *self._affine(), *low, self._scales)
 
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns gain and shift: the encoder sees gain ∘ u + shift."""
-        if self.sae.config.input == "layernorm":
+        if self.model.config.input == "layernorm":
             return self._values["norm.weight"], self._values["norm.bias"]
         return np.ones_like(self._values["b_dec"]), -self._values["b_dec"]
 
     def __call__(self, raw: torch.Tensor | Rows, lr: float) -> None:
         squares = self.gradients(raw)
         scale = 1.0
-        if self.recipe.clip is not None:
-            scale = min(1.0, self.recipe.clip / (math.sqrt(squares) + 1e-6)) if math.isfinite(squares) else 1.0
+        if self.config.clip is not None:
+            scale = min(1.0, self.config.clip / (math.sqrt(squares) + 1e-6)) if math.isfinite(squares) else 1.0
         self.count += 1
-        keep, keep2 = self.recipe.betas
+        keep, keep2 = self.config.betas
         numbers = (scale, lr, keep, keep2, 1 / (1 - keep**self.count), 1 / (1 - keep2**self.count))
         numbers = [self._values["b_dec"].dtype.type(number) for number in numbers]
 
         def update(names: Iterable[str], first: int, last: int) -> float:
             size = 0.0
             for name in names:
-                normalise = name == "W_dec" and self.recipe.decoder == "unit_norm"
+                normalise = name == "W_dec" and self.config.decoder == "unit_norm"
                 size += step.adam(first, last, *self._updated[name], *numbers, normalise)
             return size
 
@@ -118,7 +114,7 @@ class SparseStep(Step):
             return size
 
         of_latents = self._of_latents()
-        size = update(self._values.keys() - of_latents, 0, self.sae.config.width)
+        size = update(self._values.keys() - of_latents, 0, self.model.config.width)
         size += sum(self._over_latents(update_latents))
         if not math.isfinite(size):
             self._last["loss"] = math.nan
@@ -126,23 +122,23 @@ class SparseStep(Step):
     @torch.no_grad()
     def gradients(self, raw: torch.Tensor | Rows) -> float:
         """Computes the gradients of all parameters at rows [n, d], as they are before clipping; Σ of their squares."""
-        width, latents, real = self.sae.config.width, self.sae.config.latents, self._values["b_dec"].dtype
-        n, silent, out = len(raw), self.silent.numpy(), self._gradients
+        width, latents, real = self.model.config.width, self.model.config.latents, self._values["b_dec"].dtype
+        n, silent, out = len(raw), self.silent.numpy(), self._grads
         if not self._folded:
             self._over_latents(self._fold)
             self._folded = True
-        dead = np.flatnonzero(silent > self.dead_after) if self.recipe.auxk else np.empty(0, np.int64)
+        dead = np.flatnonzero(silent > self.dead_after) if self.config.auxk else np.empty(0, np.int64)
         whole, revived = self._encode(raw, dead)
 
         power, size = float(whole.squares[:, -1].sum()), n * width * len(self.ends)
         loss, factor = float(whole.squares.sum()) / size, 2 / size
         arrays, codes = [out[name] for name in self._of_latents()], whole.by_latent(factor)
-        weights = self._values["W_enc"], self._values["W_dec"], *self._affine(), self.recipe.decoder == "unit_norm"
+        weights = self._values["W_enc"], self._values["W_dec"], *self._affine(), self.config.decoder == "unit_norm"
         blocks = -(-latents // step.BLOCK)
         squares, by_input = np.empty(blocks), np.empty((blocks, 2, width), real)
         if revived is not None and power > 0:
-            loss += self.recipe.auxk * float(revived.squares.sum()) / power
-            own_codes = revived.by_latent(2 * self.recipe.auxk / power)
+            loss += self.config.auxk * float(revived.squares.sum()) / power
+            own_codes = revived.by_latent(2 * self.config.auxk / power)
             own = [np.empty_like(array[dead]) for array in arrays]
 
         def differentiate(first: int, last: int) -> None:
@@ -152,7 +148,7 @@ class SparseStep(Step):
                 step.gradients(low, high, *own_codes, *own)
                 for array, more in zip(arrays, own, strict=True):
                     array[dead[low:high]] += more[low:high]
-            if self.recipe.decoder == "frozen":
+            if self.config.decoder == "frozen":
                 out["W_dec"][first:last] = 0
             step.finish(first, last, *arrays, *weights, squares, by_input)
 
@@ -170,43 +166,52 @@ class SparseStep(Step):
         small = (np.square(gradient, dtype=np.float64).sum() for name, gradient in out.items() if name[:2] != "W_")
         return float(squares.sum() + sum(small))
 
-    def _encode(self, raw: torch.Tensor | Rows, dead: np.ndarray) -> tuple[_Pass, _Pass | None]:
+    def _encode(self, raw: torch.Tensor | Rows, dead: np.ndarray) -> tuple[Pass, Pass | None]:
         """Encodes and decodes rows [n, d]; then, where there are dead latents, what the reconstruction misses by these.
 
         Chunk by chunk, so that nothing that is gathered has left the cache before it is needed again.
         """
-        sae, n = self.sae, len(raw)
-        width, k, real = sae.config.width, sae.config.k, self._values["b_dec"].dtype
-        layernorm, batchtopk = sae.config.input == "layernorm", sae.config.method == "batchtopk"
-        target = self._array("target", (n, width), real)
+        model, n = self.model, len(raw)
+        width, k, real = model.config.width, model.config.k, self._values["b_dec"].dtype
+        layernorm, batchtopk = model.config.input == "layernorm", model.config.method == "batchtopk"
+        target = self._memory.array("target", (n, width), real)
         exact = self.precision == "fp32"
-        u = torch.from_numpy(target) if exact and not layernorm else self._low_array("u", (n, width))
-        mean, scale, bias = sae.mean.numpy(), real.type(sae.scale), self._values["b_dec"]
-        scales = self._array("scales", (n,), real)
-        seen = torch.from_numpy(self._array("seen", (n, width), np.int8)) if self._int8 else u
-        encoder = _Encoder(seen, scales, self._low["W_enc"], self._scales, self._low["b_enc"], self._products)
+        u = torch.from_numpy(target) if exact and not layernorm else self._memory.low("u", (n, width))
+        mean, scale, bias = model.mean.numpy(), real.type(model.scale), self._values["b_dec"]
+        scales = self._memory.array("scales", (n,), real)
+        seen = torch.from_numpy(self._memory.array("seen", (n, width), np.int8)) if self._int8 else u
+        encoder = Encoder(self._memory, seen, scales, self._low["W_enc"], self._scales, self._low["b_enc"])
         decoder, ends = self._low["W_dec"], self.ends
 
         def prepare(first: int, last: int) -> None:
-            part = raw[first:last].to(sae.b_dec.dtype).numpy()
-            step.standardise(part, first, mean, scale, target, target if layernorm else _plain(u))
+            part = raw[first:last].to(model.b_dec.dtype).numpy()
+            step.standardise(part, first, mean, scale, target, target if layernorm else plain(u))
             if layernorm:
-                u[first:last] = F.layer_norm(torch.from_numpy(target[first:last]), (width,), eps=sae.norm.eps)
+                u[first:last] = F.layer_norm(torch.from_numpy(target[first:last]), (width,), eps=model.norm.eps)
             if self._int8:
-                step.quantise(first, last, _plain(u), seen.numpy(), scales)
+                step.quantise(first, last, plain(u), seen.numpy(), scales)
 
         if batchtopk:
-            self._over(n, self._rows, prepare)
-            whole = _Pass(self, "", u, encoder, decoder, ends, *self._of_the_batch(encoder, k * n))
+            self._over(n, self.rows, prepare)
+            whole = Pass(self._memory, "", self.rows, u, encoder, decoder, ends, self._of_the_batch(encoder, k * n))
         else:
-            whole = _Pass(self, "", u, encoder, decoder, ends, *self._room("", n, k))
+            whole = Pass(self._memory, "", self.rows, u, encoder, decoder, ends, self._room("", n, k))
         revived, nothing = None, np.zeros_like(bias)
         if len(dead):
             index = torch.from_numpy(dead)
             few = min(max(1, width // 2), len(dead))
             own = encoder.weights[index], self._scales[dead], encoder.bias[index]
-            encoder = _Encoder(seen, scales, *own, self._products)
-            revived = _Pass(self, "revived ", u, encoder, decoder[index], [len(dead)], *self._room("revived ", n, few))
+            encoder = Encoder(self._memory, seen, scales, *own)
+            revived = Pass(
+                self._memory,
+                "revived ",
+                self.rows,
+                u,
+                encoder,
+                decoder[index],
+                [len(dead)],
+                self._room("revived ", n, few),
+            )
 
         def encode(first: int, last: int) -> None:
             if not batchtopk:
@@ -215,21 +220,21 @@ class SparseStep(Step):
             whole.decode(first, last, bias, target)
             if revived is not None:
                 revived.choose(first, last, few)
-                revived.decode(first, last, nothing, whole.blame[-1], -1)
+                revived.decode(first, last, nothing, whole.errors[-1], -1)
 
-        self._over(n, self._rows, encode)
+        self._over(n, self.rows, encode)
         return whole, revived
 
-    def _room(self, role: str, n: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _room(self, role: str, n: int, k: int) -> Codes:
         """Returns offsets, latents and values of k codes for each of n tokens, yet to be chosen."""
         real = self._values["b_dec"].dtype
         return (
             np.arange(n + 1) * k,
-            self._array(f"{role}latents", (n * k,), np.int32),
-            self._array(f"{role}values", (n * k,), real),
+            self._memory.array(f"{role}latents", (n * k,), np.int32),
+            self._memory.array(f"{role}values", (n * k,), real),
         )
 
-    def _of_the_batch(self, encoder: _Encoder, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _of_the_batch(self, encoder: Encoder, wanted: int) -> Codes:
         """Returns the codes of BatchTopK: the `wanted` largest positive pre-activations of the batch.
 
         What exceeds a guess is collected, so that the others need no memory; a guess that was too high is halved.
@@ -247,16 +252,16 @@ class SparseStep(Step):
 
         def collect(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
             chosen, values = [], []
-            for row, bits in encoder.bits(first, last):
-                room = int((bits > guess).sum())
+            for row, block in encoder.bits(first, last):
+                room = int((block > guess).sum())
                 chosen.append(np.empty(room, np.int32))
                 values.append(np.empty(room, real))
-                found = counts, chosen[-1], _bits(values[-1])
-                topk.above(bits, bits.dtype.type(guess), row, encoder.shift, *found)
+                found = counts, chosen[-1], bits(values[-1])
+                topk.above(block, block.dtype.type(guess), row, encoder.shift, *found)
             return np.concatenate(chosen), np.concatenate(values)
 
         while True:
-            parts = self._over(n, self._rows, collect)
+            parts = self._over(n, self.rows, collect)
             if guess == 0 or counts.sum() >= wanted:
                 break
             guess = max(0, guess - octave)
@@ -270,30 +275,13 @@ class SparseStep(Step):
             tokens, chosen, values = tokens[keep], chosen[keep], values[keep]
         if len(values):
             least = values.min()
-            self._cut = int(_bits(np.array([least]))[0]) >> encoder.shift
-            self.sae.threshold += (float(least) - self.sae.threshold) * self._rate()
+            self._cut = int(bits(np.array([least]))[0]) >> encoder.shift
+            self.model.threshold += (float(least) - self.model.threshold) * self._rate()
         return np.append(0, np.cumsum(np.bincount(tokens, minlength=n))), chosen, values
-
-    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """Returns an array with anything in it. Its memory is used again: new pages cost a tenth of a step."""
-        size = math.prod(shape)
-        if name not in self._kept or len(self._kept[name]) < size:
-            self._kept[name] = _aligned(size, dtype)
-        return self._kept[name][:size].reshape(shape)
-
-    def _products(self, rows: int, latents: int) -> torch.Tensor:
-        """Returns memory for products of int8, of the thread that asks."""
-        return torch.from_numpy(self._array(f"products {threading.get_ident()}", (rows, latents), np.int32))
-
-    def _low_array(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """As `_array`, for what is multiplied."""
-        if self.precision != "fp32":
-            return torch.from_numpy(self._array(name, shape, np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(self._array(name, shape, self._values["b_dec"].dtype))
 
     def _over_latents(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """As `_over`, for all latents, in pieces of whole blocks."""
-        latents = self.sae.config.latents
+        latents = self.model.config.latents
         blocks = -(-latents // (step.BLOCK * 2 * self._threads))
         return self._over(latents, blocks * step.BLOCK, function, *arguments)
 
@@ -317,110 +305,3 @@ class SparseStep(Step):
         for error in filter(None, errors):
             raise error
         return [results[first] for first in range(0, total, size)]
-
-
-@dataclass(frozen=True)
-class _Encoder:
-    """What it sees [n, d], and the folded encoder's weights [F, d] and bias [F], as they are multiplied.
-
-    scales [n], [F]: what the rows of the two matrices are to be multiplied by, where these are int8. products: returns
-    memory [m, F] for their products.
-    """
-
-    seen: torch.Tensor
-    seen_scales: np.ndarray
-    weights: torch.Tensor
-    weight_scales: np.ndarray
-    bias: torch.Tensor
-    products: Callable[[int, int], torch.Tensor]
-
-    @property
-    def mantissa(self) -> int:
-        """How many of a pre-activation's bits follow its exponent."""
-        return {torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}[self.bias.dtype]
-
-    @property
-    def shift(self) -> int:
-        """By how many bits the codes' values are longer than the product's: bfloat16 becomes float32."""
-        return 16 if self.bias.dtype == torch.bfloat16 else 0
-
-    def bits(self, first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields pre-activations of these rows: a first row, and a block [m, F] as integers with the same bits."""
-        size = max(32, _PRE_ACTIVATIONS // len(self.bias))
-        for row in range(first, last, size):
-            seen = self.seen[row : min(row + size, last)]
-            if self.weights.dtype == torch.int8:
-                products = torch._int_mm(seen, self.weights.T, out=self.products(len(seen), len(self.bias))).numpy()
-                step.dequantise(products, self.seen_scales[row:], self.weight_scales, self.bias.numpy())
-                yield row, products
-            else:
-                pre = devices.linear(seen, self.weights, self.bias)
-                yield row, pre.view(_INTEGERS[self.bias.dtype]).numpy()
-
-
-class _Pass:
-    """The codes of a batch, chosen, decoded and sorted by chunk and latent; see `kernels` for its arrays.
-
-    Args:
-        role: keeps the arrays of two passes apart that are in use at once.
-        decoder: [F, d], as it is multiplied.
-        ends: of the prefixes that reconstruct on their own.
-        offsets, latents, values: the codes, chosen already or to be.
-    """
-
-    def __init__(
-        self,
-        step: SparseStep,
-        role: str,
-        u: torch.Tensor,
-        encoder: _Encoder,
-        decoder: torch.Tensor,
-        ends: list[int],
-        offsets: np.ndarray,
-        latents: np.ndarray,
-        values: np.ndarray,
-    ):
-        n, width = u.shape
-        self._u, self._encoder, self._decoder, self._ends = _plain(u), encoder, _plain(decoder), np.array(ends)
-        self._codes, self._rows = (offsets, latents, values), step._rows
-        chunks, real, size = -(-n // self._rows), values.dtype, values.shape
-        self._slopes, self._z, self._g = (step._array(f"{role}{name}", size, real) for name in ("slopes", "z", "g"))
-        self._tokens = step._array(f"{role}tokens", size, np.int32)
-        self.starts = step._array(f"{role}starts", (chunks, len(decoder) + 1), np.int64)
-        self.blame = _plain(step._low_array(f"{role}blame", (len(ends), n, width)))
-        self.by_bias = step._array(f"{role}by_bias", (chunks, width), real)
-        self.squares = np.empty((chunks, len(ends)))
-
-    def choose(self, first: int, last: int, k: int) -> None:
-        """Chooses the k largest latents of a chunk's tokens."""
-        _offsets, latents, values = self._codes
-        places = latents.reshape(-1, k), _bits(values).reshape(-1, k)
-        for row, bits in self._encoder.bits(first, last):
-            topk.largest(bits, k, row, self._encoder.shift, *places)
-
-    def decode(self, first: int, last: int, bias: np.ndarray, target: np.ndarray, sign: int = 1) -> None:
-        """Decodes a chunk, compares it with sign · target [n, d], sorts its codes."""
-        chunk, sign = first // self._rows, bias.dtype.type(sign)
-        found = self.blame, self._slopes, self.squares[chunk], self.by_bias[chunk]
-        step.errors(first, last, *self._codes, self._decoder, bias, target, sign, self._ends, *found)
-        step.by_latent(first, last, *self._codes, self._slopes, self.starts[chunk], self._tokens, self._z, self._g)
-
-    def by_latent(self, factor: float) -> tuple[Any, ...]:
-        """Returns what `step.gradients` takes of this and a factor of the loss."""
-        codes = self.starts, self._tokens, self._z, self._g
-        return *codes, self.blame, self._ends, self._u, self._z.dtype.type(factor)
-
-
-def _aligned(size: int, dtype: Any) -> np.ndarray:
-    """Returns an array [size] with anything in it that starts where a line of the cache does; numpy's own do not."""
-    return torch.empty(size * np.dtype(dtype).itemsize, dtype=torch.uint8).numpy().view(dtype)
-
-
-def _bits(values: np.ndarray) -> np.ndarray:
-    """Returns the memory of floats as integers of the same size."""
-    return values.view(f"i{values.itemsize}")
-
-
-def _plain(tensor: torch.Tensor) -> np.ndarray:
-    """Returns an array of the same memory; bfloat16 becomes int16, as the kernels take it."""
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()

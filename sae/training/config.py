@@ -1,0 +1,128 @@
+"""How an SAE is trained, and where its activations come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sae.activations import Activations, moments
+from sae.autoencoder import INPUTS, METHODS
+from sae.errors import InputError
+
+_CHOICES = {
+    "method": (*METHODS, "frozen"),
+    "input": INPUTS,
+    "decoder": ("unit_norm", "start", "frozen"),
+    "start": ("random", "tokens", "scaled"),
+    "precision": ("auto", "fp32", "bf16", "int8"),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one SAE is trained: `sae` and `training` of config.yaml, at one grid point. The defaults are the field's.
+
+    Attributes:
+        k: Latents active per token; on average for batchtopk, relu and jumprelu.
+        latents: F, the size of the dictionary.
+        method: topk, batchtopk, matryoshka, relu, jumprelu, or the baseline frozen: topk whose random decoder is never
+            trained.
+        input: standardised, or layernorm: a trained LayerNorm in front. See `SparseAutoencoder`.
+        decoder: unit_norm: rows have norm 1 after every step. start: rows have norm 1 at the start only, and the
+            encoder starts from the rows before they were normalised. frozen: rows are never trained.
+        start: Initial decoder rows; the encoder starts as a copy of them. random: random directions. tokens:
+            directions from the mean to random tokens. scaled: random directions, the encoder scaled so that the
+            reconstruction of the first tokens has the right size.
+        epochs: Passes over all tokens.
+        batch: Tokens per step (images, with `whole_images`).
+        whole_images: Batches keep the tokens of an image together.
+        precision: Of the matrix products: fp32; bf16; int8: bf16, but the encoder's product uses 8-bit integers (the
+            k-sparse methods on a CPU); auto: the fastest on the device. Weights, sums and Adam's state stay fp32.
+        deterministic: On a GPU, use only operations that give the same bytes each time. Slower.
+        lr: Adam's learning rate; None: see `training.default_lr`.
+        betas: Adam's β₁ and β₂.
+        lr_per_epoch: Factor of the learning rate after each epoch.
+        warmup: Share of the steps over which the learning rate rises from 0.
+        decay: Share of the steps over which the learning rate falls to 0, at the end.
+        clip: Largest norm of the gradient; None: no limit.
+        auxk: Weight of the auxiliary loss that revives dead latents; 0: none.
+        dead_after: A latent is dead after it was silent for this share of the run's tokens.
+
+    Raises:
+        InputError: A value is unknown, or values contradict each other.
+    """
+
+    k: int
+    latents: int
+    method: str = "topk"
+    input: str = "standardised"
+    decoder: str = "unit_norm"
+    start: str = "random"
+    epochs: int = 1
+    batch: int = 4096
+    whole_images: bool = False
+    precision: str = "auto"
+    deterministic: bool = False
+    lr: float | None = None
+    betas: tuple[float, float] = (0.7, 0.99)
+    lr_per_epoch: float = 1.0
+    warmup: float = 0.05
+    decay: float = 0.2
+    clip: float | None = 1.0
+    auxk: float = 1 / 32
+    dead_after: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} {getattr(self, name)}: must be one of {', '.join(known)}")
+        if not 1 <= self.k <= self.latents:
+            raise InputError(f"k {self.k}: must lie between 1 and the number of latents, {self.latents}")
+        if self.epochs < 1 or self.batch < 1:
+            raise InputError(f"epochs {self.epochs}, batch {self.batch}: both must be at least 1")
+        if self.method == "frozen":
+            object.__setattr__(self, "decoder", "frozen")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where activations come from.
+
+    Attributes:
+        layer: The ViT's block that gave them; None: unknown.
+        tokens: patches, class or all.
+        statistics: Of the train set: mean [d], variance [d] and scale, as in statistics.json. None: computed from
+            the activations.
+    """
+
+    layer: int | None = None
+    tokens: str = "patches"
+    statistics: Mapping[str, Any] | None = None
+
+    def measured(self, x: Activations) -> Source:
+        """Returns this source with the statistics of `x` if it has none.
+
+        Raises:
+            InputError: An activation is not finite.
+        """
+        if self.statistics is not None:
+            return self
+        mean, variance = moments(x)
+        scale = math.sqrt(x.width / max(variance.sum(), 1e-30))
+        return replace(self, statistics={"mean": mean, "variance": variance, "scale": scale})
+
+    @property
+    def mean(self) -> np.ndarray:
+        return np.asarray(self.statistics["mean"], np.float64)
+
+    @property
+    def variance(self) -> np.ndarray:
+        return np.asarray(self.statistics["variance"], np.float64)
+
+    @property
+    def scale(self) -> float:
+        return float(self.statistics["scale"])
