@@ -227,6 +227,8 @@ def tables(
         group: responses.effects[:, start:end].astype(np.float64)
         for group, start, end in zip(names, ends, ends[1:], strict=False)
     }
+    if classes is not None:
+        classes = classes[classes["latent"].isin(responses.latent)]
     correlated = _correlated(classes, names)
     rows, moved = [], []
     for latent in dict.fromkeys(responses.latent.tolist()):
