@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
-import torch.nn.functional as F
 from scipy import sparse
-from torch import nn
-from tqdm import tqdm
 
-from sae import vit
 from sae.errors import InputError
-from sae.images import shard
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the score does without
+    from torch import nn
 
 _THUMBNAIL = 8  # the side of the thumbnails that stand in for an embedding, pixels
 
@@ -96,46 +94,55 @@ def chance(a: sparse.csr_array, e: np.ndarray) -> tuple[float, np.ndarray]:
 def embedding_pixels(pixels: np.ndarray) -> np.ndarray:
     """Thumbnails of 8 x 8 means in three colours, float32 [n, 192] between 0 and 1: where no better embedding is given.
 
-    They tell what is where in which colour, not what it is.
+    They show the layout of colours, not the content.
 
     Args:
-        pixels: uint8 [n, height, width, 3].
+        pixels: uint8 [n, height, width, 3]; blocks of a side that is no multiple of 8 overlap by a pixel.
     """
-    blocks = (torch.from_numpy(np.array(pixels[i : i + 64])) for i in range(0, len(pixels), 64))
-    small = [F.adaptive_avg_pool2d(block.permute(0, 3, 1, 2).float() / 255, _THUMBNAIL) for block in blocks]
-    return torch.cat(small).flatten(1).numpy()
+    rows, columns = (
+        [slice(i * side // _THUMBNAIL, -(-(i + 1) * side // _THUMBNAIL)) for i in range(_THUMBNAIL)]
+        for side in pixels.shape[1:3]
+    )
+    means = [[pixels[:, row, column].mean((1, 2)) for column in columns] for row in rows]  # [8, 8, n, 3]
+    return (np.array(means).transpose(2, 3, 0, 1).reshape(len(pixels), -1) / 255).astype(np.float32)
 
 
-@torch.inference_mode()
 def embed(
-    model: nn.Module, shards: Sequence[str | Path], manifest: pd.DataFrame, ids: Sequence[int], batch: int = 64
+    vit: nn.Module, shards: Sequence[str | Path], manifest: pd.DataFrame, ids: Sequence[int], batch: int = 64
 ) -> np.ndarray:
-    """Returns what the model's head reads, the class token or the pooled patches of its end, float32 [len(ids), D].
+    """Returns the input of the ViT's head, its last class token or pooled patches, float32 [len(ids), D].
 
     Args:
-        model: from `vit.load`. Its own normalisation is applied, and pixels of another size than it takes are resized;
-            what another model's preprocessing has cropped stays cropped.
+        vit: from `vit.load`. Its own normalisation is applied, and pixels of another size than it takes are resized; if
+            another model's preprocessing has cropped them, they stay cropped.
         shards: all pixel shards in order, .npy, uint8 [images, height, width, 3].
-        manifest: what the shards were made from.
+        manifest: the one from which the shards were made.
 
     Raises:
         InputError: an image is in no shard.
     """
-    prepare, side = vit.normalise(model), vit.geometry(model).side
-    found, parts = [], []
-    with tqdm(total=len(ids), desc="embedding", unit="image") as progress:
+    import torch
+    import torch.nn.functional as F
+    from tqdm import tqdm
+
+    from sae import vit as vits
+    from sae.images import shard
+
+    prepare, side = vits.normalise(vit), vits.geometry(vit).side
+    done, parts = [], []
+    with tqdm(total=len(ids), desc="embedding", unit="image") as progress, torch.inference_mode():
         for index, path in enumerate(shards):
-            pixels, here = np.load(path, mmap_mode="r"), shard(manifest, index, len(shards))["id"].to_numpy()
-            places = np.flatnonzero(np.isin(here, ids))
+            pixels, listed = np.load(path, mmap_mode="r"), shard(manifest, index, len(shards))["id"].to_numpy()
+            places = np.flatnonzero(np.isin(listed, ids))
             for first in range(0, len(places), batch):
                 chosen = places[first : first + batch]
                 x = prepare(pixels[chosen])
                 if x.shape[2:] != side:  # normalised first: the two commute, and bytes would be rounded again
                     x = F.interpolate(x, size=side, mode="bilinear", antialias=True)
-                parts.append(model.forward_head(model.forward_features(x), pre_logits=True).float().cpu().numpy())
-                found += here[chosen].tolist()
+                parts.append(vit.forward_head(vit.forward_features(x), pre_logits=True).float().cpu().numpy())
+                done += listed[chosen].tolist()
                 progress.update(len(chosen))
-    order = pd.Index(found).get_indexer(list(ids))
+    order = pd.Index(done).get_indexer(list(ids))
     if (order < 0).any():
         raise InputError(f"image {np.asarray(ids)[order < 0][0]}: it is in no pixel shard")
     return np.concatenate(parts)[order]
