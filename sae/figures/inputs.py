@@ -55,11 +55,11 @@ def overview(manifest: pd.DataFrame, model: dict[str, Any], name: str, pixels: n
         say(right, "The accuracy is unknown:\nthe images have no labels that the ViT can predict.")
     geometry = Geometry(**model["geometry"])
     rows, columns = geometry.patches
-    prefix = f" and {', '.join(geometry.prefix)}" if geometry.prefix else ""
+    prefix = f" + {len(geometry.prefix)} ({', '.join(dict.fromkeys(geometry.prefix))})" if geometry.prefix else ""
     headline(
         figure,
         f"{name}: {geometry.blocks} blocks of width {geometry.width}, {model['parameters'] / 1e6:.1f} M parameters; "
-        f"{geometry.side[0]} × {geometry.side[1]} pixels become {rows} × {columns} patches{prefix}",
+        f"{geometry.side[0]} × {geometry.side[1]} pixels, {rows} × {columns}{prefix} tokens",
     )
     return figure
 
@@ -99,7 +99,7 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
         )
     left.set(xscale="log", title="How long the token vectors are", xlabel="norm ‖x‖", ylabel="share of these tokens")
     if seen:
-        left.set_xlim(min(seen) / 1.5, max(seen) * 2)
+        left.set(xlim=(min(seen) / 1.5, max(seen) * 2), ylim=(0, 1.25 * left.get_ylim()[1]))  # room for the legend
     plain_numbers(left.xaxis)
     left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     left.legend(loc="upper right")
@@ -116,8 +116,12 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
     )
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     right.legend(loc="lower right")
-    verdict = "\n".join(fill(f"Warning: {w}", 125) for w in facts["warnings"]) or "No warnings: the activations look fine."
-    headline(figure, f"Layer {layer}: activations on {facts['rows']:,} train tokens, ‖mean‖/‖std‖ = {facts['gamma']:.2f}")
+    verdict = (
+        "\n".join(fill(f"Warning: {w}", 125) for w in facts["warnings"]) or "No warnings: the activations look fine."
+    )
+    headline(
+        figure, f"Layer {layer}: activations on {facts['rows']:,} train tokens, ‖mean‖/‖std‖ = {facts['gamma']:.2f}"
+    )
     figure.supxlabel(verdict, fontsize=9, color=ACCENT if facts["warnings"] else INK)
     return figure
 
@@ -132,17 +136,15 @@ def training(log: pd.DataFrame, speed: float, title: str) -> Figure:
     """
     figure = Figure(figsize=(13, 3.2))
     panels = [
-        ("fvu", "Unexplained variance", "FVU of the batch"),
-        ("l0", "Active latents", "L0: active latents per token"),
-        ("dead", "Dead latents", "share of all latents"),
+        ("fvu", "FVU at the end: {:.3g}", "fraction of variance unexplained"),
+        ("l0", "L0 at the end: {:.3g}", "active latents per token"),
+        ("dead", "Dead at the end: {:.1%}", "share of all latents"),
         ("lr", "Learning rate", "learning rate"),
     ]
     axes = figure.subplots(1, 4)
-    for ax, (column, name, unit) in zip(axes, panels, strict=True):
+    for ax, (column, words, unit) in zip(axes, panels, strict=True):
         ax.plot(log["tokens"], log[column], color=ACCENT)
-        last = log[column].iloc[-1]
-        end = {"fvu": f": {last:.3g} at the end", "l0": f": {last:.3g} at the end", "dead": f": {last:.1%} at the end"}
-        ax.set(title=name + end.get(column, ""), xlabel="tokens seen", ylabel=unit)
+        ax.set(title=words.format(log[column].iloc[-1]), xlabel="tokens seen", ylabel=unit)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.xaxis.set_major_formatter(lambda value, _place: f"{value / 1e6:g} M" if value else "0")
     axes[0].set_yscale("log")

@@ -137,7 +137,7 @@ def sheet(
                 label = labels[image.image_id]
                 text = f"{image.activation:.1f}{'*' if image.split == HELD_OUT else ''} "
                 text += shorten(describe(label).split("/")[-1]) if isinstance(label, str) else ""
-                axes.text(corner[0], y + 1.45, text, fontsize=7.5, color=INK)
+                axes.text(corner[0], y + 1.37, text, fontsize=7.5, color=INK)
             y += 1.52
     return figure
 
@@ -179,7 +179,7 @@ def _picture(
     if heat is not None and patch[0] >= 0:
         h, w = height / heat.shape[0], width / heat.shape[1]
         box = {"fill": False, "edgecolor": "#ff3b00", "linewidth": 1.6}
-        axes.add_patch(Rectangle((x + patch[1] * w, y + patch[0] * h), w, h, **box))
+        axes.add_artist(Rectangle((x + patch[1] * w, y + patch[0] * h), w, h, **box))
 
 
 @styled

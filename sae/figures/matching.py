@@ -1,4 +1,4 @@
-"""Figures of what `matching` finds: each takes its tables and returns a figure, which `sae.figures.save` writes."""
+"""Figures of matched latents: across seeds, across k and across layers."""
 
 from __future__ import annotations
 
@@ -6,36 +6,45 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from sae.evidence.matching import FATES, layer_summary
-from sae.figures.latents import ACCENT, INK, QUIET, plt
+from sae.evidence.matching import layer_summary
+from sae.figures.style import ACCENT, CONTROL, INK, QUIET, headline, styled
 
-_CONTROL = "#2563eb"
-_MEANING = {  # the fates, in words for the legend, and their colours
-    "same": ("same: each other's best match", INK),
-    "split": ("split: shared out among several", ACCENT),
-    "changed": ("changed: each other's best match, but a weak one", "#f0b490"),
-    "merged": ("merged: its match stands for another latent first", "#6b7280"),
-    "lost": ("lost: nothing like it", "#cfd3d8"),
-    "dead": ("dead: never fires", "#ffffff"),
+# Outcome: its meaning, the colour of its bar, the colour of the number in it.
+_OUTCOMES = {
+    "same": ("same: each is the other's best match", INK, "white"),
+    "split": ("split: several latents match it", ACCENT, "white"),
+    "changed": ("changed: each is the other's best match, but a weak one", "#f0b490", INK),
+    "merged": ("merged: its best match is a better match of another latent", "#6b7280", "white"),
+    "lost": ("lost: no latent is like it", "#cfd3d8", INK),
+    "dead": ("dead: it never fires", "#ffffff", INK),
 }
+_STEPS = {  # column of `layer_summary`: meaning, colour of the bar, of the number in it
+    "appear": ("new: no match in the layer before", ACCENT, "white"),
+    "persist": ("goes on: a match in the next layer", INK, "white"),
+    "end": ("ends: no match in the next layer", QUIET, INK),
+}
+_SHUFFLED = "control: images shuffled"
 
 
-def stability_figure(table: pd.DataFrame, nulls: dict[str, np.ndarray], title: str) -> Figure:
-    """How well latents are found again by other seeds, beside dictionaries that learnt nothing.
+@styled
+def stability(table: pd.DataFrame, nulls: dict[str, np.ndarray], title: str) -> Figure:
+    """How well another seed finds the latents again, beside dictionaries that learnt nothing.
 
     Args:
-        table: latents with their stability_cosine; those without a stability_correlation, which never fire, are left
+        table: latents with their stability_cosine; latents without a stability_correlation, which never fire, are left
             out.
         nulls: from `null_stability`.
     """
     shown = table.loc[table["stability_correlation"].notna(), "stability_cosine"].to_numpy()
-    series = {"latents of the SAE": shown} | {f"null, {name}": values for name, values in nulls.items()}
+    series = {"these latents": shown} | {f"control, {name}": values for name, values in nulls.items()}
     looks = [(ACCENT, "-"), (INK, "--"), (QUIET, "-"), (QUIET, ":")]
     edges = np.linspace(min(0, *(values.min(initial=0) for values in series.values())), 1, 61)
-    figure, axes = plt.subplots(figsize=(7.5, 3.8))
+    figure = Figure(figsize=(7.5, 3.8))
+    axes = figure.subplots()
     for (name, values), (colour, line) in zip(series.items(), looks, strict=False):
         if not len(values):
             continue
@@ -52,104 +61,103 @@ def stability_figure(table: pd.DataFrame, nulls: dict[str, np.ndarray], title: s
         )
         axes.axvline(median, color=colour, linestyle=line, linewidth=1)
     axes.set(
-        title=title,
-        xlabel="cosine with the matching latent of another seed, mean over the other seeds (1: found again exactly)",
+        xlabel="cosine with the matching latent of another seed (1: found again exactly; mean over seeds)",
         ylabel="share of the latents",
         xlim=(edges[0], 1),
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    heading = f"{len(shown):,} of {len(table):,} latents fire"
-    axes.legend(loc="upper right", title=heading, alignment="left")
+    axes.legend(loc="best", title=f"{len(shown):,} of {len(table):,} latents fire", alignment="left")
+    headline(figure, title)
     return figure
 
 
-def fates_figure(tables: dict[str, pd.DataFrame], title: str) -> Figure:
-    """What becomes of one SAE's latents in another, a bar per pair; tables: from `fates`, by the pair's name."""
-    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.45 * len(tables)))
+@styled
+def across_ks(tables: dict[str, pd.DataFrame], title: str) -> Figure:
+    """The outcome of one SAE's latents in another SAE, a bar per pair.
+
+    Args:
+        tables: name of the pair -> table of `evidence.matching.across_ks`.
+    """
+    figure = Figure(figsize=(9, 1.7 + 0.45 * len(tables)))
+    axes = figure.subplots()
     names = [f"{name}\n{len(table):,} latents" for name, table in tables.items()]
-    shares = pd.DataFrame([table["fate"].value_counts(normalize=True) for table in tables.values()])
-    shares = shares.reindex(columns=FATES, fill_value=0).fillna(0).to_numpy()
+    counts = pd.DataFrame([table["outcome"].value_counts(normalize=True) for table in tables.values()])
+    shares = counts.reindex(columns=list(_OUTCOMES), fill_value=0).fillna(0).to_numpy()
     left = np.zeros(len(tables))
-    for (words, colour), share in zip(_MEANING.values(), shares.T, strict=True):
-        bars = axes.barh(names, share, left=left, height=0.7, color=colour, edgecolor=QUIET, linewidth=0.5, label=words)
-        dark = colour in (INK, ACCENT, _MEANING["merged"][1])
-        axes.bar_label(
-            bars,
-            [f"{s:.0%}" if s >= 0.035 else "" for s in share],
-            label_type="center",
-            color="white" if dark else INK,
-            fontsize=8,
-        )
+    for (meaning, colour, text), share in zip(_OUTCOMES.values(), shares.T, strict=True):
+        look = {"color": colour, "edgecolor": QUIET, "linewidth": 0.5, "label": meaning}
+        bars = axes.barh(names, share, left=left, height=0.7, **look)
+        numbers = [f"{s:.0%}" if s >= 0.035 else "" for s in share]
+        axes.bar_label(bars, numbers, label_type="center", color=text, fontsize=8)
         left += share
     axes.invert_yaxis()
     axes.grid(visible=False)
-    axes.set(
-        title=title,
-        xlim=(0, 1),
-        xlabel="share of the first SAE's latents; a match is the highest correlation of activations",
-    )
+    axes.set(xlim=(0, 1), xlabel="share of the latents of the smaller k (matched by the correlation of activations)")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.legend(loc="outside lower left", ncols=2, fontsize=8)
+    headline(figure, title)
     return figure
 
 
-def layers_figure(chains: pd.DataFrame, control: pd.DataFrame, layers: Sequence[int], title: str) -> Figure:
-    """Where latents come from and go to between layers, and how many layers they last.
+@styled
+def across_layers(matches: pd.DataFrame, control: pd.DataFrame, layers: Sequence[int], title: str) -> Figure:
+    """How many latents are new, go on or end at each layer, and how many layers they last.
 
     Args:
-        chains: from `chains`.
+        matches: from `evidence.matching.across_layers`.
         control: the same with one of each two layers' codes through `shuffled_rows`.
         layers: the layers' numbers, by position.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[1.5, 1])
-    summary, chance = layer_summary(chains), layer_summary(control)
+    figure = Figure(figsize=(11, 4))
+    left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
+    _steps(left, layer_summary(matches), layer_summary(control), layers)
+    _lengths(right, matches, control, len(layers))
+    handles, words = left.get_legend_handles_labels()
+    handles, words = handles[1:] + handles[:1], words[1:] + words[:1]  # the control is a line, which comes first
+    figure.legend(handles, words, loc="outside lower left", ncols=4, fontsize=8)
+    headline(figure, title)
+    return figure
+
+
+def _steps(axes: Axes, summary: pd.DataFrame, control: pd.DataFrame, layers: Sequence[int]) -> None:
     place = summary["position"].to_numpy()
-    kinds = {
-        "appear": ("new: no match in the layer before", ACCENT),
-        "persist": ("goes on: a match in the next layer", INK),
-        "end": ("ends: no match in the next layer", QUIET),
-    }
-    for number, (column, (words, colour)) in enumerate(kinds.items()):
-        share, by_chance = ((table[column] / table["alive"]).astype(float) for table in (summary, chance))
-        at = place + 0.27 * (number - 1)
-        left.bar(at, share, 0.25, color=colour, label=words)
-        for x, y in zip(at[share.notna()], share.dropna(), strict=True):
-            inside = y > 0.1  # a tall bar's number stands in it, clear of the control's line
-            text = {"va": "center", "color": INK if colour == QUIET else "white"} if inside else {"va": "bottom"}
-            left.text(x, y / 2 if inside else y + 0.015, f"{y:.0%}", ha="center", fontsize=8, **text)
-        left.hlines(by_chance, at - 0.125, at + 0.125, color=_CONTROL, linewidth=2)
-    left.hlines([], 0, 0, color=_CONTROL, linewidth=2, label="the same, with the images shuffled")
+    for number, (column, (meaning, colour, text)) in enumerate(_STEPS.items()):
+        share, chance = ((table[column] / table["alive"]).astype(float) for table in (summary, control))
+        x = place + 0.27 * (number - 1)
+        axes.bar(x, share, 0.25, color=colour, label=meaning)
+        for at, height in zip(x[share.notna()], share.dropna(), strict=True):
+            inside = height > 0.1  # a tall bar's number stands in it, clear of the control's line
+            look = {"va": "center", "color": text} if inside else {"va": "bottom"}
+            axes.text(at, height / 2 if inside else height + 0.015, f"{height:.0%}", ha="center", fontsize=8, **look)
+        axes.hlines(chance, x - 0.125, x + 0.125, color=CONTROL, linewidth=2, label=None if number else _SHUFFLED)
     names = [f"layer {layer}\n{alive:,} fire" for layer, alive in zip(layers, summary["alive"], strict=True)]
-    left.set_xticks(place, names)
-    left.set(
-        title="Which latents are new, go on or end",
+    axes.set_xticks(place, names)
+    axes.set(
+        title="New, continued and ending latents",
         ylabel="share of the latents that fire",
         xlim=(-0.5, len(layers) - 0.5),
         ylim=(0, 1.03),
     )
-    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    left.grid(axis="x", visible=False)
-    handles, words = left.get_legend_handles_labels()
-    handles, words = handles[1:] + handles[:1], words[1:] + words[:1]  # the control, a line, comes first of itself
-    figure.legend(handles, words, loc="outside lower left", ncols=4, fontsize=8)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="x", visible=False)
 
-    lengths = np.arange(1, len(layers) + 1)
-    counts, by_chance = (
+
+def _lengths(axes: Axes, matches: pd.DataFrame, control: pd.DataFrame, layers: int) -> None:
+    lengths = np.arange(1, layers + 1)
+    counts, chance = (
         table.loc[table["start"] == table["position"], "length"].value_counts().reindex(lengths, fill_value=0)
-        for table in (chains, control)
+        for table in (matches, control)
     )
-    bars = right.bar(lengths, counts, color=ACCENT)
-    right.bar_label(bars, [f"{count:,}" for count in counts], fontsize=8, padding=2)
-    right.hlines(by_chance, lengths - 0.4, lengths + 0.4, color=_CONTROL, linewidth=2)
-    right.set_yscale("symlog", linthresh=1)
-    right.set_ylim(0, 4 * max(counts.max(), by_chance.max(), 1))
-    right.yaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.set(
-        title="How long latents last",
-        xlabel="layers in a row in which one is found (1: its own only)",
+    bars = axes.bar(lengths, counts, color=ACCENT)
+    axes.bar_label(bars, [f"{count:,}" for count in counts], fontsize=8, padding=2)
+    axes.hlines(chance, lengths - 0.4, lengths + 0.4, color=CONTROL, linewidth=2)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, 4 * max(counts.max(), chance.max(), 1))
+    axes.yaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(
+        title="How many layers a latent lasts",
+        xlabel="consecutive layers with matching latents (1: no match)",
         ylabel="chains of matching latents",
     )
-    right.grid(axis="x", visible=False)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    return figure
+    axes.grid(axis="x", visible=False)

@@ -65,9 +65,14 @@ def say(axes: Axes, words: str) -> None:
 
 
 def plain_numbers(axis: Axis) -> None:
-    """Writes the ticks of a short logarithmic axis as 0.04 and 60 rather than as powers of ten."""
+    """Writes the ticks of a logarithmic axis as 0.04 and 60 rather than as powers of ten, which take long to typeset."""
+
+    def minor(value: float, _place: int) -> str:
+        low, high = axis.get_view_interval()
+        return f"{value:g}" if f"{value:e}"[0] in "246" and high < 1000 * low else ""
+
     axis.set_major_formatter(lambda value, _place: f"{value:g}")
-    axis.set_minor_formatter(lambda value, _place: f"{value:g}" if f"{value:e}"[0] in "246" else "")
+    axis.set_minor_formatter(minor)
 
 
 def shorten(text: str, most: int = 18) -> str:
