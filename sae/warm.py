@@ -1,0 +1,188 @@
+"""A warm process: it imports the heavy libraries once, and runs the workflow's scripts in forks of itself.
+
+A run has some hundred jobs, and importing torch, timm, scikit-learn and matplotlib takes longer than the work of most.
+`start` begins one background process with the run. A script whose first statement is `hand_over()` asks it for a
+fork, in which everything is imported, and waits for the fork's exit status. Without a warm process, or if its Python
+or its code is not the script's own, the script runs as it would anyway. The peak memory that a job in a fork reports
+counts the libraries that it shares with the warm process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import types
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+_CODE = Path(__file__).parent
+_FOLDER = "SAE_WARM"  # the environment variable that tells jobs where the socket lies
+_ALSO = ("matplotlib.pyplot", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.cluster", "sklearn.linear_model")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def start() -> None:
+    """Starts the warm process in the background; it ends with this process, however this one ends."""
+    if not hasattr(os, "fork"):
+        return
+    os.environ[_FOLDER] = folder = tempfile.mkdtemp(prefix="sae-warm-")
+    # No pool of threads would survive a fork, and no started CUDA; NVML tells of GPUs without starting it.
+    environment = os.environ | dict.fromkeys(_THREADS, "1") | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    start.process = subprocess.Popen(  # kept, since the pipe to it closes with the object
+        [sys.executable, "-m", "sae.warm", folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=_CODE.parent,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for the scripts; a fork ends with the script that it runs
+    )
+
+
+def hand_over() -> None:
+    """Lets the warm process run this script, and exits as the script did; returns where there is no warm process."""
+    folder = os.environ.pop(_FOLDER, None)
+    if folder is None:
+        return
+    request = {"env": dict(os.environ), "cwd": str(Path.cwd()), "argv": sys.argv, "path": sys.path}
+    message = json.dumps(request).encode()
+    try:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(f"{folder}/{_fingerprint()}")
+        socket.send_fds(connection, [len(message).to_bytes(4)], [0, 1, 2])
+        connection.sendall(message)
+        accepted = connection.recv(1)
+    except OSError:
+        return
+    if not accepted:  # there is no fork
+        return
+    status = int(connection.recv(4) or -signal.SIGKILL)
+    if status < 0:
+        print(f"error: ended by signal {-status}; 9 may mean out of memory", file=sys.stderr, flush=True)
+    os._exit(status if status >= 0 else 128 - status)
+
+
+def _fingerprint() -> str:
+    """Returns a name for this Python and this code."""
+    files = [(str(path), path.stat().st_mtime_ns) for path in sorted(_CODE.rglob("*.py"))]
+    return hashlib.sha256(repr((sys.executable, sys.version, files)).encode()).hexdigest()[:16]
+
+
+def _end_with_parent(number: signal.Signals) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG: the signal to get when the parent ends
+
+
+def _import_all() -> None:
+    names = [path.relative_to(_CODE.parent).with_suffix("").parts for path in sorted(_CODE.rglob("*.py"))]
+    for name in [*(".".join(parts) for parts in names if parts[-1] != "__init__"), *_ALSO]:
+        with suppress(Exception):  # a script that needs it reports the error
+            import_module(name)
+
+
+def _serve(path: str, forks: dict[socket.socket, int]) -> dict[str, Any] | None:
+    """Forks at each request; returns the request in the fork, and None in the warm process once its parent has ended.
+
+    Args:
+        path: of the socket.
+        forks: the running forks, by the connection to the script that each of them runs; kept up to date.
+    """
+    woken, wake = socket.socketpair()  # `woken` has something to read when a fork has ended
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    while True:
+        ready = select.select([sys.stdin, listener, woken, *forks], [], [])[0]
+        if sys.stdin in ready:  # nobody writes to it: its end is the parent's end
+            return None
+        if woken in ready:
+            woken.recv(4096)
+            for connection, fork in list(forks.items()):
+                ended, status = os.waitpid(fork, os.WNOHANG)
+                if ended:
+                    with suppress(OSError):
+                        connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+                    connection.close()
+                    del forks[connection]
+        for connection in forks.keys() & set(ready):  # the script was killed
+            _kill(forks[connection])
+        if listener in ready:
+            connection = listener.accept()[0]
+            size, descriptors, *_ = socket.recv_fds(connection, 4, 3)
+            message = connection.recv(int.from_bytes(size), socket.MSG_WAITALL)
+            try:
+                fork = os.fork()
+            except OSError:  # too little memory: the script runs by itself
+                connection.close()
+            else:
+                if fork == 0:
+                    signal.set_wakeup_fd(-1)
+                    for opened in (listener, woken, wake, connection, *forks):
+                        opened.close()
+                    for number, descriptor in enumerate(descriptors):
+                        os.dup2(descriptor, number)
+                    return json.loads(message)
+                forks[connection] = fork
+                with suppress(OSError):  # the script was killed; the next turn sees that
+                    connection.send(b"+")
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _kill(fork: int) -> None:
+    with suppress(OSError):  # it has ended already
+        os.killpg(fork, signal.SIGKILL)
+
+
+def _run(request: dict[str, Any]) -> None:
+    """Runs a script in this fork, as `python script` would in a process of its own."""
+    os.setpgid(0, 0)  # so that what the script starts can be ended with it
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    _end_with_parent(signal.SIGKILL)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.argv, sys.path[:] = request["argv"], request["path"]
+    from threadpoolctl import threadpool_limits
+    from torch import set_num_threads
+
+    threads = int(os.environ["OMP_NUM_THREADS"])  # Snakemake sets it to the rule's threads
+    threadpool_limits(threads)
+    set_num_threads(threads)
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    main.__file__ = sys.argv[0]
+    exec(compile(Path(sys.argv[0]).read_bytes(), sys.argv[0], "exec"), main.__dict__)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    _end_with_parent(signal.SIGTERM)
+    warm, folder, forks, request = os.getpid(), sys.argv[1], {}, None
+    try:
+        name = _fingerprint()
+        _import_all()
+        gc.freeze()  # forks share these objects as long as no collection touches them
+        request = _serve(f"{folder}/{name}", forks)
+    finally:
+        if os.getpid() == warm:
+            for fork in forks.values():
+                _kill(fork)
+            shutil.rmtree(folder, ignore_errors=True)
+    if request is not None:
+        _run(request)
