@@ -187,7 +187,7 @@ const latents = (() => {
     const [train, heldOut, images] = [...about.density, table.images[latent]].map((share) => show(share, "share"));
     const text = [
       `Activations on the ${show(total)} tokens on which it fires: mean ${show(about.mean)}, `,
-      `maximum ${show(table.max[latent])}. It fires on ${train} of the train tokens, ${heldOut} of the held-out tokens `,
+      `maximum ${show(table.max[latent])}. It fires on ${train} of the train and ${heldOut} of the held-out tokens, `,
       `and somewhere in ${images} of all images.`,
     ].join("");
     return charts.chart({ name: `${fileName(grid, point)}-latent-${latent}`, about: text, spec });
