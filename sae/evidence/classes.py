@@ -7,10 +7,12 @@ cost grows with these and not with images times latents times classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import sparse, stats
+from scipy import sparse
+from scipy.special import gammaln
 
 from sae.images import COLUMNS, describe
 
@@ -51,51 +53,51 @@ def pairs(
         Benjamini & Hochberg (1995), over *all* pairs of F latents with the classes that have support, fired or not.
         confirmed: q at most 0.05.
     """
-    image = np.repeat(np.arange(images.shape[0]), np.diff(images.indptr))
-    order = np.lexsort((-images.data, images.indices))
-    firing = image[order], images.indices[order].astype(np.int64), images.data[order]
+    firing, splits = _Firing.of(images), {}
     nothing = {"label": pd.Categorical([None] * images.shape[0])}
-    parts = [_of_attribute(firing, name, values, train) for name, values in (classes or nothing).items()]
+    parts, possible = [], 0
+    for attribute, values in (classes or nothing).items():
+        codes = values.codes.astype(np.int64)
+        sides = {}
+        for ending, chosen in {"": train & (codes >= 0), "_held_out": ~train & (codes >= 0)}.items():
+            known = ending, chosen.tobytes()  # most attributes are known of the same images
+            if known not in splits:
+                splits[known] = _Split(firing, chosen)
+            sides[ending] = _Side(splits[known], codes, len(values.categories))
+        parts.append(_of_attribute(attribute, values, sides))
+        possible += images.shape[1] * int(np.all([side.support >= support for side in sides.values()], 0).sum())
     table = pd.concat(parts, ignore_index=True)
-    tested = (table["support"] >= support) & (table["support_held_out"] >= support)
-    table["p_held_out"] = np.nan
-    table.loc[tested, "p_held_out"] = _fisher(table[tested])
-    possible = 0
-    for values in classes.values():
-        counts = np.stack(
-            [
-                np.bincount(values.codes[s & (values.codes >= 0)], minlength=len(values.categories))
-                for s in (train, ~train)
-            ]
-        )
-        possible += images.shape[1] * int((counts >= support).all(0).sum())
-    everything = np.ones(max(possible, int(tested.sum())))
-    everything[: tested.sum()] = table.loc[tested, "p_held_out"]
-    table["q"] = np.nan
-    if tested.any():
-        table.loc[tested, "q"] = stats.false_discovery_control(everything)[: tested.sum()]
+    tested = ((table["support"] >= support) & (table["support_held_out"] >= support)).to_numpy()
+    table["p_held_out"] = table["q"] = np.nan
+    table.loc[tested, "p_held_out"] = p = _fisher(table[tested])
+    table.loc[tested, "q"] = _benjamini_hochberg(p, max(possible, len(p)))
     table["confirmed"] = (table["q"] <= RATE) & (table["mcc"] > 0)
     return table
 
 
 def ranked(table: pd.DataFrame, most: int) -> pd.DataFrame:
     """Returns the `most` classes of each latent and attribute with the highest mcc on train images, with their rank."""
-    attribute = pd.factorize(table["attribute"])[0]  # numbers: sorting as many texts takes seconds
-    order = table.iloc[np.lexsort((-table["mcc"], attribute, table["latent"]))].reset_index(drop=True)
-    order.insert(2, "rank", order.groupby(["latent", "attribute"], sort=False).cumcount() + 1)
-    order = order[order["rank"] <= most].reset_index(drop=True)
-    names = {c: describe(str(c)) for c in order["class"].unique()}
-    order.insert(4, "name", order["class"].map(names))
-    return order
+    attribute, latent = pd.factorize(table["attribute"])[0], table["latent"].to_numpy()
+    order = np.lexsort((-table["mcc"], attribute, latent))  # numbers: sorting as many texts takes seconds
+    first = _firsts(latent[order], attribute[order])
+    rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order))) + 1
+    kept = rank <= most
+    best = table.iloc[order[kept]].reset_index(drop=True)
+    best.insert(2, "rank", rank[kept])
+    names = {c: describe(str(c)) for c in best["class"].unique()}
+    best.insert(4, "name", best["class"].map(names))
+    return best
 
 
 def named(latents: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
-    """Adds what each latent stands for: of its tested classes, over all attributes, the one of the highest train mcc.
+    """Adds the class that each latent stands for: that of the highest train mcc, of the tested ones of all attributes.
 
     top_attribute, top_class, top_name, top_mcc, top_precision_held_out, top_recall_held_out, top_q and confirmed; where
     it is not confirmed on held-out images the latent has no class: top_attribute, top_class and top_name are missing.
     """
-    first = ranked[ranked["q"].notna()].sort_values(["latent", "mcc", "attribute"], ascending=[True, False, True])
+    first = ranked[ranked["q"].notna()]
+    attribute = pd.factorize(first["attribute"], sort=True)[0]
+    first = first.iloc[np.lexsort((attribute, -first["mcc"], first["latent"]))]
     first = first.drop_duplicates("latent").set_index("latent")
     kept = first[["attribute", "class", "name", "mcc", "precision_held_out", "recall_held_out", "q"]].add_prefix("top_")
     kept["confirmed"] = first["confirmed"]
@@ -105,82 +107,101 @@ def named(latents: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def recovery(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns for each class the latent of the highest F1 on train images, as it does on held-out ones.
+def best_latents(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns for each class the latent of the highest F1 on train images, with its numbers on held-out ones.
 
     A row per attribute and class with support in both splits: latent, threshold, f1 and auroc (train), f1_held_out,
     auroc_held_out, precision_held_out, recall_held_out, support, support_held_out. A class on which no latent fires in
     any train image is missing. The mean of f1_held_out is a dictionary's concept recovery.
     """
-    best = table[table["q"].notna()].sort_values(
-        ["attribute", "class", "f1", "latent"], ascending=[True, True, False, True]
-    )
-    best = best.drop_duplicates(["attribute", "class"])
+    tested = table[table["q"].notna()]
+    attribute, name = (pd.factorize(tested[column], sort=True)[0] for column in ("attribute", "class"))
+    order = np.lexsort((tested["latent"], -tested["f1"], name, attribute))
+    best = tested.iloc[order[_firsts(attribute[order], name[order])]]
     columns = "attribute class latent threshold f1 auroc f1_held_out auroc_held_out precision_held_out recall_held_out"
     return best[[*columns.split(), "support", "support_held_out"]].reset_index(drop=True)
 
 
-def _of_attribute(
-    firing: tuple[np.ndarray, ...], attribute: str, classes: pd.Categorical, train: np.ndarray
-) -> pd.DataFrame:
-    codes = classes.codes.astype(np.int64)
-    splits = {"": train & (codes >= 0), "_held_out": ~train & (codes >= 0)}
-    sides = {ending: _Side(firing, chosen, codes, len(classes.categories)) for ending, chosen in splits.items()}
-    seen = sides[""]
-    latent, code, threshold = seen.thresholds()
-    table = pd.DataFrame(
-        {"latent": latent, "attribute": attribute, "class": np.asarray(classes.categories, object)[code]}
-    )
-    table["threshold"] = threshold
-    for ending, side in sides.items():
-        for name, values in side.measure(latent, code, threshold).items():
-            table[name + ending] = values
-    return table
+@dataclass(frozen=True)
+class _Firing:
+    """The firing pairs (image, latent), by latent and falling activation.
+
+    fall: the place of the activation among all different ones, the highest first; levels: how many these are; latents:
+    F.
+    """
+
+    image: np.ndarray
+    latent: np.ndarray
+    value: np.ndarray
+    fall: np.ndarray
+    levels: int
+    latents: int
+
+    @classmethod
+    def of(cls, images: sparse.csr_array) -> _Firing:
+        columns = images.tocsc()
+        latent = np.repeat(np.arange(images.shape[1]), np.diff(columns.indptr))
+        values, level = np.unique(columns.data, return_inverse=True)
+        fall = len(values) - 1 - level
+        order = np.argsort(latent * len(values) + fall, kind="stable")
+        parts = (part[order] for part in (columns.indices, latent, columns.data, fall))
+        return cls(*parts, len(values), images.shape[1])
+
+
+class _Split:
+    """The firing pairs of some images: all that depends on no class."""
+
+    def __init__(self, firing: _Firing, chosen: np.ndarray):
+        kept = np.flatnonzero(chosen[firing.image])
+        self.image, self.latent, self.value, self.fall = (
+            part[kept] for part in (firing.image, firing.latent, firing.value, firing.fall)
+        )
+        self.chosen, self.n, self.levels, self.latents = chosen, int(chosen.sum()), firing.levels, firing.latents
+        self.key = self.latent * self.levels + self.fall
+        self.fires = np.bincount(self.latent, minlength=self.latents)
+        self.start = np.cumsum(self.fires) - self.fires
+        # Place among the latent's images with at least this activation: of equal ones all count.
+        first = _firsts(self.key)
+        equal = np.diff(first, append=len(kept))
+        place = np.repeat(first, equal) - self.start[self.latent]
+        self.flagged = place + np.repeat(equal, equal)
+        # Mid-ranks from below, the silent images first.
+        self.rank = self.n - place - (np.repeat(equal, equal) - 1) / 2
 
 
 class _Side:
-    """The firing pairs (image, latent) of one split, sorted by latent and falling activation."""
+    """The firing pairs of one split beside the classes of one attribute."""
 
-    def __init__(self, firing: tuple[np.ndarray, ...], chosen: np.ndarray, codes: np.ndarray, classes: int):
-        image, self.latent, self.value = (part[chosen[firing[0]]] for part in firing)
-        self.code, self.n, self.classes = codes[image], int(chosen.sum()), classes
-        self.support = np.bincount(codes[chosen], minlength=classes)
-        # Position among the latent's images with at least this activation: of equal ones all count.
-        start = np.searchsorted(self.latent, self.latent)
-        new = np.append((self.latent[1:] != self.latent[:-1]) | (self.value[1:] != self.value[:-1]), True)
-        ends = np.flatnonzero(new)
-        self.last = ends[np.searchsorted(ends, np.arange(len(self.value)))] if len(ends) else ends
-        self.flagged = self.last - start + 1
-        self.pair = self.latent * classes + self.code
-        self.by_pair = np.argsort(self.pair, kind="stable")  # within a pair by falling activation
+    def __init__(self, split: _Split, codes: np.ndarray, classes: int):
+        self.split, self.classes = split, classes
+        self.support = np.bincount(codes[split.chosen], minlength=classes)
+        self.code = codes[split.image]
+        self.pair = split.latent * classes + self.code
+        self.hits = np.bincount(self.pair, minlength=split.latents * classes)
+        self.start = np.cumsum(self.hits) - self.hits
+        self.order = _grouped(self.pair, len(self.hits))  # within a pair by falling activation
 
     def thresholds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns latent, class and the activation of the highest F1 of each pair that occurs."""
-        order = self.by_pair
-        pair, first, count = np.unique(self.pair[order], return_index=True, return_counts=True)
+        """Returns each pair of latent and class that occurs, and the place of the activation of its highest F1."""
+        pair, order = np.flatnonzero(self.hits), self.order
+        first, count = self.start[pair], self.hits[pair]
         right = np.arange(len(order)) - np.repeat(first, count) + 1
-        code = self.code[order]
-        f1 = 2 * right / (self.flagged[order] + self.support[code])
-        place = np.lexsort((np.arange(len(order)), -f1, np.repeat(np.arange(len(pair)), count)))[first]
-        latent, code = np.divmod(pair, max(self.classes, 1))
-        return latent, code, self.value[order][place]
+        f1 = 2 * right / (self.split.flagged[order] + self.support[self.code[order]])
+        highest = np.maximum.reduceat(f1, first) if len(first) else f1
+        best = np.flatnonzero(f1 == np.repeat(highest, count))
+        best = best[_firsts(np.repeat(pair, count)[best])]
+        return *np.divmod(pair, max(self.classes, 1)), order[best]
 
-    def measure(self, latent: np.ndarray, code: np.ndarray, threshold: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the columns of `pairs` for these latents, classes and thresholds."""
-        pair = latent * self.classes + code
-        support, n = self.support[code], self.n
-        flagged = self._above(self.latent, self.value, latent, threshold)
-        right = self._above(self.pair[self.by_pair], self.value[self.by_pair], pair, threshold)
-        fires = self._above(self.latent, self.value, latent, np.zeros(len(latent)))
-        hits = self._above(self.pair[self.by_pair], self.value[self.by_pair], pair, np.zeros(len(latent)))
-        size = (int(latent.max()) + 1) * self.classes if len(latent) else 0
-        size = max(size, int(self.pair.max()) + 1 if len(self.pair) else 0)
-        total = np.bincount(self.pair, self.value, minlength=size)[pair]
-        # Mid-ranks from below, silent images first: the rank sum of Mann & Whitney gives the AUROC.
-        start = np.searchsorted(self.latent, self.latent)
-        first = np.searchsorted(self.last, self.last)  # the first of those equal to it
-        rank = n - (first + self.last) / 2 + start
-        ranks = np.bincount(self.pair, rank, minlength=size)[pair] + (support - hits) * (n - fires + 1) / 2
+    def measure(self, latent: np.ndarray, code: np.ndarray, fall: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the columns of `pairs` for these latents and classes, at thresholds by their place `fall`."""
+        split, pair = self.split, latent * self.classes + code
+        support, n, fires, hits = self.support[code], self.split.n, self.split.fires[latent], self.hits[pair]
+        flagged = np.searchsorted(split.key, latent * split.levels + fall, "right") - split.start[latent]
+        key = self.pair[self.order] * split.levels + split.fall[self.order]
+        right = np.searchsorted(key, pair * split.levels + fall, "right") - self.start[pair]
+        total, ranks = (np.bincount(self.pair, x, len(self.hits))[pair] for x in (split.value, split.rank))
+        # The rank sum of Mann & Whitney gives the AUROC.
+        ranks = ranks + (support - hits) * (n - fires + 1) / 2
         with np.errstate(invalid="ignore", divide="ignore"):
             auroc = (ranks - support * (support + 1) / 2) / (support * (n - support))
             precision, recall = right / flagged, right / support
@@ -192,18 +213,73 @@ class _Side:
             columns |= {"f1": 2 * right / (flagged + support), "mcc": mcc, "flagged": flagged, "right": right}
         return columns | {"images": np.full(len(latent), n)}
 
-    @staticmethod
-    def _above(group: np.ndarray, value: np.ndarray, wanted: np.ndarray, threshold: np.ndarray) -> np.ndarray:
-        """Returns how many of each wanted group have at least its threshold; groups ascend, values fall within them."""
-        levels, level = np.unique(np.concatenate([value, threshold.astype(value.dtype)]), return_inverse=True)
-        height = len(levels) + 1
-        key = group * height + (len(levels) - level[: len(value)])
-        asked = wanted * height + (len(levels) - level[len(value) :])
-        return np.searchsorted(key, asked, "right") - np.searchsorted(key, wanted * height, "left")
+
+def _of_attribute(attribute: str, classes: pd.Categorical, sides: dict[str, _Side]) -> pd.DataFrame:
+    train = sides[""]
+    latent, code, place = train.thresholds()
+    columns = {"latent": latent, "attribute": attribute, "class": pd.Index(np.asarray(classes.categories, object))}
+    columns["class"] = columns["class"].take(code)
+    columns["threshold"] = train.split.value[place]
+    for ending, side in sides.items():
+        measured = side.measure(latent, code, train.split.fall[place])
+        columns |= {name + ending: values for name, values in measured.items()}
+    return pd.DataFrame(columns)
+
+
+def _firsts(*keys: np.ndarray) -> np.ndarray:
+    """Returns the places at which a new value begins in sorted keys."""
+    new = np.any([key[1:] != key[:-1] for key in keys], 0)
+    return np.append(0, np.flatnonzero(new) + 1)[: len(keys[0])]
+
+
+def _grouped(group: np.ndarray, groups: int) -> np.ndarray:
+    """Returns the stable order by group number, in linear time: the columns of a matrix with an entry in each row."""
+    n = len(group)
+    return sparse.csr_array((np.ones(n, bool), group, np.arange(n + 1)), (n, groups)).tocsc().indices
+
+
+def _benjamini_hochberg(p: np.ndarray, tests: int) -> np.ndarray:
+    """Returns the q of each p among so many tests, the others of which have p = 1."""
+    order = np.argsort(p)
+    q = np.empty(len(p))
+    q[order] = np.minimum.accumulate((p[order] * tests / np.arange(1, len(p) + 1))[::-1])[::-1]
+    return np.minimum(q, 1)
 
 
 def _fisher(table: pd.DataFrame) -> np.ndarray:
     """Returns P(at least so many right | as many flagged at random) of each row, each case computed once."""
     cases = table[["right_held_out", "images_held_out", "support_held_out", "flagged_held_out"]].to_numpy(np.int64)
-    unique, place = np.unique(cases, axis=0, return_inverse=True)
-    return stats.hypergeom.sf(unique[:, 0] - 1, *unique[:, 1:].T)[place.ravel()]
+    if not len(cases):
+        return np.zeros(0)
+    shape = cases.max(0) + 1
+    case, place = np.unique(np.ravel_multi_index(tuple(cases.T), shape), return_inverse=True)
+    return hypergeometric_tail(*np.unravel_index(case, shape))[place]
+
+
+def hypergeometric_tail(right: np.ndarray, n: np.ndarray, support: np.ndarray, flagged: np.ndarray) -> np.ndarray:
+    """Returns P(X >= right) where `flagged` of n images are drawn and X of the `support` images of a class are found.
+
+    As scipy.stats.hypergeom.sf(right - 1, n, support, flagged), whose import takes a second.
+    """
+    right, n, support, flagged = (np.asarray(part, np.float64) for part in (right, n, support, flagged))
+    # The terms fall away from the mean: summed upwards from `right` above it, else downwards from `right` - 1.
+    up, rest = right * n > support * flagged, n - support - flagged
+    k = np.where(up, right, right - 1)
+    possible = (k >= np.maximum(0, -rest)) & (k <= np.minimum(support, flagged))
+    k = np.where(possible, k, np.maximum(0, -rest))
+
+    def log_choose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return gammaln(a + 1) - gammaln(b + 1) - gammaln(a - b + 1)
+
+    log_p = log_choose(support, k) + log_choose(n - support, flagged - k) - log_choose(n, flagged)
+    term = np.where(possible, np.exp(log_p), 0)
+    total, left = term.copy(), np.flatnonzero(term)
+    while len(left):
+        at, s, f, r = k[left], support[left], flagged[left], rest[left]
+        above = (s - at) * (f - at) / ((at + 1) * (r + at + 1))
+        below = at * (r + at) / ((s - at + 1) * (f - at + 1))
+        term[left] *= np.where(up[left], above, below)
+        k[left] += np.where(up[left], 1, -1)
+        total[left] += term[left]
+        left = left[term[left] > 1e-17 * total[left]]
+    return np.where(up, total, 1 - total).clip(0, 1)
