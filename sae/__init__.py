@@ -8,6 +8,7 @@ _HOME = {
     "Source": "training",
     "SparseAutoencoder": "autoencoder",
     "TrainConfig": "training",
+    "codes": "latent_codes",
     "load": "autoencoder",
     "splice": "vit",
     "train": "training",

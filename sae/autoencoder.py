@@ -30,15 +30,25 @@ _PER_TOKEN = ("topk", "matryoshka", *BASELINES)  # k latents on each token
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """What defines an SAE besides its parameters."""
+    """What defines an SAE besides its parameters.
 
-    width: int  # d, of the activations
-    latents: int  # F, the dictionary's size
-    k: int  # latents active per token; on average where the method lets tokens differ
+    Attributes:
+        width: d, of the activations.
+        latents: F, the size of the dictionary.
+        k: Latents active per token; on average where the method lets tokens differ.
+        method: One of METHODS or BASELINES.
+        input: standardised or layernorm, see `SparseAutoencoder`.
+        layer: The ViT's block whose output it was trained on; None: unknown.
+        tokens: The tokens it was trained on: patches, class or all.
+    """
+
+    width: int
+    latents: int
+    k: int
     method: str = "topk"
-    input: str = "standardised"  # or layernorm, see SparseAutoencoder
+    input: str = "standardised"
     layer: int | None = None
-    tokens: str = "patches"  # which tokens it was trained on: patches, class or all
+    tokens: str = "patches"
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.latents:
@@ -187,12 +197,12 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
         weights = load_file(folder / "sae.safetensors")
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no SAE here: {Path(error.filename or folder).name} is missing") from error
-    sae = SparseAutoencoder(SAEConfig(**{name: facts[name] for name in SAEConfig.__dataclass_fields__}))
+    model = SparseAutoencoder(SAEConfig(**{name: facts[name] for name in SAEConfig.__dataclass_fields__}))
     try:
-        sae.load_state_dict(weights)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(
             f"{folder}: sae.safetensors does not fit sae.json: {str(error).splitlines()[-1].strip()}"
         ) from error
-    sae.record = facts["training"]
-    return sae.eval().requires_grad_(False).to(device)
+    model.record = facts["training"]
+    return model.eval().requires_grad_(False).to(device)

@@ -1,4 +1,4 @@
-"""Dictionaries that are no SAEs, to see what an SAE buys: each as a `SparseAutoencoder`, so that all is measured alike.
+"""Baselines: dictionaries that are no SAEs, as `SparseAutoencoder`s, so that everything measures them alike.
 
     neurons   the residual stream's own dimensions, each with both signs: 2d latents
     pca       the principal components, each with both signs: 2d latents
@@ -7,96 +7,149 @@
     sampled   directions from the mean to F tokens of the train set
     frozen    a TopK SAE whose random decoder is never trained; made by `training`
 
-Rows w_i of norm 1 encode and decode: z = c · ReLU(the k largest of W x̃) and x̂ = z W, with one number c that makes the
-squared error on train tokens smallest (1 where the rows are orthogonal). Sources: neurons and random dictionaries,
-Sharkey et al. 2022 (Taking features out of superposition) and Bricken et al. 2023 (Towards Monosemanticity); frozen
-and random ones against trained SAEs, arXiv 2602.14111.
+Directions w_i of norm 1 encode and decode: z = c · ReLU(the k largest of W x̃) and x̂ = z W. One number c minimises the
+squared error on train tokens (1 if the directions are orthogonal). The directions depend on layer and seed; only c
+depends on k. Sources: neurons and random dictionaries, Sharkey et al. 2022 (Taking features out of superposition) and
+Bricken et al. 2023 (Towards Monosemanticity); frozen and random ones against trained SAEs, arXiv 2602.14111.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from sklearn.cluster import MiniBatchKMeans
+from safetensors.numpy import load_file, save_file
 
 from sae.activations import Activations
-from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.errors import InputError
+from sae.files import whole
+
+if TYPE_CHECKING:
+    import torch
+
+    from sae.autoencoder import SparseAutoencoder
 
 COMPUTED = ("neurons", "pca", "kmeans", "random", "sampled")  # those that this module makes
 _FIT_TOKENS = 100_000  # at most, for the clusters and for c
 _KMEANS_BATCH, _KMEANS_PASSES = 4096, 3
 
 
+def directions(
+    x: Activations, latents: int, method: str, centre: tuple[np.ndarray, float], seed: int = 0
+) -> np.ndarray:
+    """Returns a baseline's directions, float32 [n, d] with rows of norm 1.
+
+    Args:
+        x: The train set.
+        latents: F; neurons and pca have 2d directions whatever it is.
+        method: One of COMPUTED.
+        centre: The train set's mean [d] and scale, see `SparseAutoencoder`.
+
+    Raises:
+        InputError: There is no such baseline, or there are fewer tokens than directions to draw from them.
+    """
+    rng = _rng(method, seed)
+    if method == "pca":
+        rows = _components(x, centre[0])
+    elif method == "neurons":
+        rows = np.concatenate([np.eye(x.width), -np.eye(x.width)]).astype(np.float32)
+    else:
+        rows = _drawn(method, _sample(x, rng, centre), latents, rng)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def sample(x: Activations, method: str, centre: tuple[np.ndarray, float], seed: int = 0) -> np.ndarray:
+    """Returns the standardised tokens that a method's clusters and gain are fitted to, float32 [at most 100,000, d].
+
+    They are read from x in about a second, so nothing stores them.
+    """
+    return _sample(x, _rng(method, seed), centre)
+
+
+def save_directions(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
+    """Writes the directions [n, d] of each method, those of one layer and seed, as safetensors."""
+    with whole(path) as part:
+        save_file(dict(rows), part)
+
+
+def load_directions(path: str | Path) -> dict[str, np.ndarray]:
+    """Returns the directions [n, d] of each method."""
+    return load_file(path)
+
+
 def build(
-    x: Activations,
+    rows: np.ndarray,
+    sample: np.ndarray,
     k: int,
-    latents: int,
     method: str,
     centre: tuple[np.ndarray, float],
-    seed: int = 0,
     layer: int | None = None,
     tokens: str = "patches",
 ) -> SparseAutoencoder:
-    """Makes a baseline from the train set's activations.
+    """Returns the baseline with these directions, its gain fitted to the sample.
 
     Args:
-        k: at most the number of directions is taken.
-        latents: F, the number of directions where the method does not say it itself.
-        method: one of COMPUTED.
-        centre: the train set's mean [d] and scale, see `SparseAutoencoder`.
-
-    Raises:
-        InputError: there is no such baseline, or fewer tokens than directions to be drawn from them.
+        rows: See `directions`.
+        sample: Tokens [m, d], see `sample`.
+        k: At most the number of directions is taken.
+        centre: The train set's mean [d] and scale.
+        layer: Where the activations come from.
+        tokens: patches, class or all.
     """
+    import torch
+
+    from sae.autoencoder import SAEConfig, SparseAutoencoder
+
     began = time.perf_counter()
-    rng = np.random.default_rng([seed, COMPUTED.index(method) if method in COMPUTED else 0])
     mean, scale = centre
-    sample = (_sample(x, rng) - mean.astype(np.float32)) * np.float32(scale)
-    rows = _components(x, mean) if method == "pca" else _directions(method, sample, latents, rng)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    settings = SAEConfig(x.width, len(rows), min(k, len(rows)), method, "standardised", layer, tokens)
-    sae = SparseAutoencoder(settings, torch.tensor(mean).float(), scale)
+    config = SAEConfig(rows.shape[1], len(rows), min(k, len(rows)), method, "standardised", layer, tokens)
+    model = SparseAutoencoder(config, torch.tensor(mean).float(), scale)
     with torch.no_grad():
-        sae.W_enc.copy_(torch.from_numpy(rows))
-        sae.W_dec.copy_(sae.W_enc)
-        sae.W_enc *= _gain(sae, torch.from_numpy(sample))
+        model.W_enc.copy_(torch.from_numpy(rows))
+        model.W_dec.copy_(model.W_enc)
+        model.W_enc *= _gain(model, torch.from_numpy(sample))
     seconds = time.perf_counter() - began
-    sae.record = {"tokens": len(sample), "seconds": round(seconds, 3), "precision": "fp32", "device": "cpu"}
-    return sae.eval().requires_grad_(False)
+    model.record = {"tokens": len(sample), "seconds": round(seconds, 3), "precision": "fp32", "device": "cpu"}
+    return model.eval().requires_grad_(False)
 
 
-def _sample(x: Activations, rng: np.random.Generator) -> np.ndarray:
-    """Returns tokens of random images in random order, float32 [at most _FIT_TOKENS, d]."""
+def _rng(method: str, seed: int) -> np.random.Generator:
+    if method not in COMPUTED:
+        raise InputError(f"method {method}: no such baseline; there are {', '.join(COMPUTED)}")
+    return np.random.default_rng([seed, COMPUTED.index(method)])
+
+
+def _sample(x: Activations, rng: np.random.Generator, centre: tuple[np.ndarray, float]) -> np.ndarray:
+    """Returns standardised tokens of random images in random order."""
     images = rng.permutation(len(x))[: math.ceil(_FIT_TOKENS / x.tokens)]
     tokens = x.read(np.sort(images)).reshape(-1, x.width).astype(np.float32)
-    return tokens[rng.permutation(len(tokens))[:_FIT_TOKENS]]
+    tokens = tokens[rng.permutation(len(tokens))[:_FIT_TOKENS]]
+    return (tokens - centre[0].astype(np.float32)) * np.float32(centre[1])
 
 
-def _directions(method: str, sample: np.ndarray, latents: int, rng: np.random.Generator) -> np.ndarray:
-    width = sample.shape[1]
-    if method in ("kmeans", "sampled") and len(sample) < latents:
-        raise InputError(f"method {method}: {latents} directions cannot be drawn from {len(sample)} train tokens")
-    if method == "neurons":
-        return np.concatenate([np.eye(width), -np.eye(width)]).astype(np.float32)
+def _drawn(method: str, tokens: np.ndarray, latents: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns directions in which chance has a part, float32 [F, d]."""
     if method == "random":
-        return rng.standard_normal((latents, width), np.float32)
+        return rng.standard_normal((latents, tokens.shape[1]), np.float32)
+    if len(tokens) < latents:
+        raise InputError(f"method {method}: {latents} directions cannot be drawn from {len(tokens)} train tokens")
     if method == "sampled":
-        return sample[:latents]
-    if method == "kmeans":
-        clusters = MiniBatchKMeans(
-            latents,
-            init="random",
-            n_init=1,
-            batch_size=min(_KMEANS_BATCH, len(sample)),
-            max_iter=_KMEANS_PASSES,
-            random_state=int(rng.integers(2**31)),
-        )
-        return clusters.fit(sample).cluster_centers_.astype(np.float32)
-    raise InputError(f"method {method}: no such baseline; there are {', '.join(COMPUTED)}")
+        return tokens[:latents]
+    from sklearn.cluster import MiniBatchKMeans  # here: it takes a second, and needs no torch
+
+    clusters = MiniBatchKMeans(
+        latents,
+        init="random",
+        n_init=1,
+        batch_size=min(_KMEANS_BATCH, len(tokens)),
+        max_iter=_KMEANS_PASSES,
+        random_state=int(rng.integers(2**31)),
+    )
+    return clusters.fit(tokens).cluster_centers_.astype(np.float32)
 
 
 def _components(x: Activations, mean: np.ndarray) -> np.ndarray:
@@ -109,12 +162,14 @@ def _components(x: Activations, mean: np.ndarray) -> np.ndarray:
     return np.concatenate([components, -components]).astype(np.float32)
 
 
-@torch.inference_mode()
-def _gain(sae: SparseAutoencoder, target: torch.Tensor) -> float:
-    """Returns the c of least squared error over standardised tokens [n, d]: Σ x̃·x̂ / Σ ‖x̂‖²."""
+def _gain(model: SparseAutoencoder, target: torch.Tensor) -> float:
+    """Returns the c of least squared error over standardised tokens [m, d]: Σ x̃·x̂ / Σ ‖x̂‖²."""
+    import torch
+
     along = square = 0.0
-    for part in target.split(max(1, 2**23 // sae.config.latents)):
-        guess = sae.combine(*sae.select(sae.pre_activations(part))).double()
-        along += float((part * guess).sum())
-        square += float(guess.square().sum())
+    with torch.inference_mode():
+        for part in target.split(max(1, 2**23 // model.config.latents)):
+            guess = model.combine(*model.select(model.pre_activations(part))).double()
+            along += float((part * guess).sum())
+            square += float(guess.square().sum())
     return along / max(square, 1e-30)

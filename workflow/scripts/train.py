@@ -1,8 +1,7 @@
-"""Trains the SAE of one grid point."""
+"""Trains the dictionary of one grid point: an SAE, or the baseline frozen."""
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from sae import files, images, jobs, training
@@ -11,22 +10,12 @@ from sae.activations import Activations
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake) as provenance:
     train = images.used(pd.read_parquet(snakemake.input.manifest), images.TRAIN)
-    statistics = files.read_json(snakemake.input.statistics)
-    options = dict(settings["training"])
-    shape = settings["sae"]
-    sae = training.train(
-        Activations.open(snakemake.input.shards, settings["tokens"], train["id"]),
-        k=int(point.k),
-        latents=round(shape["expansion"] * len(statistics["mean"])),
-        method=point.method,
-        seed=int(point.seed),
-        device=settings["device"],
-        layer=int(point.layer),
-        tokens=settings["tokens"],
-        centre=(np.array(statistics["mean"]), statistics["scale"]),
-        log=snakemake.output.log,
-        checkpoint=snakemake.params.checkpoint,
-        **{name: options.pop(name) for name in ("epochs", "batch", "precision", "deterministic")},
-        recipe=training.Recipe(input=shape["input"], decoder=shape["decoder"], **options),
+    x = Activations.open(snakemake.input.shards, settings["tokens"], train["id"])
+    shape = dict(settings["sae"])
+    latents = round(shape.pop("expansion") * x.width)
+    config = training.TrainConfig(k=int(point.k), latents=latents, method=point.method, **shape, **settings["training"])
+    source = training.Source(int(point.layer), settings["tokens"], files.read_json(snakemake.input.statistics))
+    model = training.train(
+        x, config, int(point.seed), settings["device"], source, snakemake.output.log, snakemake.params.checkpoint
     )
-    sae.save(Path(snakemake.output.weights).parent, provenance())
+    model.save(Path(snakemake.output.log).parent, provenance())
