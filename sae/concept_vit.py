@@ -14,16 +14,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from timm.layers import build_sincos2d_pos_embed
-from timm.models import generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer, _create_vision_transformer
 from tqdm import tqdm
 
 from sae import concepts
+from sae.light_timm import timm
+
+VisionTransformer = timm.models.VisionTransformer
 
 FOLDER = Path(__file__).parent / "weights"
 NAME = "vit_tiny_concepts"
@@ -34,7 +33,7 @@ _EASY = {"texture": "solid", "background": "plain", "objects": "one"}
 _SILHOUETTE = 8  # the side of the silhouettes to be drawn, cells
 _CELLS = 4  # the cells that a patch is cut into, along each side, where it must tell what covers it
 
-default_cfgs = generate_default_cfgs(
+default_cfgs = timm.models.generate_default_cfgs(
     {
         NAME: {
             "file": str(FOLDER / f"{NAME}.safetensors"),
@@ -52,11 +51,11 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
+@timm.models.register_model
 def vit_tiny_concepts(pretrained: bool = False, **kwargs) -> VisionTransformer:
     """ViT-Tiny/16 for the built-in 112-pixel concepts."""
     shape = {"img_size": concepts.SIDE, "patch_size": 16, "embed_dim": 192, "depth": 6, "num_heads": 3}
-    return _create_vision_transformer(NAME, pretrained=pretrained, **(shape | kwargs))
+    return timm.models.vision_transformer._create_vision_transformer(NAME, pretrained=pretrained, **(shape | kwargs))
 
 
 def train(
@@ -157,7 +156,7 @@ def _start(model: VisionTransformer, seed: int) -> None:
     at chance for tens of thousands of images. Patches: the whitened principal components of drawn patches, as the
     first layer of fast CIFAR networks (Jordan 2024, arXiv 2404.00498); otherwise brightness drowns the textures.
     """
-    grid = build_sincos2d_pos_embed(model.patch_embed.grid_size, model.embed_dim, temperature=100)
+    grid = timm.layers.build_sincos2d_pos_embed(model.patch_embed.grid_size, model.embed_dim, temperature=100)
     model.pos_embed[0, model.num_prefix_tokens :] = 0.5 * grid
     x, *_ = _draw_batch(_FIRST_TRAINING_SEED + seed, 0, 1000, model, "cpu")
     size = model.patch_embed.patch_size[0]

@@ -41,10 +41,13 @@ _Y, _X = np.mgrid[:SIDE, :SIDE].astype(np.float32)
 
 @dataclass(frozen=True)
 class Concept:
-    """One drawn image and what is true of it.
+    """One drawn image and its ground truth.
 
-    image: uint8 [112, 112, 3]; mask: uint8 [112, 112], 0 background, 1 main object, 2 companion;
-    factors: one value per key of FACTORS; companion: its shape, colour and texture, None where there is none.
+    Attributes:
+        image: uint8 [112, 112, 3].
+        mask: uint8 [112, 112], 0 background, 1 main object, 2 companion.
+        factors: one value per key of FACTORS.
+        companion: its shape, colour and texture; None where there is none.
     """
 
     image: np.ndarray
@@ -105,22 +108,23 @@ def write(folder: Path, count: int, seed: int) -> None:
     pd.DataFrame(rows).to_csv(folder / "images" / "labels.csv", index=False)
 
 
-def cover(
-    masks: Path, paths: Iterable[str], see: Callable[[Image.Image], np.ndarray], grid: tuple[int, int]
+def coverage(
+    masks: Path, paths: Iterable[str], see: Callable[[Image.Image], np.ndarray], patches: tuple[int, int]
 ) -> np.ndarray:
     """Returns the share of each patch that the main object covers, float32 [images, patches].
 
     Args:
-        masks: masks.npy of `write`. paths: the images' names there.
+        masks: masks.npy of `write`.
+        paths: the images' names there.
         see: the model's own resizing and cropping, image -> uint8 [3, height, width]; see `vit.pixel_transform`.
-        grid: rows and columns of patches.
+        patches: rows and columns of patches.
     """
     every, shares = np.load(masks, mmap_mode="r"), []
     for path in paths:
         seen = see(Image.fromarray((every[int(Path(path).stem)] == 1) * np.uint8(255)).convert("RGB"))[0] / 255
-        height, width = (side // number for side, number in zip(seen.shape, grid, strict=True))
-        parts = seen[: height * grid[0], : width * grid[1]].reshape(grid[0], height, grid[1], width)
-        shares.append(parts.mean((1, 3)).ravel())
+        height, width = (side // number for side, number in zip(seen.shape, patches, strict=True))
+        seen = seen[: height * patches[0], : width * patches[1]]
+        shares.append(seen.reshape(patches[0], height, patches[1], width).mean((1, 3)).ravel())
     return np.array(shares, np.float32)
 
 

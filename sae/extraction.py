@@ -1,24 +1,31 @@
-"""From pixels to the activations of one layer: the forward pass, stopped there, written as a shard of the store."""
+"""From pixels to what the ViT makes of them: the activations of one layer, and the outputs of the untouched model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from sae import vit
+from sae import vit as vits
 from sae.errors import InputError
+from sae.evidence import splice
 from sae.files import sha256, whole, write_json
+from sae.images import used
+
+_THUMBNAIL = 8  # side, pixels
 
 
 @torch.inference_mode()
 def extract(
-    model: nn.Module,
+    vit: nn.Module,
     pixels: Path,
     ids: Sequence[int],
     layer: int,
@@ -33,16 +40,16 @@ def extract(
         pixels: .npy, uint8 [images, height, width, 3], as `images.decode` writes it.
         ids: the images' ids in the manifest, in the same order.
         batch: images in one forward pass.
-        dtype: float32, bfloat16 or float16, what the forward pass computes in (by autocast where it is not float32).
-        provenance: asked at the end for what made the shard.
+        dtype: of the forward pass, float32, bfloat16 or float16 (the last two by autocast).
+        provenance: called at the end; returns the record of what made the shard.
 
     Raises:
         InputError: there is no such layer, or an activation is not finite in float16.
     """
-    geometry = vit.geometry(model)
-    vit.check_layer(layer, geometry.blocks)
-    device = next(model.parameters()).device
-    prepare = vit.normalise(model)
+    geometry = vits.geometry(vit)
+    vits.check_layer(layer, geometry.blocks)
+    device = next(vit.parameters()).device
+    prepare = vits.normalise(vit)
     images = np.load(pixels, mmap_mode="r")
     low = dtype != "float32"
     with whole(out) as part:
@@ -51,7 +58,7 @@ def extract(
         starts = range(0, len(images), batch)
         for first in tqdm(starts, desc=f"layer {layer}", unit="batch"):
             with torch.autocast(device.type, getattr(torch, dtype), enabled=low):
-                tokens = vit.read(model, prepare(images[first : first + batch]), layer)
+                tokens = vits.read(vit, prepare(images[first : first + batch]), layer)
             block = tokens.half().cpu().numpy()
             finite = np.isfinite(block).all(axis=(1, 2))
             if not finite.all():
@@ -64,13 +71,128 @@ def extract(
         stored.flush()
         checksum = sha256(part)
     facts = {
-        "version": 1,
+        "version": 2,
         "layer": layer,
         "ids": [int(i) for i in ids],
         "shape": list(shape),
         "roles": list(geometry.prefix),
-        "grid": list(geometry.grid),
+        "patches": list(geometry.patches),
         "sha256": checksum,
         "provenance": provenance and provenance(),
     }
     write_json(out.with_suffix(".json"), facts)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The untouched ViT's view of the images.
+
+    Attributes:
+        features: the head's input for every used image, by id: the class token or the pooled patches of the last
+            block, float32 [n, D].
+        thumbnails: of every used image, see `thumbnails`, float32 [n, 192].
+        logits: outputs for the held-out sample, by id, float32 [m, outputs].
+    """
+
+    features: np.ndarray
+    thumbnails: np.ndarray
+    logits: np.ndarray
+
+
+@torch.inference_mode()
+def reference(
+    vit: nn.Module, shards: Sequence[str | Path], manifest: pd.DataFrame, ids: Sequence[int], batch: int = 64
+) -> Reference:
+    """Runs the untouched ViT over all used images once.
+
+    Args:
+        shards: all pixel shards in order, .npy, uint8 [images, height, width, 3].
+        manifest: of these images.
+        ids: the held-out sample, ascending.
+        batch: images in one forward pass.
+
+    Raises:
+        InputError: an image of the sample is in no shard.
+    """
+    every = used(manifest)["id"].to_numpy()
+    sampled, first = np.isin(every, ids), 0
+    if sampled.sum() < len(ids):
+        raise InputError(f"image {np.setdiff1d(ids, every)[0]}: it is in no pixel shard")
+    features, small, logits = [], [], []
+    for pixels, tokens in _forward(vit, shards, batch):
+        chosen = torch.from_numpy(sampled[first : first + len(pixels)]).to(tokens.device)
+        features.append(_head_input(vit, tokens))
+        small.append(thumbnails(pixels))
+        if chosen.any():
+            logits.append(vit.forward_head(tokens[chosen]).float().cpu().numpy())
+        first += len(pixels)
+    return Reference(np.concatenate(features), np.concatenate(small), np.concatenate(logits))
+
+
+@torch.inference_mode()
+def embed(vit: nn.Module, shards: Sequence[str | Path], batch: int = 64) -> np.ndarray:
+    """Returns the head's input for every image of the shards, float32 [n, D]; see `Reference.features`.
+
+    Args:
+        vit: may be another model than the one under study. Its own normalisation is applied, and pixels of another
+            size than it takes are resized; cropping by the other model's preprocessing stays.
+    """
+    return np.concatenate([_head_input(vit, tokens) for _pixels, tokens in _forward(vit, shards, batch)])
+
+
+def describe(vit: nn.Module, manifest: pd.DataFrame, ids: Sequence[int], logits: np.ndarray) -> dict[str, Any]:
+    """Returns the facts about the untouched ViT: its shape, its classes, and its accuracy on the images `ids`."""
+    names = vits.class_names(vit)
+    truth = splice.targets(manifest.set_index("id").loc[list(ids)], names)
+    return {
+        "geometry": asdict(vits.geometry(vit)),
+        "parameters": sum(p.numel() for p in vit.parameters()),
+        "class_names": names,
+        "ids": list(ids),
+        "accuracy": splice.accuracy(logits, truth, names),
+        "known_labels": {group: int((column >= 0).sum()) for group, column in zip(names, truth.T, strict=True)},
+    }
+
+
+def thumbnails(pixels: np.ndarray) -> np.ndarray:
+    """Returns means over 8 x 8 cells in three colours, 0 to 1: float32 [n, 192], all of a colour together.
+
+    They tell which colours lie where, not which objects: the embedding of images where no better one is independent
+    of the layer under study. Cells overlap by a pixel where 8 does not divide a side.
+
+    Args:
+        pixels: uint8 [n, height, width, 3].
+    """
+    n, height, width, _ = pixels.shape
+    rows, columns = _cells(height), _cells(width)
+    strips = rows @ (pixels.reshape(n, height, width * 3).astype(np.float32) / np.float32(255))
+    cells = columns @ strips.reshape(n * _THUMBNAIL, width, 3)
+    return cells.reshape(n, -1, 3).transpose(0, 2, 1).reshape(n, -1)
+
+
+def _cells(side: int) -> np.ndarray:
+    """Returns the weights of a side's pixels in the means over its cells, float32 [8, side]."""
+    first = np.arange(_THUMBNAIL) * side // _THUMBNAIL
+    last = -(-(np.arange(_THUMBNAIL) + 1) * side // _THUMBNAIL)
+    pixel = np.arange(side)
+    inside = (first[:, None] <= pixel) & (pixel < last[:, None])
+    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _forward(vit: nn.Module, shards: Sequence[str | Path], batch: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yields pixels [b, height, width, 3] and the tokens after the last block and norm, [b, tokens, width]."""
+    prepare, side = vits.normalise(vit), vits.geometry(vit).side
+    arrays = [np.load(path, mmap_mode="r") for path in shards]
+    with tqdm(total=sum(map(len, arrays)), desc="untouched model", unit="image") as progress:
+        for array in arrays:
+            for first in range(0, len(array), batch):
+                pixels = np.array(array[first : first + batch])
+                x = prepare(pixels)
+                if x.shape[2:] != side:  # normalised first: the two commute, and bytes would be rounded again
+                    x = F.interpolate(x, size=side, mode="bilinear", antialias=True)
+                yield pixels, vit.forward_features(x)
+                progress.update(len(pixels))
+
+
+def _head_input(vit: nn.Module, tokens: torch.Tensor) -> np.ndarray:
+    return vit.forward_head(tokens, pre_logits=True).float().cpu().numpy()

@@ -1,7 +1,8 @@
-"""What the workflow needs to know of a ViT's shape; free of torch and timm, whose imports take seconds."""
+"""The shape of a Vision Transformer; free of torch and timm, whose imports take seconds."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,36 +12,54 @@ from sae.errors import InputError
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the workflow needs to know of a model, read from it: nothing of this is ever typed by the user."""
+    """A model's shape, read from the model itself, so that users never type it.
+
+    Attributes:
+        blocks: number of blocks, and so of layers.
+        width: of the residual stream.
+        prefix: the kinds of the tokens in front of the patches: class, distillation, register.
+        patches: rows and columns of patches.
+        side: height and width of the input, pixels.
+        outputs: of the classification head; 0: the model has none.
+    """
 
     blocks: int
-    width: int  # of the residual stream
-    prefix: tuple[str, ...]  # roles of the tokens in front of the patches: class, distillation, register
-    grid: tuple[int, int]  # rows and columns of patches
-    side: tuple[int, int]  # height and width of the input, pixels
-    outputs: int  # of the classification head; 0: the model has none
+    width: int
+    prefix: tuple[str, ...]
+    patches: tuple[int, int]
+    side: tuple[int, int]
+    outputs: int
+
+    @property
+    def count(self) -> int:
+        """The number of patches."""
+        return self.patches[0] * self.patches[1]
 
     @property
     def roles(self) -> list[str]:
-        """The role of every token in order."""
-        return [*self.prefix, *["patch"] * (self.grid[0] * self.grid[1])]
+        """The kind of every token in order: those of `prefix`, then `patch`."""
+        return [*self.prefix, *["patch"] * self.count]
 
     def select(self, tokens: str) -> slice:
-        """Returns which tokens `patches`, `class` or `all` are.
-
-        Raises:
-            InputError: `class` is asked of a model that has no class token.
-        """
-        if tokens == "class" and "class" not in self.prefix:
-            raise InputError("tokens: class: this model has no class token; use patches or all")
-        return {
-            "patches": slice(len(self.prefix), None),
-            "class": slice(0, 1),
-            "all": slice(None),
-        }[tokens]
+        """Returns the positions of the tokens `patches`, `class` or `all`; see the function `select`."""
+        return select(self.prefix, tokens)
 
     def position(self, token: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the patch rows and columns of token indices (of all tokens); -1 for prefix tokens."""
         patch = token - len(self.prefix)
-        row, column = np.divmod(patch, self.grid[1])
+        row, column = np.divmod(patch, self.patches[1])
         return np.where(patch < 0, -1, row), np.where(patch < 0, -1, column)
+
+
+def select(prefix: Sequence[str], tokens: str) -> slice:
+    """Returns the positions of the tokens `patches`, `class` or `all` among all tokens of an image.
+
+    Args:
+        prefix: the kinds of the tokens in front of the patches.
+
+    Raises:
+        InputError: `class` is asked of a model that has no class token.
+    """
+    if tokens == "class" and "class" not in prefix:
+        raise InputError("tokens: class: this model has no class token; use patches or all")
+    return {"patches": slice(len(prefix), None), "class": slice(0, 1), "all": slice(None)}[tokens]

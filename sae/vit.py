@@ -1,28 +1,27 @@
-"""A timm Vision Transformer: what it is, its own preprocessing, reading its residual stream and writing to it.
+"""A timm Vision Transformer: its shape, its own preprocessing, reading its residual stream and writing to it.
 
 Layers are timm's block indices from 0: layer 6 is the residual stream after `blocks[6]`, tokens [n, tokens, width].
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
-from timm.models import load_state_dict
 from torch import nn
 
 from sae import concept_vit  # noqa: F401 -- registers vit_tiny_concepts with timm
 from sae import device as devices
 from sae.errors import InputError
 from sae.geometry import Geometry
+from sae.light_timm import timm
 
 if TYPE_CHECKING:
     from sae.autoencoder import SparseAutoencoder
@@ -69,7 +68,7 @@ def load(
     geometry(model)
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = _Linear
+            module.__class__ = _Linear  # see there
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -80,17 +79,20 @@ def geometry(model: nn.Module) -> Geometry:
         InputError: the model is not a plain ViT (a stack of blocks on a constant grid of tokens).
     """
     blocks, embed = getattr(model, "blocks", None), getattr(model, "patch_embed", None)
-    grid = getattr(embed, "grid_size", None)
+    patches = getattr(embed, "grid_size", None)
     plain = (
-        isinstance(blocks, nn.Sequential | nn.ModuleList) and grid is not None and hasattr(model, "num_prefix_tokens")
+        isinstance(blocks, nn.Sequential | nn.ModuleList)
+        and patches is not None
+        and hasattr(model, "num_prefix_tokens")
+        and "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
     )
     if not plain:
         kind = type(model).__name__
         raise InputError(f"model {kind}: not a plain Vision Transformer (timm's vit_*, deit_*, eva02_*, beit_* are)")
     named = [("class", "cls_token"), ("distillation", "dist_token"), ("register", "reg_token")]
     prefix = [
-        role
-        for role, attribute in named
+        kind
+        for kind, attribute in named
         if getattr(model, attribute, None) is not None
         for _ in range(getattr(model, attribute).shape[1])
     ]
@@ -99,7 +101,7 @@ def geometry(model: nn.Module) -> Geometry:
         blocks=len(blocks),
         width=model.embed_dim,
         prefix=tuple(prefix),
-        grid=tuple(grid),
+        patches=tuple(patches),
         side=tuple(embed.img_size),
         outputs=getattr(model, "num_classes", 0),
     )
@@ -113,7 +115,7 @@ def check_layer(layer: int, blocks: int) -> None:
 
 def pixel_transform(model: nn.Module) -> Callable[[Image.Image], np.ndarray]:
     """Returns the model's own resizing and cropping: RGB image -> uint8 [3, height, width]."""
-    transform = create_transform(**_data_config(model), is_training=False, use_prefetcher=True)
+    transform = timm.data.create_transform(**_data_config(model), is_training=False, use_prefetcher=True)
     return lambda image: np.asarray(transform(image))
 
 
@@ -131,11 +133,11 @@ def normalise(model: nn.Module) -> Callable[[np.ndarray], torch.Tensor]:
 
 
 def class_names(model: nn.Module) -> dict[str, list[str]]:
-    """Returns what the head's outputs mean: for each group of outputs (its attribute), their names in order.
+    """Returns the names of the head's outputs, in order, for each group of outputs.
 
-    A head named "attribute: value" throughout is a softmax per attribute, side by side (the concept backbone);
-    any other head is one group called `label`, named by the model's own label names or ImageNet's synsets. Empty
-    where the names are unknown.
+    A head whose names all read "attribute: value" has a group for each attribute: one softmax beside the other, as in
+    the concept backbone. Any other head is one group, `label`, named by the model's own label names or by ImageNet's
+    synsets. Empty where the names are unknown.
     """
     names = model.pretrained_cfg.get("label_names")
     if names and all(": " in n for n in names):
@@ -144,21 +146,9 @@ def class_names(model: nn.Module) -> dict[str, list[str]]:
             attribute, value = name.split(": ", 1)
             groups.setdefault(attribute, []).append(value)
         return groups
-    if not names and (subset := infer_imagenet_subset(model)):
-        names = ImageNetInfo(subset).label_names()
+    if not names and (subset := timm.data.infer_imagenet_subset(model)):
+        names = timm.data.ImageNetInfo(subset).label_names()
     return {"label": list(names)} if names and len(names) == model.num_classes else {}
-
-
-class _Linear(nn.Linear):
-    """A linear layer whose products are `device.linear`'s: a ViT takes a quarter less time on AMD's CPUs."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        plain = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
-        return (F.linear if plain else devices.linear)(x, self.weight, self.bias)
-
-
-class _Stop(Exception):
-    """Ends a forward pass once the layer has been read."""
 
 
 def read(model: nn.Module, x: torch.Tensor, layer: int) -> torch.Tensor:
@@ -171,20 +161,10 @@ def read(model: nn.Module, x: torch.Tensor, layer: int) -> torch.Tensor:
         InputError: there is no such block.
     """
     check_layer(layer, len(model.blocks))
-    found = []
-
-    def keep(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        found.append(output)
-        raise _Stop
-
-    handle = model.blocks[layer].register_forward_hook(keep)
-    try:
-        model(x)
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
-    return found[0]
+    prefix = model.num_prefix_tokens > 0  # timm cannot return the prefix of a model that has none
+    output = {"output_fmt": "NLC", "return_prefix_tokens": prefix, "intermediates_only": True, "norm": False}
+    tokens = model.forward_intermediates(x, indices=[layer], stop_early=True, **output)[0]
+    return torch.cat(tokens[::-1], 1) if prefix else tokens  # timm returns the patches, then the prefix
 
 
 @contextmanager
@@ -221,8 +201,8 @@ def splice(model: nn.Module, layer: int, sae: SparseAutoencoder, tokens: str | N
 def resume(model: nn.Module, tokens: torch.Tensor, layer: int) -> torch.Tensor:
     """Returns the logits [n, outputs] of a forward pass that goes on from `tokens` after block `layer`.
 
-    The blocks up to `layer` are not run, so a late layer costs little. Models of the contract's kinds take their
-    position information before the blocks or as an argument of each, so nothing of the skipped part is missed.
+    The blocks up to `layer` are not run, so a late layer costs little. Plain ViTs take their position information
+    before the blocks or as an argument of each block, so nothing of the skipped part is missed.
     """
     check_layer(layer, len(model.blocks))
     kept = [model.blocks[i] for i in range(layer + 1)]
@@ -230,32 +210,21 @@ def resume(model: nn.Module, tokens: torch.Tensor, layer: int) -> torch.Tensor:
     blank = torch.zeros(len(tokens), 3, *side, device=tokens.device, dtype=next(model.parameters()).dtype)
     try:
         for i in range(layer + 1):
-            model.blocks[i] = _Constant(tokens)
+            model.blocks[i] = _Constant(tokens)  # see there
         return model(blank)
     finally:
         for i, block in enumerate(kept):
             model.blocks[i] = block
 
 
-class _Constant(nn.Module):
-    """Stands in for a block: returns the same tokens whatever comes in."""
-
-    def __init__(self, tokens: torch.Tensor):
-        super().__init__()
-        self.tokens = tokens
-
-    def forward(self, *_args: object, **_kwargs: object) -> torch.Tensor:
-        return self.tokens
-
-
 def _data_config(model: nn.Module) -> dict:
-    config = resolve_model_data_config(model)
+    config = timm.data.resolve_model_data_config(model)
     return config | {"input_size": (3, *geometry(model).side)}
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_state_dict(path, device="cpu", weights_only=True)
+        return timm.models.load_state_dict(path, device="cpu", weights_only=True)
     except Exception as error:
         # unpickling, safetensors and zip errors: all mean that this is no file of weights.
         raise InputError(f"model.checkpoint {path}: cannot be read as weights: {_first_line(error)}") from error
@@ -288,3 +257,32 @@ def _filter_of(model: nn.Module) -> Callable[[dict, nn.Module], dict]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+# The two places where this module reaches into a model: `load` changes the class of its linear layers, and `resume`
+# changes its blocks for the time of one forward pass. The models' own forward methods stay as they are in timm.
+
+
+class _Linear(nn.Linear):
+    """A linear layer whose products are `device.linear`'s: a ViT takes a quarter less time on AMD's CPUs.
+
+    A class of its own rather than a new layer, so that parameters, their names and references to the layer stay.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        plain = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
+        return (F.linear if plain else devices.linear)(x, self.weight, self.bias)
+
+
+class _Constant(nn.Module):
+    """Stands in for a block: returns the same tokens for every input.
+
+    timm has no public way to start a forward pass behind a block, and each family's forward does more than run blocks.
+    """
+
+    def __init__(self, tokens: torch.Tensor):
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, *_args: object, **_kwargs: object) -> torch.Tensor:
+        return self.tokens

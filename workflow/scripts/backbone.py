@@ -1,12 +1,11 @@
-"""Trains the shipped concept backbone again, into a folder of its own."""
+"""Trains the shipped concept backbone again, into a folder of its own, as sae/weights/backbone.json records it."""
 
 import sys
 from pathlib import Path
 
 from sae import concept_vit, device, files, jobs
 
-settings = dict(snakemake.params.settings)
-del settings["code"]
 with jobs.job(snakemake), files.whole(snakemake.output[0]) as folder:
-    facts = concept_vit.train(Path(folder), **settings | {"device": device.resolve(settings["device"])})
+    where = device.resolve(snakemake.params.settings["device"])
+    facts = concept_vit.train(Path(folder), images=170_000, batch=16, lr=0.001, seed=0, held_out=4000, device=where)
     print(facts["accuracy"], file=sys.stderr)

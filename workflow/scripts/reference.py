@@ -1,0 +1,31 @@
+"""Runs the untouched ViT over all images: its outputs, its features, and its accuracy where it knows the classes."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sae import concepts, device, extraction, files, jobs, vit
+from sae.evidence import splice
+
+settings = snakemake.params.settings
+with jobs.job(snakemake) as provenance:
+    where = device.resolve(settings["device"])
+    model = vit.load(**settings["model"], device=where)
+    manifest = pd.read_parquet(snakemake.input.manifest)
+    ids = splice.sample(manifest, settings["images"])
+    found = extraction.reference(model, snakemake.input.pixels, manifest, ids, settings["batch"])
+    arrays = dict(vars(found))
+    if settings["embedding"]["name"]:
+        other = vit.load(**settings["embedding"], device=where)
+        arrays |= {"features": extraction.embed(other, snakemake.input.pixels, settings["batch"])}
+    if snakemake.output.get("coverage"):
+        paths = manifest.set_index("id").loc[ids, "path"]
+        masks, see = Path(snakemake.input[0]) / "masks.npy", vit.pixel_transform(model)
+        arrays |= {"coverage": concepts.coverage(masks, paths, see, vit.geometry(model).patches)}
+    for name, array in arrays.items():
+        with files.whole(snakemake.output[name]) as part:
+            np.save(part, array)
+    facts = extraction.describe(model, manifest, ids, found.logits)
+    facts |= {"model": settings["model"], "provenance": provenance()}
+    files.write_json(snakemake.output.reference, facts)
