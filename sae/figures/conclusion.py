@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from sae.evidence.measures import MEASURES
 from sae.figures.style import ACCENT, BASELINE_MARKS, INK, QUIET, headline, plain_numbers, styled
@@ -41,6 +42,8 @@ def conclusion(summaries: pd.DataFrame, methods: Sequence[str], title: str) -> F
         if measure.log:
             ax.set_yscale("log")
             plain_numbers(ax.yaxis)
+        elif measure.unit == "share":
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         direction = "higher" if measure.higher else "lower"
         ax.set_title(f"{measure.name[0].upper()}{measure.name[1:]}: {direction} is better")
         ax.set_xticks(list(places.values()), [f"layer {layer}\nk {k}" for layer, k in places])

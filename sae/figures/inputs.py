@@ -116,13 +116,11 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
     )
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     right.legend(loc="lower right")
-    verdict = (
-        "\n".join(fill(f"Warning: {w}", 125) for w in facts["warnings"]) or "No warnings: the activations look fine."
-    )
-    headline(
-        figure, f"Layer {layer}: activations on {facts['rows']:,} train tokens, ‖mean‖/‖std‖ = {facts['gamma']:.2f}"
-    )
-    figure.supxlabel(verdict, fontsize=9, color=ACCENT if facts["warnings"] else INK)
+    warnings = [fill(f"Warning: {warning}", 125) for warning in facts["warnings"]]
+    words = "\n".join(warnings) or "No warnings: the activations look fine."
+    size = f"{facts['rows']:,} train tokens ({facts['tokens']})"
+    headline(figure, f"Layer {layer}: activations on {size}, ‖mean‖/‖std‖ = {facts['gamma']:.2f}")
+    figure.supxlabel(words, fontsize=9, color=ACCENT if warnings else INK)
     return figure
 
 

@@ -102,14 +102,12 @@ def _strongest(ax: Axes, latents: pd.DataFrame, effects: pd.DataFrame, most: int
             name += "\n(also its class)" if moves == correlates else f"\n(its class: {_name(*correlates)})"
         names.append(name)
     ax.set_yticks(places, names, fontsize=7.5)
+    ax.set_ylim(-2, len(chosen) - 0.5)  # room for the legend
     ax.axvline(0, color=INK, linewidth=0.8)
     ax.grid(axis="y", visible=False)
-    ax.set(
-        title=f"The class that falls most, for the {len(chosen)} strongest latents",
-        xlabel="fall of the class against the others (nats)",
-    )
-    ax.set_title(ax.get_title("left"), x=-0.35)
-    ax.legend(fontsize=8, loc="best")
+    ax.set_xlabel("fall of the class against the others (nats)")
+    ax.set_title(f"The class that falls most, for the {len(chosen)} strongest latents", x=-0.35)
+    ax.legend(fontsize=8, loc="lower right")
 
 
 def _name(attribute: str, value: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from sae.files import whole
 
@@ -65,12 +66,13 @@ def say(axes: Axes, words: str) -> None:
 
 
 def plain_numbers(axis: Axis) -> None:
-    """Writes the ticks of a logarithmic axis as 0.04 and 60 rather than as powers of ten, which take long to typeset."""
+    """Writes the ticks of a logarithmic axis as 0.04 and 60, not as powers of ten, which take long to typeset."""
 
     def minor(value: float, _place: int) -> str:
         low, high = axis.get_view_interval()
         return f"{value:g}" if f"{value:e}"[0] in "246" and high < 1000 * low else ""
 
+    axis.set_major_locator(LogLocator(numticks=6))
     axis.set_major_formatter(lambda value, _place: f"{value:g}")
     axis.set_minor_formatter(minor)
 

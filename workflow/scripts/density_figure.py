@@ -1,11 +1,11 @@
-"""Draws how often the latents of one SAE fire."""
+"""Draws how often the latents of one dictionary fire."""
 
 import pandas as pd
 
 from sae import jobs
-from sae.figures import latents as figures
+from sae.figures import latents, style
 
 point = snakemake.wildcards
 with jobs.job(snakemake):
-    title = f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}"
-    figures.save(figures.density(pd.read_parquet(snakemake.input[0]), title), snakemake.output[0])
+    title = f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}: how often the latents fire"
+    style.save(latents.density(pd.read_parquet(snakemake.input[0]), title), snakemake.output[0])

@@ -3,5 +3,5 @@
 from sae import files, jobs
 
 with jobs.job(snakemake), files.whole(snakemake.output[0]) as part:
-    table = jobs.grid(snakemake.input).drop(columns="density_histogram")
+    table = files.read_points(snakemake.input).drop(columns="density_histogram")
     table.set_index(["layer", "k", "method", "seed"]).sort_index().to_csv(part)

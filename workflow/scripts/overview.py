@@ -1,19 +1,16 @@
-"""Draws what went in: images, model."""
+"""Draws the inputs: the images and the ViT."""
 
 import numpy as np
 import pandas as pd
 
-from sae import files, images, jobs
-from sae.figures import latents as figures
+from sae import files, jobs
+from sae.figures import inputs, style
 
-settings = snakemake.params.settings
 with jobs.job(snakemake):
-    manifest = pd.read_parquet(snakemake.input.manifest)
-    figure = figures.overview(
-        manifest,
-        files.read_json(snakemake.input.model),
-        settings["model"]["name"],
+    figure = inputs.overview(
+        pd.read_parquet(snakemake.input.manifest),
+        files.read_json(snakemake.input.reference),
+        snakemake.params.settings["model"]["name"],
         np.load(snakemake.input.pixels, mmap_mode="r"),
-        images.shard(manifest, 0, settings["shards"])["id"].to_numpy(),
     )
-    figures.save(figure, snakemake.output[0])
+    style.save(figure, snakemake.output[0])

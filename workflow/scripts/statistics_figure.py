@@ -1,8 +1,8 @@
 """Draws one layer's statistics."""
 
 from sae import files, jobs
-from sae.figures import latents as figures
+from sae.figures import inputs, style
 
 with jobs.job(snakemake):
-    figure = figures.statistics(files.read_json(snakemake.input[0]), int(snakemake.wildcards.layer))
-    figures.save(figure, snakemake.output[0])
+    figure = inputs.statistics(files.read_json(snakemake.input[0]), int(snakemake.wildcards.layer))
+    style.save(figure, snakemake.output[0])

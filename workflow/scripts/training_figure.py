@@ -3,10 +3,10 @@
 import pandas as pd
 
 from sae import files, jobs
-from sae.figures import latents as figures
+from sae.figures import inputs, style
 
 point = snakemake.wildcards
 with jobs.job(snakemake):
     title = f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}"
     speed = files.read_json(snakemake.input.facts)["training"]["tokens_per_s"]
-    figures.save(figures.training(pd.read_csv(snakemake.input.log), speed, title), snakemake.output[0])
+    style.save(inputs.training(pd.read_csv(snakemake.input.log), speed, title), snakemake.output[0])

@@ -1,14 +1,13 @@
-"""Draws what becomes of latents from one k to the next."""
+"""Draws the outcome of latents at the next k."""
 
 import pandas as pd
 
 from sae import jobs
-from sae.figures import latents as figures
-from sae.figures import matching
+from sae.figures import matching, style
 
 point = snakemake.wildcards
 with jobs.job(snakemake):
     table = pd.read_parquet(snakemake.input[0])
     pairs = {f"k {k} → {next_k}": part for (k, next_k), part in table.groupby(["k", "next_k"])}
     title = f"Layer {point.layer}, {point.method}, seed {point.seed}: what becomes of latents at the next k"
-    figures.save(matching.fates_figure(pairs, title), snakemake.output[0])
+    style.save(matching.across_ks(pairs, title), snakemake.output[0])
