@@ -18,6 +18,11 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/explorer.smk"
 
 
+onstart:
+    if many_jobs_here(workflow):
+        warm.start()
+
+
 rule all:
     default_target: True
     input:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and that say what made them."""
+"""Files that are whole or absent, and that record their origin."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -51,6 +50,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def write_table(path: str | Path, table: pd.DataFrame, provenance: dict[str, Any] | None = None) -> None:
     """Writes Parquet; `provenance` goes into the schema's metadata, under the key `provenance`, as JSON."""
+    import pyarrow as pa  # here and below: a job without tables should not wait for them
+    import pyarrow.parquet as pq
+
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     metadata = dict(arrow.schema.metadata or {}) | {b"provenance": json.dumps(provenance).encode()}
     with whole(path) as part:
@@ -58,5 +60,15 @@ def write_table(path: str | Path, table: pd.DataFrame, provenance: dict[str, Any
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
-    """Returns what made a Parquet table of this project."""
+    """Returns the origin of a Parquet table of this project."""
+    import pyarrow.parquet as pq
+
     return json.loads(pq.read_schema(path).metadata[b"provenance"])
+
+
+def read_points(paths: Sequence[str]) -> pd.DataFrame:
+    """Reads tables of grid points, with the layer, k, method and seed that stand in their paths."""
+    import pandas as pd
+
+    table = pd.read_parquet(list(paths), partitioning="hive")
+    return table.astype({"layer": int, "k": int, "method": str, "seed": int})

@@ -1,4 +1,4 @@
-"""What every workflow job does around its one call: log, threads, errors, and a record of what made its output."""
+"""Every workflow job runs inside `job`: it writes the log, explains errors, and records the origin of the outputs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
-
-import pandas as pd
 
 from sae.errors import InputError
 from sae.files import sha256
@@ -26,38 +25,39 @@ _HASHED_UP_TO = 2**26  # bytes; shards of activations are larger and carry check
 
 @contextmanager
 def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Runs a rule's script: copies its messages to the rule's log, uses the rule's threads, explains user errors.
+    """Runs a rule's script: copies its messages to the rule's log and explains user errors.
 
     An InputError ends the process with its one line and exit code 1; anything else is a mistake of ours and keeps
-    its traceback.
+    its traceback. The log of a job that succeeds ends with its time and its peak memory.
 
     Args:
         snakemake: the object that Snakemake gives a script.
 
     Yields:
-        a function that returns what made the outputs: rule, wildcards, settings, input hashes, versions, git commit,
-        threads, times and peak memory (MB).
+        a function that returns the origin of the outputs: rule, wildcards, settings, hashes of the inputs, versions,
+        git commit, threads, times and peak memory (MB).
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(snakemake.threads)
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
 
-    def provenance() -> dict[str, Any]:
+    @cache
+    def origin() -> dict[str, Any]:
+        inputs = [path for path in snakemake.input if Path(path).is_file()]
         return {
             "rule": snakemake.rule,
             "wildcards": dict(snakemake.wildcards),
             "settings": dict(snakemake.params.get("settings", {})),
-            "inputs": {
-                p: sha256(p) for p in snakemake.input if Path(p).is_file() and Path(p).stat().st_size <= _HASHED_UP_TO
-            },
+            "inputs": {path: sha256(path) for path in inputs if Path(path).stat().st_size <= _HASHED_UP_TO},
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in _RECORDED},
             "commit": _commit(),
             "machine": platform.machine(),
             "threads": snakemake.threads,
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - clock, 1),
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "started": started,
         }
+
+    def cost() -> dict[str, Any]:
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss: bytes there, kilobytes elsewhere
+        peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+        return {"seconds": round(time.perf_counter() - clock, 1), "peak_memory_mb": peak}
 
     log = Path(snakemake.log[0])
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
     with log.open("w") as file:
         sys.stderr = _Both(terminal, file)
         try:
-            yield provenance
+            yield lambda: origin() | cost()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
@@ -74,34 +74,23 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
             raise
         finally:
             sys.stderr = terminal
-
-
-def grid(paths: Sequence[str]) -> pd.DataFrame:
-    """Reads tables of grid points, with the layer, k, method and seed that stand in their paths."""
-    table = pd.read_parquet(list(paths), partitioning="hive")
-    return table.astype({"layer": int, "k": int, "method": str, "seed": int})
+        spent = cost()
+        print(f"rule {snakemake.rule}: {spent['seconds']} s, peak memory {spent['peak_memory_mb']} MB", file=file)
 
 
 class _Both:
-    """A stream that writes to the terminal and to the log."""
+    """The terminal, whose text is copied to the log; progress bars ask it for the rest of a terminal's abilities."""
 
-    def __init__(self, *streams: TextIO):
-        self._streams = streams
+    def __init__(self, terminal: TextIO, log: TextIO):
+        self._terminal, self._log = terminal, log
 
     def write(self, text: str) -> int:
-        for stream in self._streams:
-            stream.write(text)
-        return len(text)
+        self._log.write(text)
+        self._log.flush()
+        return self._terminal.write(text)
 
-    def flush(self) -> None:
-        for stream in self._streams:
-            stream.flush()
-
-    def isatty(self) -> bool:
-        return self._streams[0].isatty()
-
-    def fileno(self) -> int:
-        return self._streams[0].fileno()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._terminal, name)
 
 
 def _version(package: str) -> str | None:

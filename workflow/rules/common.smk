@@ -1,11 +1,10 @@
 # What all rules share; no rules here.
-import ast
-import hashlib
 import os
 import sys
 from functools import cache
 from pathlib import Path
 
+from sae import sources, warm
 from sae.config import complete
 from sae.errors import InputError
 
@@ -147,46 +146,23 @@ def of_other_seeds(pattern, wildcards, methods=None):
     ]
 
 
-@cache
-def code(module):
-    """Returns a hash of a module of `sae` and of all that it imports from `sae`.
+def rule_params(script, **values):
+    """Returns a rule's params: one dict, sorted by key, since Snakemake compares params as a set of bare values.
 
-    As a param it makes a change of the code rerun what depends on it, on every executor, and shows in the reason.
-    Comments and touched files change nothing: the syntax tree is hashed.
+    The hash of the code makes a change of what the script imports rerun the rule, and shows in the reason.
     """
-    seen, todo = {}, [module]
-    while todo:
-        name = todo.pop()
-        path = HERE / "sae" / f"{name.replace('.', '/')}.py"
-        if name in seen or not path.is_file():
-            continue
-        tree = ast.parse(path.read_text())
-        seen[name] = ast.dump(tree)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module in (
-                "sae",
-                "sae.evidence",
-                "sae.explorer",
-            ):
-                package = node.module.removeprefix("sae").lstrip(".")
-                todo += [f"{package}.{a.name}".lstrip(".") for a in node.names]
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                "sae."
-            ):
-                todo.append(node.module.removeprefix("sae."))
-    return hashlib.sha256(repr(sorted(seen.items())).encode()).hexdigest()[:12]
+    code = sources.code(HERE / "workflow/scripts" / script)
+    return dict(sorted({"code": code, **values}.items()))
 
 
-def content(folder):
-    """Returns a hash of the files in a folder of the code, for a param: see `code`."""
-    files = sorted(path for path in (HERE / folder).rglob("*") if path.is_file())
-    parts = [(path.relative_to(HERE).as_posix(), path.read_bytes()) for path in files]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-def settings(module, **values):
-    """Returns a rule's params: one dict, sorted by key, since Snakemake compares params as a set of bare values."""
-    return dict(sorted({"code": code(module), **values}.items()))
+def many_jobs_here(workflow):
+    """Says whether a warm process pays: it takes as long to start as a few jobs, and helps this Python's jobs alone."""
+    try:
+        conda = "conda" in map(str, workflow.deployment_settings.deployment_method)
+        here = workflow.is_main_process and workflow.local_exec and not conda
+        return here and len(list(workflow.dag.needrun_jobs())) >= 12
+    except Exception:  # another Snakemake may name these differently, and jobs run well without
+        return False
 
 
 def pad(number):
@@ -204,16 +180,22 @@ def figure_labels(figure, wildcards):
     }
 
 
-def folder_listing():
-    """Returns a hash of the user's image folder as it is now, so that a changed folder is listed again."""
-    if BUILT_IN:
-        return None
+@cache
+def _listing():
     from sae.images import listing
 
     try:
         return listing(IMAGES, LABELS)
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def folder_listing(wildcards):
+    """Returns a hash of the user's image folder as it is now, so that a changed folder is listed again.
+
+    As a function it walks the folder when Snakemake plans the job that needs it, and not whenever this file is read.
+    """
+    return None if BUILT_IN else _listing()
 
 
 # What compares the grid's points, where there is more than one to compare.
