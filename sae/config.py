@@ -13,13 +13,24 @@ import yaml
 
 from sae.errors import InputError
 
+# JSON Schema's types as YAML's users know them.
+_TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a section of keys",
+    "null": "null",
+}
+
 
 def complete(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
     """Returns the configuration with every default of the schema filled in.
 
     Raises:
-        InputError: a key is unknown or missing, or a value is of the wrong type or out of range; one line that names
-            the key.
+        InputError: a key is unknown or missing, or a value has the wrong type or is out of range. The message is one
+            line that names the key.
     """
     rules = yaml.safe_load(Path(schema).read_text())
     config = _with_defaults(config, rules)
@@ -49,39 +60,33 @@ def _explain(error: jsonschema.ValidationError, rules: dict[str, Any]) -> str:
         unknown = next(key for key in error.instance if key not in known)
         path = f"{where}.{unknown}" if where else str(unknown)
         near = difflib.get_close_matches(str(unknown), known, 1)
-        elsewhere = [p for p in _paths(rules) if p.split(".")[-1] == unknown]
-        if near:
-            hint = f"did you mean {near[0]}?"
-        elif elsewhere:
-            hint = f"did you mean {elsewhere[0]}?"
-        else:
-            hint = f"known here: {', '.join(known)}"
+        near += [p for p in _paths(rules) if p.split(".")[-1] == unknown]
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"config key {path}: there is no such key; {hint}"
     if error.validator == "required":
-        return f"config key {where or '(top level)'}: {error.message}"
-    wanted = {
-        "type": lambda: f"must be {_either(error.validator_value)}",
-        "enum": lambda: f"must be one of {', '.join(map(str, error.validator_value))}",
-        "minimum": lambda: f"must be at least {error.validator_value}",
-        "maximum": lambda: f"must be at most {error.validator_value}",
-        "exclusiveMinimum": lambda: f"must be above {error.validator_value}",
-        "exclusiveMaximum": lambda: f"must be below {error.validator_value}",
-        "minItems": lambda: f"needs at least {error.validator_value} entry",
-        "uniqueItems": lambda: "has an entry twice",
-        "pattern": lambda: error.schema.get("description", f"must match {error.validator_value}"),
+        missing = next(key for key in error.validator_value if key not in error.instance)
+        return f"config key {where}.{missing}: is missing" if where else f"config key {missing}: is missing"
+    value = error.validator_value
+    problem = {
+        "type": lambda: f"must be {' or '.join(_TYPES[t] for t in ([value] if isinstance(value, str) else value))}",
+        "enum": lambda: f"must be one of {', '.join(map(str, value))}",
+        "minimum": lambda: f"must be at least {value}",
+        "maximum": lambda: f"must be at most {value}",
+        "exclusiveMinimum": lambda: f"must be above {value}",
+        "exclusiveMaximum": lambda: f"must be below {value}",
+        "minItems": lambda: f"needs at least {value} {'entries' if value > 1 else 'entry'}",
+        "maxItems": lambda: f"takes at most {value} entries",
+        "uniqueItems": lambda: "lists an entry twice",
+        "pattern": lambda: f"is not allowed. {error.schema['description']}",
     }.get(error.validator, lambda: error.message)()
     hint = ""
     if error.validator == "type" and isinstance(error.instance, str):
         try:
             float(error.instance)
-            hint = "; YAML reads this as text: write it without quotes and without e-notation (0.001)"
+            hint = "; YAML reads this as text: write it without quotes and without an exponent (0.001)"
         except ValueError:
             pass
-    return f"config key {where}: {error.instance!r} {wanted}{hint}"
-
-
-def _either(types: str | list[str]) -> str:
-    return types if isinstance(types, str) else " or ".join(types)
+    return f"config key {where}: {error.instance!r} {problem}{hint}"
 
 
 def _paths(rules: dict[str, Any], above: str = "") -> Iterator[str]:
