@@ -158,8 +158,8 @@ def rule_params(script, **values):
 def many_jobs_here(workflow):
     """Says whether a warm process pays: it takes as long to start as a few jobs, and helps this Python's jobs alone."""
     try:
-        conda = "conda" in map(str, workflow.deployment_settings.deployment_method)
-        here = workflow.is_main_process and workflow.local_exec and not conda
+        elsewhere = "conda" in map(str, workflow.deployment_settings.deployment_method)
+        here = workflow.is_main_process and workflow.local_exec and not elsewhere
         return here and len(list(workflow.dag.needrun_jobs())) >= 12
     except Exception:  # another Snakemake may name these differently, and jobs run well without
         return False
