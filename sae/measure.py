@@ -90,10 +90,11 @@ def measure(model: SparseAutoencoder, setup: Setup, keep_all: bool = True) -> Me
     codes, row, other_ks = _pass(model, setup, keep_all, spliced)
     names = layer.reference["class_names"]
     truth = splice.targets(layer.manifest.set_index("id").loc[layer.sample], names)
-    ablated = {"mean": setup.facts.mean, "zero": setup.facts.zero}
-    row |= splice.metrics(setup.logits, spliced.outputs(), ablated, truth, names)
+    head = layer.geometry.outputs > 0
+    row |= splice.metrics(setup.logits, spliced.outputs(), setup.facts, truth, names, head)
     sample = codes.of(layer.sample)
-    responses = interventions.run(setup.vit, model, whole, sample, setup.latents, setup.images, clean=setup.facts.clean)
+    drawn = interventions.choose(sample, setup.latents)
+    responses = interventions.run(setup.vit, model, whole, sample, drawn, setup.images, clean=setup.facts.clean)
     return Measured(codes, row, other_ks, responses)
 
 
