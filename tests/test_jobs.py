@@ -1,0 +1,69 @@
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sae import InputError, jobs
+
+
+@pytest.fixture
+def rule(tmp_path):
+    """What Snakemake gives the script of a small rule."""
+    (tmp_path / "in.txt").write_text("as input")
+    return SimpleNamespace(
+        rule="rank",
+        wildcards={"layer": "6"},
+        params={"settings": {"images": 3}},
+        input=[str(tmp_path / "in.txt"), str(tmp_path)],
+        threads=2,
+        log=[str(tmp_path / "logs/deep/rank.log")],
+    )
+
+
+def log(rule) -> list[str]:
+    return Path(rule.log[0]).read_text().splitlines()
+
+
+def test_messages_go_to_the_terminal_and_the_log_which_ends_with_the_cost(rule, capsys):
+    with jobs.job(rule):
+        print("epoch 1", file=sys.stderr)
+        assert log(rule) == ["epoch 1"]  # at once: a person may follow it
+    assert capsys.readouterr().err == "epoch 1\n"
+    assert log(rule)[0] == "epoch 1"
+    assert re.fullmatch(r"rule rank: \d+\.\d s, peak memory [1-9]\d+ MB", log(rule)[-1])
+
+
+def test_an_error_of_the_user_is_one_line_and_one_of_ours_keeps_its_traceback(rule, capsys):
+    with pytest.raises(SystemExit) as end, jobs.job(rule):
+        raise InputError("layer 14: this model has blocks 0..11")
+    assert end.value.code == 1
+    assert log(rule) == ["error: layer 14: this model has blocks 0..11"] == capsys.readouterr().err.splitlines()
+    with pytest.raises(ZeroDivisionError), jobs.job(rule):
+        print(1 / 0)
+    assert log(rule)[0].startswith("Traceback") and log(rule)[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_the_origin_is_found_once_and_its_cost_each_time(rule, monkeypatch):
+    started = []
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: started.append(a) or real(*a, **k))
+    with jobs.job(rule) as provenance:
+        first = provenance()
+        Path(rule.input[0]).write_text("changed by somebody else")
+        time.sleep(0.2)
+        second = provenance()
+    assert len(started) == 1  # git
+    assert first["inputs"] == second["inputs"] and list(first["inputs"]) == rule.input[:1]
+    assert second["seconds"] >= first["seconds"] + 0.1 and second["peak_memory_mb"] > 10
+    assert first["settings"] == {"images": 3} and first["wildcards"] == {"layer": "6"} and first["threads"] == 2
+
+
+def test_jobs_without_tables_import_none_of_the_libraries():
+    heavy = "set(sys.modules) & {'numpy', 'pandas', 'pyarrow', 'torch', 'timm', 'matplotlib'}"
+    code = f"import sys; from sae import files, jobs, sources, warm; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
