@@ -12,6 +12,9 @@ import pytest
 from explorer_site import HOSTILE, LATENTS, build
 
 from sae import codes
+from sae.evidence.measures import MEASURES, Measure
+from sae.explorer import page as pages
+from sae.explorer import parts
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -106,7 +109,7 @@ def test_the_first_view_is_the_grid_and_small(visitor, site):
     assert float(cells.first.inner_text().rstrip("% \u00a0")) == pytest.approx(100 * fvu["topk", 0, 2, 0], rel=0.01)
     paths = {Path(unquote(urlparse(url).path)) for url in visitor.loaded if url.startswith("file://")}
     assert sum(path.stat().st_size for path in paths) < 3e6
-    assert not any("latents" in path.name or "images" in path.parts for path in paths)  # parts come on demand
+    assert not any({"latents", "images"} & {*path.parent.parts} for path in paths)  # parts come on demand
 
 
 def test_another_measure_colours_the_map_and_has_a_link(visitor, site):
@@ -127,6 +130,32 @@ def test_every_measure_of_the_grid_can_be_chosen_and_is_explained(visitor):
         visitor.ready(f"#metric={key}")
         assert len(visitor.text(".about")) > 30
         assert plotted(visitor) == 2
+
+
+def test_a_measure_in_the_registry_is_on_the_page(visitor, site, tmp_path, monkeypatch):
+    novelty = Measure("novelty", "novelty of the latents", "A measure that no script of the page names.", unit="share")
+    monkeypatch.setitem(MEASURES, "novelty", novelty)
+    folder = tmp_path / "copy"
+    shutil.copytree(site.folder, folder, ignore=shutil.ignore_patterns("pictures"))
+    facts = {"name": "new", "model": "vit", "tokens": "patches"}
+    facts["geometry"] = {
+        "blocks": 2,
+        "width": 192,
+        "prefix": ["class"],
+        "patches": [4, 4],
+        "side": [64, 64],
+        "outputs": 3,
+    }
+    metrics = site.metrics.assign(novelty=0.25)
+    parts.write(folder / "data", "grid", pages.grid(metrics, pd.DataFrame(), ["topk"], [], facts))
+    visitor.page.goto((folder / "index.html").as_uri() + "#metric=novelty")
+    visitor.ready("#metric=novelty")
+    assert visitor.text(".about") == novelty.sentence and plotted(visitor) == 2
+    assert visitor.text(".saes td a") == "25\u00a0%"
+    visitor.page.locator(".saes td a").first.click()
+    visitor.page.wait_for_selector(".numbers")
+    titles = visitor.page.locator(".numbers dl > div").evaluate_all("ds => ds.map(d => d.title)")
+    assert novelty.sentence in titles
 
 
 def test_the_table_sorts_by_every_column(visitor, site):
@@ -184,7 +213,7 @@ def test_each_filter_keeps_what_its_column_says(visitor, site, name):
     latents = site.tables[POINT].latents
     kept = {
         "dense": latents["frequency_held_out"] > 0.1,
-        "position-driven": latents["role"].isin(["position", "border"]),
+        "position-driven": latents["token_type"].isin(["position", "border"]),
         "unstable": latents["stability_correlation"] < 0.5,
         "no confirmed class": ~latents["confirmed"],
     }[name]
@@ -231,7 +260,7 @@ def test_nothing_moves_when_charts_are_drawn(visitor, site, link):
         new PerformanceObserver((list) => { for (const entry of list.getEntries()) window.moved += entry.value })
             .observe({ type: "layout-shift", buffered: true });"""
     )
-    visitor.open(link.format(int(site.tables[POINT].causes["latent"].iloc[0])))
+    visitor.open(link.format(int(site.tables[POINT].interventions["latent"].iloc[0])))
     assert plotted(visitor) > 0
     visitor.page.evaluate("() => new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))")
     assert visitor.page.evaluate("window.moved") < 0.02  # of the viewport's area and height, as browsers count it
@@ -302,19 +331,24 @@ def test_pictures_load_and_maps_can_be_dimmed_and_switched_off(visitor, site):
 
 def test_a_latents_page_tells_all_that_is_known(visitor, site):
     known = site.tables[POINT]
-    causes, images = known.causes.set_index("latent"), known.images
-    latent = next(i for i in causes.index if "silent" in images.loc[images["latent"] == i, "panel"].array)
+    interventions, images = known.interventions.set_index("latent"), known.images
+    latent = next(i for i in interventions.index if "silent" in images.loc[images["latent"] == i, "panel"].array)
     visitor.open(f"#layer=0&k=4&seed=0&latent={latent}")
     assert plotted(visitor) == 2  # the histogram, and the effects
     titles = visitor.page.locator("h2, h3").all_inner_texts()
-    panels = {"Strongest images", "Around 75 % of its images", "Around 25 %", "Silent on these, drawn at random"}
-    evidence = {"How strongly it fires", "Classes", "What it does to the ViT's output"}
-    assert panels | evidence | {"Nearest in this SAE", "Its relatives elsewhere"} <= {*titles}
+    panels = {
+        "Strongest images",
+        "Around its median",
+        "Around its lower quartile",
+        "Random images on which it is silent",
+    }
+    evidence = {"How strongly it fires", "Classes", "Effect on the ViT's output"}
+    assert panels | evidence | {"Nearest in this SAE", "Counterparts elsewhere"} <= {*titles}
     assert visitor.page.locator(".checks li").count() == 4
     table = visitor.text("table.plain")
     assert "train" in table and "held out" in table and " to " in table
     text = visitor.text("main")
-    assert f"{causes.at[latent, 'images']} held-out images on which it is strongest" in text
+    assert f"{interventions.at[latent, 'images']} held-out images on which it is strongest" in text
 
 
 def test_links_lead_to_neighbours_relatives_and_back(visitor, site):
@@ -421,7 +455,7 @@ def test_a_random_latent_is_an_interesting_one(visitor, site):
         page.keyboard.press("r")
         page.wait_for_function("() => !location.hash.includes('again')")
         fact = latents.loc[int(page.evaluate("location.hash").split("latent=")[1])]
-        assert fact["status"] == "alive" and not fact["role"]
+        assert fact["status"] == "alive" and not fact["token_type"]
         assert fact["confirmed"] or fact["stability_correlation"] >= 0.5
 
 
@@ -549,29 +583,42 @@ def test_small_functions(visitor):
     def js(code, argument=None):
         return page.evaluate(code, argument)
 
-    assert js("() => csv([['a', 'b,c', 'say \"x\"'], [1, null, '=1+1']])") == 'a,"b,c","say ""x"""\r\n1,,\'=1+1\r\n'
-    assert js("() => csv([[-1.5, '-x', '@y', 'plain']])") == "-1.5,'-x,'@y,plain\r\n"
+    assert (
+        js("() => core.csv([['a', 'b,c', 'say \"x\"'], [1, null, '=1+1']])") == 'a,"b,c","say ""x"""\r\n1,,\'=1+1\r\n'
+    )
+    assert js("() => core.csv([[-1.5, '-x', '@y', 'plain']])") == "-1.5,'-x,'@y,plain\r\n"
     link = {"layer": "6", "search": "a&b=c #1", "patch": "3,4"}
-    assert js("(l) => link.read(link.write(l))", link) == link
-    assert js("() => link.write({a: 1, b: undefined, c: ''})") == "#a=1"
+    assert js("(l) => core.link.read(core.link.write(l))", link) == link
+    assert js("() => core.link.write({a: 1, b: undefined, c: ''})") == "#a=1"
     grids = [
         {"tokens": t, "geometry": {"prefix": ["class", "register", "register"]}} for t in ("all", "class", "patches")
     ]
-    assert js("(grids) => grids.map(prefixNames)", grids) == [["class", "register 1", "register 2"], ["class"], []]
-    assert js("() => [0, 1].map(viridis)") == [[68, 1, 84], [253, 231, 37]]
-    assert js("() => unpack('AQACAA==', 2)") == [1, 2]
-    shares = js("() => [0.00004, 0.5, 1, null].map((v) => show(v, 'share'))")
+    assert js("(grids) => grids.map(images.prefixNames)", grids) == [
+        ["class", "register 1", "register 2"],
+        ["class"],
+        [],
+    ]
+    assert js("() => [0, 1].map(core.viridis)") == [[68, 1, 84], [253, 231, 37]]
+    assert js("() => parts.unpack('AQACAA==', 2)") == [1, 2]
+    shares = js("() => [0.00004, 0.5, 1, null].map((v) => core.show(v, 'share'))")
     assert shares == ["<0.01\u00a0%", "50\u00a0%", "100\u00a0%", "–"]
-    assert js("() => [...readFilters('dead,-dense,nonsense')]") == [["dead", True], ["dense", False]]
-    assert js("() => spread([2, 0, 1], [5, 6, 7], [1, 2, 3]).map((s) => s.places)") == [[5, 6], [], [7]]
+    assert js("async () => [...tables.readFilters(await parts.load('grid'), 'dead,-dense,nonsense')]") == [
+        ["dead", True],
+        ["dense", False],
+    ]
+    assert js("() => parts.spread([2, 0, 1], [5, 6, 7], [1, 2, 3]).map((s) => s.places)") == [[5, 6], [], [7]]
     table = {"latent": [0, 1, 2, 3], "alive": [1, 1, 0, 1], "density": [0.3, 0.01, 0, 0.05], "names": ["b", "a"],
-             "class": [0, 1, -1, -1], "mcc": [0.5, 0.7, None, 0.1], "roles": [], "role": [-1] * 4,
-             "stability": [0.9, None, None, 0.1]}  # fmt: skip
-    chosen = "([t, o]) => select(t, o && {...o, filters: new Map(o.filters ?? [])})"
+             "class": [0, 1, -1, -1], "mcc": [0.5, 0.7, None, 0.1],
+             "token_types": ["border"], "token_type": [-1, -1, -1, 0], "stability": [0.9, None, None, 0.1]}  # fmt: skip
+    chosen = """async ([t, o]) =>
+        tables.select(await parts.load("grid"), t, { ...o, filters: new Map(o.filters ?? []) })"""
     assert js(chosen, [table, {"sort": "-mcc"}]) == [1, 0, 3, 2]  # what is not known comes last
     assert js(chosen, [table, {"sort": "mcc"}]) == [3, 0, 1, 2]
     assert js(chosen, [table, {"sort": "class"}]) == [1, 0, 2, 3]
     assert js(chosen, [table, {"filters": [["dense", False], ["dead", False]]}]) == [1, 3]
+    assert js(chosen, [table, {"filters": [["position-driven", True]]}]) == [3]
+    assert js(chosen, [table, {"filters": [["no confirmed class", True]]}]) == [2, 3]
+    assert js(chosen, [table, {"filters": [["unstable", True]]}]) == [3]  # an unknown stability is not a low one
     assert js(chosen, [table, {"search": " B "}]) == [0]
     assert js(chosen, [table, {"search": "#3"}]) == [3]
     assert js(chosen, [table, {"brush": {"density": [0.02, 1], "mcc": [0, 0.3]}}]) == [3]
