@@ -6,25 +6,28 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file
 
 import sae
+from sae.activations import Activations
 from sae.autoencoder import METHODS
 from sae.errors import InputError
 from sae.training import checkpoint as checkpoints
-from sae.training.autograd import AutogradStep
 from sae.training.sparse import SparseStep
 
+CONFIG = sae.TrainConfig(k=3, latents=64, epochs=2, batch=500)
 _INTERRUPTED = """
 import sys
 import numpy as np, torch, sae
 torch.set_num_threads(1)
 x = np.load(sys.argv[1])
-m = sae.train(x, k=3, latents=96, seed=5, epochs=8, batch=200, log=sys.argv[2] + "/log.csv",
+m = sae.train(x, sae.TrainConfig(k=3, latents=96, epochs=8, batch=200), seed=5, log=sys.argv[2] + "/log.csv",
               checkpoint=sys.argv[2] + "/checkpoint.safetensors", checkpoint_every=0.05)
 m.save(sys.argv[2])
 """
@@ -69,32 +72,35 @@ def test_killed_at_any_moment_and_started_again_it_gives_the_same_bytes(data, tm
     assert not checkpoint.exists()
 
 
-def stopped_early(monkeypatch, x, checkpoint, at=7, **arguments):
-    """Runs until step `at`, as if the process ended there."""
+class Ending(Activations):
+    """Activations that end the process instead of giving batch number `end`."""
 
-    def until(step):
-        def call(self, *given):
-            if self.count == at:
+    end, given = 7, 0
+
+    def shuffled(self, *arguments):
+        for batch in super().shuffled(*arguments):
+            if self.given == self.end:
                 raise KeyboardInterrupt
-            step(self, *given)
+            self.given += 1
+            yield batch
 
-        return call
 
-    with monkeypatch.context() as patch:
-        for kind in (SparseStep, AutogradStep):
-            patch.setattr(kind, "__call__", until(kind.__call__))
-        patch.setattr(checkpoints, "_SHARE", 1e9)  # at every step
-        with pytest.raises(KeyboardInterrupt):
-            sae.train(x, 3, 64, epochs=2, batch=500, checkpoint=checkpoint, checkpoint_every=0, **arguments)
+def stopped_early(x, checkpoint, at=7, config=CONFIG):
+    """Runs until step `at`, as if the process ended there."""
+    ending = Ending.of(x)
+    ending.end = at
+    with pytest.raises(KeyboardInterrupt):
+        sae.train(ending, config, checkpoint=checkpoint, checkpoint_every=0)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("at", [1, 7, 10, 19])
-def test_every_method_resumes_to_the_same_bytes(data, tmp_path, monkeypatch, method, at):
+def test_every_method_resumes_to_the_same_bytes(data, tmp_path, method, at):
     x, checkpoint = data[0][:4750], tmp_path / "c.safetensors"  # the last batch of an epoch is short
-    whole = sae.train(x, 3, 64, method, epochs=2, batch=500, log=tmp_path / "whole.csv")
-    stopped_early(monkeypatch, x, checkpoint, at, method=method)
-    resumed = sae.train(x, 3, 64, method, epochs=2, batch=500, log=tmp_path / "log.csv", checkpoint=checkpoint)
+    config = replace(CONFIG, method=method)
+    whole = sae.train(x, config, log=tmp_path / "whole.csv")
+    stopped_early(x, checkpoint, at, config)
+    resumed = sae.train(x, config, log=tmp_path / "log.csv", checkpoint=checkpoint)
     assert (tmp_path / "log.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -102,31 +108,30 @@ def test_every_method_resumes_to_the_same_bytes(data, tmp_path, monkeypatch, met
 
 def test_a_resumed_run_does_only_the_rest(data, tmp_path, monkeypatch):
     x, checkpoint = data[0][:5000], tmp_path / "c.safetensors"
-    stopped_early(monkeypatch, x, checkpoint)
+    stopped_early(x, checkpoint)
     done = []
     step = SparseStep.__call__
     monkeypatch.setattr(SparseStep, "__call__", lambda self, *given: (done.append(self.count), step(self, *given)))
-    sae.train(x, 3, 64, epochs=2, batch=500, checkpoint=checkpoint)
+    sae.train(x, CONFIG, checkpoint=checkpoint)
     assert done == list(range(7, 20))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": sae.Recipe(lr=0.1)}, "made with recipe.lr None, now it is 0.1; delete it"),
+        ({"lr": 0.1}, "made with lr None, now it is 0.1; delete it"),
         ({"k": 4}, "made with k 3, now it is 4"),
         ({"seed": 1}, "made with seed 0, now it is 1"),
         ({"x": 1}, "made with data"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, monkeypatch, change, message):
+def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, change, message):
     checkpoint = tmp_path / "c.safetensors"
-    stopped_early(monkeypatch, data[0][:5000], checkpoint)
+    stopped_early(data[0][:5000], checkpoint)
     before = checkpoint.read_bytes()
-    change = change | ({"x": data[0][5000:10_000]} if "x" in change else {})
-    arguments = {"x": data[0][:5000], "k": 3, "latents": 64, "epochs": 2, "batch": 500} | change
+    first, seed = 5000 * change.pop("x", 0), change.pop("seed", 0)
     with pytest.raises(InputError, match=message):
-        sae.train(**arguments, checkpoint=checkpoint)
+        sae.train(data[0][first : first + 5000], replace(CONFIG, **change), seed, checkpoint=checkpoint)
     assert checkpoint.read_bytes() == before
 
 
@@ -135,22 +140,17 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path):
     for content in (b"", b"nonsense" * 100):
         checkpoint.write_bytes(content)
         with pytest.raises(InputError, match="not a checkpoint that can be read; delete it"):
-            sae.train(data[0][:5000], 3, 64, batch=500, checkpoint=checkpoint)
+            sae.train(data[0][:5000], CONFIG, checkpoint=checkpoint)
 
 
-def test_when_numbers_stop_being_finite_the_last_good_checkpoint_is_kept(data, tmp_path, monkeypatch):
-    checkpoint = tmp_path / "c.safetensors"
-    step = SparseStep.__call__
-
-    def poisoned(self, raw, lr):
-        step(self, raw[:] * torch.nan if self.count == 4 else raw, lr)
-
-    monkeypatch.setattr(SparseStep, "__call__", poisoned)
-    monkeypatch.setattr(checkpoints, "_SHARE", 1e9)
-    arguments = {"batch": 500, "checkpoint": checkpoint, "checkpoint_every": 0, "layer": 9}
+def test_when_numbers_stop_being_finite_the_last_good_checkpoint_is_kept(data, tmp_path):
+    checkpoint, x = tmp_path / "c.safetensors", data[0][:2500].copy()
+    source = sae.Source(layer=9).measured(Activations.of(x))
+    order = next(Activations.of(np.arange(2500.0)[:, None]).shuffled(2500, np.random.default_rng([0, 1, 0])))
+    x[int(order[2200, 0])] = np.nan  # in the fifth batch
     with pytest.raises(InputError, match=r"layer 9 k 3, step 5: the loss is not finite.*last good state, step 4"):
-        sae.train(data[0][:5000], 3, 64, **arguments)
-    state = checkpoints.load_file(checkpoint)
+        sae.train(x, CONFIG, source=source, checkpoint=checkpoint, checkpoint_every=0)
+    state = load_file(checkpoint)
     assert state["count"] == 4 and all(value.isfinite().all() for value in state.values())
 
 
