@@ -16,10 +16,10 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from sae import images
-from sae.evidence import classes, summary
+from sae.evidence import classes, conclusion, summary
 from sae.evidence.measures import FOUND, MEASURES
 from sae.explorer import parts, point, words
-from sae.figures import conclusion, style
+from sae.figures import style
 from sae.files import whole
 from sae.latent_codes import HISTOGRAM_EDGES
 

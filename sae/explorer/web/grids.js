@@ -211,7 +211,7 @@ const grids = (() => {
     const encoding = { x: { ...x, scale: { type: "point", padding: 0.6 } } };
     const spec = { title, height: 330, encoding, layer };
     const about = [
-      `${measure.name} by layer.`,
+      `${title}.`,
       measured.length > 0 && `${area ? "Bands" : "Bars"}: 95 % intervals on held-out images.`,
       theirs.length > 0 && "Grey: baselines.",
     ].filter(Boolean);

@@ -205,10 +205,10 @@ const latents = (() => {
   function classTable(about) {
     if (!about.classes.length) return h("p", { class: "quiet" }, "No image on which it fires has a label.");
     const share = (a, b) => (b ? show(a / b, "share") : "–");
-    const between = ([low, high]) => (low === null ? "" : ` (${show(low, "share")} to ${show(high, "share")})`);
+    const between = ([low, high]) => (low === null ? "" : `(${show(low, "share")} to ${show(high, "share")})`);
     const cells = ([support, flagged, right, auroc], precision = "", recall = "") => [
-      h("td", {}, share(right, flagged), h("small", {}, ` ${right} of ${flagged}${precision}`)),
-      h("td", {}, share(right, support), h("small", {}, ` of ${support}${recall}`)),
+      h("td", {}, share(right, flagged), h("small", {}, ` ${right} of ${flagged}`), " ", h("small", {}, precision)),
+      h("td", {}, share(right, support), h("small", {}, ` of ${support}`), " ", h("small", {}, recall)),
       h("td", {}, show(auroc)),
     ];
     const rows = about.classes.map((c) => {
