@@ -214,7 +214,7 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
         "effective_dimensions": float(variance.sum() ** 2 / (variance**2).sum()),
         "outlier_patches": outliers,
     }
-    return facts | {"warnings": _warnings(facts)}
+    return facts | {"warnings": warnings_about(facts)}
 
 
 def _quantile(counts: np.ndarray, share: float) -> float:
@@ -223,7 +223,8 @@ def _quantile(counts: np.ndarray, share: float) -> float:
     return float(np.sqrt(_NORM_EDGES[place] * _NORM_EDGES[place + 1]))
 
 
-def _warnings(facts: dict[str, Any]) -> list[str]:
+def warnings_about(facts: Mapping[str, Any]) -> list[str]:
+    """Returns one sentence for each unhealthy sign in a layer's statistics."""
     warnings = []
     if facts["gamma"] > 1:
         warnings.append(

@@ -119,36 +119,3 @@ def test_moments_are_exact_where_the_mean_is_large():
     mean, variance = activations.moments(Activations.of(x))
     np.testing.assert_allclose(mean, x.mean(0))
     np.testing.assert_allclose(variance, x.var(0))
-
-
-def test_statistics_use_the_train_images_only_and_scale_to_d(shards):
-    train = [20, 21, 22, 26]
-    facts = activations.statistics(shards, "patches", train)
-    x = np.concatenate([b.reshape(-1, 192) for _, b in Activations.open(shards, "patches", train).blocks(9)]).astype(
-        float
-    )
-    np.testing.assert_allclose(facts["mean"], x.mean(0), rtol=1e-5, atol=1e-6)
-    scaled = (x - facts["mean"]) * facts["scale"]
-    assert (scaled**2).sum(1).mean() == pytest.approx(192)
-    assert facts["gamma"] == pytest.approx(np.linalg.norm(x.mean(0)) / np.sqrt(x.var(0).sum()))
-    assert set(facts["norms"]) == {"class", "patch"}
-    patch = np.linalg.norm(x, axis=1)
-    assert facts["norms"]["patch"]["median"] == pytest.approx(np.median(patch), rel=0.01)
-    assert facts["norms"]["patch"]["mean"] == pytest.approx(patch.mean(), rel=1e-3)
-    assert sum(facts["norms"]["patch"]["histogram"]) == 16 and sum(facts["norms"]["class"]["histogram"]) == 4
-
-
-def test_an_unhealthy_layer_is_called_so():
-    healthy = {"gamma": 0.3, "outlier_patches": 0.0, "largest_dimensions": [{"dimension": 5, "share": 0.02}]}
-    assert activations._warnings(healthy) == []
-    sick = {"gamma": 4.0, "outlier_patches": 0.02, "largest_dimensions": [{"dimension": 5, "share": 0.8}]}
-    assert len(activations._warnings(sick)) == 3
-    assert "Dimension 5 alone carries 80%" in activations._warnings(sick)[1]
-
-
-def test_a_constant_layer_is_refused(tmp_path):
-    broken = vit.load("vit_tiny_patch16_224", "random", 32)
-    np.save(tmp_path / "same.npy", np.full((4, 32, 32, 3), 9, np.uint8))
-    extraction.extract(broken, tmp_path / "same.npy", range(4), 0, tmp_path / "shard.npy")
-    with pytest.raises(InputError, match="same activation"):
-        activations.statistics([tmp_path / "shard.npy"], "class", range(4))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from sae.activations import Activations
 from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.evidence import fidelity
 
@@ -44,10 +43,22 @@ def test_recovered():
 
 
 def test_kl():
-    logits = torch.randn(20, 5, dtype=torch.float64)
-    torch.testing.assert_close(fidelity.kl(logits, logits + 4), torch.zeros(20, dtype=torch.float64))
-    certain, even = torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    logits = rng.standard_normal((20, 5))
+    np.testing.assert_allclose(fidelity.kl(logits, logits + 4), np.zeros(20), atol=1e-12)
+    certain, even = np.array([[100.0, 0.0]]), np.array([[0.0, 0.0]])
     assert fidelity.kl(certain, even).item() == pytest.approx(np.log(2))
+
+
+def summed(m: SparseAutoencoder, x: np.ndarray, ks: tuple[int, ...] = ()) -> fidelity.Fidelity:
+    """Sums over `x` [n, d] in two blocks of images with one token each."""
+    sums = fidelity.Fidelity(m.config.latents, ks)
+    for block in np.array_split(x[:, None], 2):
+        pre = m.pre_activations(m.standardise(torch.from_numpy(block[:, 0])))
+        values, indices = m.select(pre)
+        guess = m(torch.from_numpy(block[:, 0]))
+        errors = sums.add(m, block, guess, values, indices, pre)
+        np.testing.assert_allclose(errors, np.square(block[:, 0] - guess.numpy()).sum(1), rtol=1e-4)
+    return sums
 
 
 def autoencoder(latents=6, k=2):
@@ -59,23 +70,28 @@ def autoencoder(latents=6, k=2):
     return m
 
 
-def test_streaming_reconstruction_agrees_with_the_formulas():
+def test_sums_over_blocks_agree_with_the_formulas():
     x = rng.standard_normal((300, 4)).astype(np.float32)
     m = autoencoder()
-    found = fidelity.reconstruction(m, Activations.of(x))
-    x_hat = m.decode(m.encode(x))
-    assert found["fvu"] == pytest.approx(fidelity.fvu(x, x_hat))
-    assert found["cosine"] == pytest.approx(fidelity.cosine(x, x_hat))
-    assert found["l0"] == pytest.approx((m.encode(x) > 0).sum(1).mean())
-    assert found["dead"] == pytest.approx(2 / 6)
-    assert found["dense"] == pytest.approx(4 / 6)
-    assert sum(found["density_histogram"]) == 4
+    sums = summed(m, x, (1, 2, 50))
+    row, x_hat = sums.row(x.astype(float).var(0)), m.decode(m.encode(x))
+    assert row["fvu"] == pytest.approx(fidelity.fvu(x, x_hat))
+    assert row["cosine"] == pytest.approx(fidelity.cosine(x, x_hat))
+    assert row["l0"] == pytest.approx((m.encode(x) > 0).sum(1).mean())
+    assert row["dead"] == pytest.approx(2 / 6)
+    assert row["dense"] == pytest.approx(4 / 6)
+    assert sum(row["density_histogram"]) == 4
+    other = sums.other_ks(x.astype(float).var(0)).set_index("at_k")
+    assert other.index.tolist() == [1, 2]  # there are 6 latents
+    assert other.loc[2, "fvu"] == pytest.approx(row["fvu"])
+    assert other.loc[1, "fvu"] == pytest.approx(fidelity.fvu(x, m.decode(m.encode(x, 1))), rel=1e-5)
+    assert other.loc[1, "l0"] == pytest.approx((m.encode(x, 1) > 0).sum(1).mean())
 
 
 def test_an_sae_that_says_the_mean_has_fvu_one():
     x = (rng.standard_normal((400, 4)) + 5).astype(np.float32)
-    m = SparseAutoencoder(SAEConfig(4, 6, 2), torch.from_numpy(x.mean(0)))
-    m.b_enc.data.fill_(-1)
-    found = fidelity.reconstruction(m, Activations.of(x))
-    assert found["fvu"] == pytest.approx(1, abs=1e-6)
-    assert found["l0"] == 0 and found["dead"] == 1
+    m = SparseAutoencoder(SAEConfig(4, 6, 2), torch.from_numpy(x.mean(0))).requires_grad_(False)
+    m.b_enc.fill_(-1)
+    row = summed(m, x).row(x.astype(float).var(0))
+    assert row["fvu"] == pytest.approx(1, abs=1e-6)
+    assert row["l0"] == 0 and row["dead"] == 1

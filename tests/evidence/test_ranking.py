@@ -4,15 +4,39 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
 from sae import images
-from sae.activations import Activations
 from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.evidence import ranking
 from sae.geometry import Geometry
+from sae.latent_codes import HISTOGRAM_EDGES, Codes, Tally
 
-GRID = Geometry(12, 6, ("class",), (2, 3), (32, 48), 10)
+SHAPE = Geometry(12, 6, ("class",), (2, 3), (32, 48), 10)
 N, LATENTS, MEDIAN = 40, 9, 2.5
+
+
+def coded(z, ids, train, norms):
+    """Codes of dense latents z [images, tokens, F], counted plainly."""
+    n, tokens, latents = z.shape
+    fires, strongest = z > 0, z.max(1)
+    edges = np.append(np.append(0, HISTOGRAM_EDGES[1:-1]), np.inf)
+    high = norms > 4 * MEDIAN
+    tally = Tally(
+        rows=np.array([(~train).sum(), train.sum()]) * tokens,
+        fired=np.stack([fires[s].sum((0, 1)) for s in (~train, train)]),
+        total=z.sum((0, 1)),
+        histogram=np.stack([np.histogram(z[..., i][fires[..., i]], edges)[0] for i in range(latents)]),
+        by_token=fires.sum(0).T,
+        high=fires[high].sum(0),
+        high_rows=np.array([high.sum()]),
+    )
+    row, latent = strongest.nonzero()
+    pattern = latent, np.append(0, np.cumsum(np.bincount(row, minlength=n)))
+    images, places = (
+        sparse.csr_array((matrix[row, latent], *pattern), strongest.shape) for matrix in (strongest, z.argmax(1))
+    )
+    return Codes(sparse.csr_array(z.reshape(-1, latents)), ids, tokens, images, places, ids, tally=tally)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +51,6 @@ def case():
     m.W_enc[7] = m.W_enc[0] * 0.9
     m.b_enc[6] = m.b_enc[8] = -100
     ids = np.arange(100, 100 + N)
-    x = Activations([tokens], ids, np.stack([np.zeros(N, int), np.arange(N)], 1), slice(1, None))
     manifest = pd.DataFrame(
         {
             "id": ids,
@@ -46,17 +69,18 @@ def case():
         }
     )
     z = m.encode(tokens[:, 1:].reshape(-1, 6)).reshape(N, 6, LATENTS)
-    return m, x, manifest, z
+    norms = np.linalg.norm(tokens[:, 1:], axis=2)
+    return coded(z, ids, (manifest["split"] == "train").to_numpy(), norms), manifest, z, norms
 
 
 @pytest.fixture(scope="module")
 def found(case):
-    m, x, manifest, _ = case
-    return ranking.rank(m, x, manifest, GRID, MEDIAN, top=10, top_classes=3)
+    codes, manifest, *_ = case
+    return ranking.rank(codes, manifest, SHAPE, SHAPE.select("patches"), top=10, top_classes=3)
 
 
 def test_top_images_by_their_strongest_patch_ties_by_id(case, found):
-    *_, z = case
+    _codes, _manifest, z, _norms = case
     strongest = z.max(1)  # [images, latents]
     for latent in (0, 1, 5, 7):
         rows = found.images[(found.images["latent"] == latent) & (found.images["panel"] == "top")]
@@ -71,18 +95,6 @@ def test_top_images_by_their_strongest_patch_ties_by_id(case, found):
         assert rows["image_id"].is_unique
 
 
-def test_blocks_change_nothing(case, found, monkeypatch):
-    m, x, manifest, _ = case
-    read = Activations.blocks
-    monkeypatch.setattr(Activations, "blocks", lambda self, _images: read(self, 3))
-    again = ranking.rank(m, x, manifest, GRID, MEDIAN, top=10, top_classes=3)
-    pd.testing.assert_frame_equal(again.images, found.images)
-    pd.testing.assert_frame_equal(again.classes, found.classes)
-    pd.testing.assert_frame_equal(again.latents, found.latents)
-    pd.testing.assert_frame_equal(again.recovery, found.recovery)
-    assert (again.activations != found.activations).nnz == 0
-
-
 def test_dead_latents_are_marked_and_have_no_images(found):
     latents = found.latents.set_index("latent")
     assert len(latents) == LATENTS
@@ -95,7 +107,7 @@ def test_dead_latents_are_marked_and_have_no_images(found):
 
 
 def test_frequencies_and_histograms_count_tokens(case, found):
-    *_, manifest, z = case
+    _codes, manifest, z, _norms = case
     train = (manifest["split"] == "train").to_numpy()
     latents = found.latents
     np.testing.assert_allclose(latents["frequency"], (z[train] > 0).mean((0, 1)))
@@ -105,13 +117,13 @@ def test_frequencies_and_histograms_count_tokens(case, found):
     for latent in range(6):
         values = z[:, :, latent][z[:, :, latent] > 0]
         np.testing.assert_allclose(latents["mean_activation"][latent], values.mean(), rtol=1e-6)
-        edges = ranking.HISTOGRAM_EDGES.copy()
+        edges = HISTOGRAM_EDGES.copy()
         edges[0], edges[-1] = 0, np.inf
         np.testing.assert_array_equal(latents["histogram"][latent], np.histogram(values, edges)[0])
 
 
 def test_images_around_the_quartiles_and_silent_ones_stand_beside_the_strongest(case, found):
-    *_, z = case
+    _codes, _manifest, z, _norms = case
     strongest = z.max(1)
     for latent in (0, 3, 7):
         rows = found.images[found.images["latent"] == latent].set_index("panel")
@@ -129,9 +141,9 @@ def test_images_around_the_quartiles_and_silent_ones_stand_beside_the_strongest(
 
 
 def test_of_near_duplicates_the_strongest_is_listed(case):
-    m, x, manifest, z = case
+    codes, manifest, z, _norms = case
     alike = manifest.assign(group=manifest["id"].where(manifest["id"] >= 120, 100))  # the first 20 look the same
-    images = ranking.rank(m, x, alike, GRID, MEDIAN, top=40).images
+    images = ranking.rank(codes, alike, SHAPE, SHAPE.select("patches"), top=40).images
     for latent in range(6):
         top = images[(images["latent"] == latent) & (images["panel"] == "top")]
         same = top[top["image_id"] < 120]
@@ -140,9 +152,8 @@ def test_of_near_duplicates_the_strongest_is_listed(case):
         assert len(top) == 1 + (z.max(1)[20:, latent] > 0).sum()
 
 
-def test_roles_are_shares_of_the_tokens_on_which_a_latent_fires(case, found):
-    _m, x, _manifest, z = case
-    norms = np.linalg.norm(x.read(np.arange(N)).astype(np.float32), axis=2)
+def test_token_types_are_shares_of_the_tokens_on_which_a_latent_fires(case, found):
+    _codes, _manifest, z, norms = case
     latents, fires = found.latents, z > 0
     for latent in (0, 1, 2, 3, 4, 5, 7):
         here = fires[:, :, latent]
@@ -150,7 +161,7 @@ def test_roles_are_shares_of_the_tokens_on_which_a_latent_fires(case, found):
         assert latents["on_high_norm"][latent] == pytest.approx((norms[here] > 4 * MEDIAN).mean())
         assert latents["on_border"][latent] == 1  # all 2 x 3 patches lie on it
     assert latents.loc[[6, 8], ["on_patch", "on_border", "by_row"]].isna().all(axis=None)
-    assert (latents["role"] == "").all()
+    assert (latents["token_type"] == "").all()
 
 
 def test_the_class_of_a_latent_is_the_one_that_stands_out_and_is_confirmed():
@@ -163,41 +174,32 @@ def test_the_class_of_a_latent_is_the_one_that_stands_out_and_is_confirmed():
     ids = np.arange(400)
     manifest = pd.DataFrame({"id": ids, "label": [f"class {b}" for b in both], "group": ids})
     manifest = manifest.assign(split=np.where(ids % 5, "train", "held_out"), colour=[f"c{c}" for c in colour])
-    x = Activations([tokens], ids, np.stack([ids * 0, ids], 1), slice(None))
-    found = ranking.rank(m, x, manifest, Geometry(1, 4, (), (1, 1), (16, 16), 0), 1.0)
+    z = m.encode(tokens[:, 0])[:, None]
+    codes = coded(z, ids, ids % 5 > 0, np.linalg.norm(tokens, axis=2))
+    found = ranking.rank(codes, manifest, Geometry(1, 4, (), (1, 1), (16, 16), 0), slice(None))
     table = found.latents
     assert table.loc[0, ["top_attribute", "top_class"]].tolist() == ["colour", "c2"]
     assert table["confirmed"].tolist() == [True, False, False, False]
     assert table.loc[1:, "top_class"].isna().all()
     ordered = found.classes.groupby(["latent", "attribute"])["mcc"]
     assert all(part.is_monotonic_decreasing for _, part in ordered)
-    best = found.recovery.set_index(["attribute", "class"])
+    best = found.best_latents.set_index(["attribute", "class"])
     assert best.loc[("colour", "c2"), "latent"] == 0 and best.loc[("colour", "c2"), "f1_held_out"] > 0.9
 
 
 def test_without_labels_there_are_no_classes(case):
-    m, x, manifest, _ = case
+    codes, manifest, *_ = case
     bare = manifest[["id", "split", "group"]].assign(label=None)
-    found = ranking.rank(m, x, bare, GRID, MEDIAN)
+    found = ranking.rank(codes, bare, SHAPE, SHAPE.select("patches"))
     assert len(found.classes) == 0 and found.latents["top_class"].isna().all()
 
 
 def test_class_tokens_have_no_patch(case):
-    m, x, manifest, _ = case
-    only = Activations(x._arrays, x.ids, x._rows, slice(0, 1))
-    m.config.__dict__["tokens"] = "class"
-    try:
-        images = ranking.rank(m, only, manifest, GRID, MEDIAN).images
-    finally:
-        m.config.__dict__["tokens"] = "patches"
+    _codes, manifest, z, norms = case
+    train = (manifest["split"] == "train").to_numpy()
+    only = coded(z[:, :1], manifest["id"].to_numpy(), train, norms[:, :1])
+    images = ranking.rank(only, manifest, SHAPE, SHAPE.select("class")).images
     assert (images[["token_row", "token_col"]] == -1).all(axis=None)
-    assert ranking.heat_maps(m, only, {100: [0]}, GRID) == {}
-
-
-def test_heat_maps_are_the_activations_on_the_patches(case):
-    m, x, _, z = case
-    maps = ranking.heat_maps(m, x, {107: [0, 3]}, GRID)
-    np.testing.assert_allclose(maps[3, 107], z[7, :, 3].reshape(2, 3), rtol=1e-6)
 
 
 def test_synsets_become_words():
