@@ -1,0 +1,28 @@
+"""The table of the cost of each rule, of a small finished run."""
+
+import subprocess
+import sys
+
+from conftest import ROOT, snakemake
+
+CONFIG = {"name": "small", "concepts": {"count": 12}}
+
+
+def table(*folders) -> list[list[str]]:
+    command = [sys.executable, str(ROOT / "benchmarks/rules.py"), *map(str, folders)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()]
+
+
+def test_rules_jobs_seconds_and_memory_of_one_run_and_of_two(tmp_path):
+    done = snakemake(tmp_path, "results/small/manifest.parquet", config=CONFIG)
+    assert done.returncode == 0, done.stderr
+    head, _, *rows = table(tmp_path / "results/small")
+    assert head == ["rule", "jobs", "s", "peak MB"]
+    assert sorted(row[0] for row in rows[:2]) == ["concepts", "manifest"]
+    assert [row[0] for row in rows[2:]] == ["all jobs", "wall time"]
+    assert [row[1] for row in rows[:3]] == ["1", "1", "2"]
+    assert all(float(row[2]) >= 1 and float(row[3]) > 20 for row in rows[:3])
+    (tmp_path / "results").rename(tmp_path / "moved")  # as one does between two runs in one folder
+    head, _, *rows = table(tmp_path / "moved/small", tmp_path / "moved/../moved/small")
+    assert len(head) == 7 and all(row[1:4] == row[4:] for row in rows)
