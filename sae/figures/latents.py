@@ -99,7 +99,8 @@ def sheet(
         latents: latents.parquet.
         images: from `shown`.
         pictures: image id -> uint8 [height, width, 3] as the ViT saw it.
-        heat: (latent, image id) -> activation on each patch [rows, columns]; absent where patches have no codes.
+        heat: (latent, image id) -> activation on each patch [rows, columns]; not needed for silent images, and empty
+            where patches have no codes.
     """
     most = int(images.loc[images["panel"] == "top", "rank"].max()) if len(images) else 1
     # Left edges of the pictures, inches: three blocks with a gap between.
@@ -132,7 +133,8 @@ def sheet(
             axes.text(0.12, y + 0.67, _facts(latent, facts.loc[latent]), va="center", fontsize=8.5)
             for image in images[images["latent"] == latent].itertuples():
                 corner = left[image.panel, image.rank], y + 0.07
-                map_ = heat.get((latent, image.image_id))
+                silent = np.zeros((1, 1)) if heat and image.panel == "silent" else None
+                map_ = heat.get((latent, image.image_id), silent)
                 _picture(axes, corner, pictures[image.image_id], map_, (image.token_row, image.token_col))
                 label = labels[image.image_id]
                 text = f"{image.activation:.1f}{'*' if image.split == HELD_OUT else ''} "
@@ -176,7 +178,7 @@ def _picture(
         light = 0.45 + 0.55 * heat / max(heat.max(), 1e-12)
         picture = (picture * light[rows][:, columns, None]).astype(np.uint8)
     axes.imshow(picture, interpolation="none", aspect="auto", extent=(x, x + width, y + height, y))
-    if heat is not None and patch[0] >= 0:
+    if heat is not None and heat.max() > 0 and patch[0] >= 0:
         h, w = height / heat.shape[0], width / heat.shape[1]
         box = {"fill": False, "edgecolor": "#ff3b00", "linewidth": 1.6}
         axes.add_artist(Rectangle((x + patch[1] * w, y + patch[0] * h), w, h, **box))
