@@ -78,6 +78,11 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
         print(f"rule {snakemake.rule}: {spent['seconds']} s, peak memory {spent['peak_memory_mb']} MB", file=file)
 
 
+def listed(paths: Any) -> list[str]:
+    """Returns the files of one name of a rule's input or output as a list: Snakemake gives a lone file as text."""
+    return [paths] if isinstance(paths, str) else list(paths)
+
+
 class _Both:
     """The terminal, whose text is copied to the log; progress bars ask it for the rest of a terminal's abilities."""
 

@@ -32,9 +32,10 @@ GPU = int(config["device"].startswith("cuda"))
 SEEDS = GRID["seeds"]
 # A method with one seed gets a second one, to see which latents are found again.
 SECOND_SEEDS = [] if len(SEEDS) > 1 else [SEEDS[0] + 1]
-BUILT = [
-    method for method in BASELINES if method != "frozen"
-]  # the others need no training
+# The baselines that need no training; and those of which two seeds are not the same dictionary.
+BUILT = [method for method in BASELINES if method != "frozen"]
+SEEDLESS = ("neurons", "pca")
+SEEDED = [method for method in BASELINES if method not in SEEDLESS]
 
 # Files by the name that scripts give them.
 PIXELS = expand(f"{R}/pixels/shard={{shard}}.npy", shard=SHARDS)
@@ -161,7 +162,9 @@ def many_jobs_here(workflow):
         elsewhere = "conda" in map(str, workflow.deployment_settings.deployment_method)
         here = workflow.is_main_process and workflow.local_exec and not elsewhere
         return here and len(list(workflow.dag.needrun_jobs())) >= 12
-    except Exception:  # another Snakemake may name these differently, and jobs run well without
+    except (
+        Exception
+    ):  # another Snakemake may name these differently, and jobs run well without
         return False
 
 

@@ -1,56 +1,22 @@
-"""Makes the baselines of one grid point, and measures each as an SAE is measured."""
+"""Makes the baselines of one grid point from their directions."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from sae import baselines, device, files, images, jobs, points, training, vit
+from sae import baselines, files, images, jobs
+from sae.activations import Activations
 
 settings, point = snakemake.params.settings, snakemake.wildcards
-ranking, evidence, seed = settings["ranking"], settings["evidence"], int(point.seed)
-
-
-def make(layer, x, method, seed):
-    """Returns the baseline; frozen is trained as the SAEs are."""
-    latents, centre = round(settings["expansion"] * x.width), layer.centre
-    common = {"k": int(point.k), "latents": latents, "method": method, "seed": seed, "centre": centre}
-    common |= {"layer": int(point.layer), "tokens": settings["tokens"]}
-    if method != "frozen":
-        return baselines.build(x, **common)
-    options = dict(settings["training"])
-    loop = {name: options.pop(name) for name in ("epochs", "batch", "precision", "deterministic")}
-    return training.train(x, device=settings["device"], recipe=training.Recipe(**options), **common, **loop)
-
-
 with jobs.job(snakemake) as provenance:
-    where = device.resolve(settings["device"])
-    layer = points.Layer.read(snakemake.input)
-    model, logits = vit.load(**settings["model"], device=where), np.load(snakemake.input.logits)
-    train = layer.tokens(settings["tokens"], images.used(layer.manifest, images.TRAIN)["id"])
-    twin = min({*settings["seeds"]} - {seed}, default=seed + 1)
-    alike = points.embedding(snakemake.input.embedding, evidence["embedding"]["name"], int(point.layer), layer)
-    for place, method in enumerate(settings["methods"]):
-        made = {s: make(layer, train, method, s).to(where) for s in (seed, twin)}
-        encoder, other = made.values()
-        encoder.save(Path(snakemake.output.sae[place]).parent, provenance())
-        row, other_ks = points.evaluate(encoder, layer, model, logits, settings["ks"], settings["batch"])
-        tables = {"metrics": pd.DataFrame([{"seed": seed} | row]), "other_ks": other_ks}
-        found = points.ranked(
-            encoder, {twin: other}, seed, layer, ranking["images"], ranking["classes"], ranking["support"]
-        )
-        tables |= points.tables(found, layer)
-        gathered = points.gather(
-            encoder,
-            other,
-            layer,
-            model,
-            found,
-            alike,
-            points.cover(snakemake.input.cover),
-            evidence["latents"],
-            evidence["images"],
-            dense=False,
-        )
-        for name, table in (tables | gathered.tables()).items():
-            files.write_table(snakemake.output[name][place], table, provenance())
+    train = images.used(pd.read_parquet(snakemake.input.manifest), images.TRAIN)
+    x = Activations.open(snakemake.input.shards, settings["tokens"], train["id"], verify=False)
+    statistics = files.read_json(snakemake.input.statistics)
+    centre = np.array(statistics["mean"]), statistics["scale"]
+    rows = baselines.load_directions(snakemake.input.directions)
+    for method, path in zip(settings["methods"], jobs.listed(snakemake.output.sae), strict=True):
+        sample = baselines.sample(x, method, centre, int(point.seed))
+        where = {"layer": int(point.layer), "tokens": settings["tokens"]}
+        model = baselines.build(rows[method], sample, int(point.k), method, centre, **where)
+        model.save(Path(path).parent, provenance())

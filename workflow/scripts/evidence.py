@@ -32,7 +32,7 @@ with jobs.job(snakemake) as provenance:
     embedding = np.load(inputs.thumbnails if last and not settings["embedding"] else inputs.features)
     rows = layer.ranked(manifest, reference["ids"])
     used = manifest.loc[manifest["status"] == "ok", "id"].isin(rows["id"]).to_numpy()
-    coverage = np.load(inputs.coverage) if "coverage" in inputs.keys() else None
+    coverage = np.load(inputs.coverage) if inputs.get("coverage") else None
     sample = np.array(reference["ids"])
     shown = judge.Images(rows, sample, embedding[used], coverage, reference["class_names"])
     facts, dense = layer.LayerFacts.load(inputs.layer), pd.read_parquet(inputs.dense_probes)

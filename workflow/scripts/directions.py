@@ -1,0 +1,17 @@
+"""Computes the directions of one layer's baselines, which are the same for all ks."""
+
+import numpy as np
+import pandas as pd
+
+from sae import baselines, files, images, jobs
+from sae.activations import Activations
+
+settings = snakemake.params.settings
+with jobs.job(snakemake):
+    train = images.used(pd.read_parquet(snakemake.input.manifest), images.TRAIN)
+    x = Activations.open(snakemake.input.shards, settings["tokens"], train["id"], verify=False)
+    statistics = files.read_json(snakemake.input.statistics)
+    centre = np.array(statistics["mean"]), statistics["scale"]
+    latents, seed = round(settings["expansion"] * x.width), int(snakemake.wildcards.seed)
+    rows = {method: baselines.directions(x, latents, method, centre, seed) for method in settings["methods"]}
+    baselines.save_directions(snakemake.output[0], rows)
