@@ -276,10 +276,10 @@ const latents = (() => {
 
   function effectBars(values, kinds) {
     const domain = [Math.min(0, ...values.map((v) => v.low)), Math.max(0, ...values.map((v) => v.high))];
-    const x = { type: "quantitative", scale: { domain, nice: true }, axis: { tickCount: 5 }, title: null };
     const y = { field: "class", type: "nominal", sort: null, title: null, axis: { labelLimit: 150, minExtent: 150 } };
     const chart = (kind) => {
       const title = kind === kinds.at(-1) ? "effect on the log-odds, nats" : null;
+      const x = { type: "quantitative", scale: { domain, nice: true }, axis: { tickCount: 5, title } };
       return {
         title: { text: kind, fontSize: 12, fontWeight: "normal" },
         data: { values: values.filter((v) => v.kind === kind) },
@@ -287,7 +287,7 @@ const latents = (() => {
         height: { step: 15 },
         encoding: { y },
         layer: [
-          { mark: { type: "bar", tooltip: true }, encoding: { x: { ...x, field: "effect", stack: null, title } } },
+          { mark: { type: "bar", tooltip: true }, encoding: { x: { ...x, field: "effect", stack: null } } },
           {
             mark: { type: "rule", color: charts.colour("ink") },
             encoding: { x: { ...x, field: "low" }, x2: { field: "high" } },
