@@ -267,8 +267,7 @@ def wilcoxon(difference: np.ndarray) -> float:
         return min(1.0, 2 * min(lower, upper) / ways.sum())
     m = len(difference)
     deviation = np.sqrt((m * (m + 1) * (2 * m + 1) - (count**3 - count).sum() / 2) / 24)
-    away = max(0.0, abs(positive - total / 2) / 2 - 0.5)  # corrected for continuity
-    return float(2 * ndtr(-away / deviation))
+    return float(2 * ndtr(-abs(positive - total / 2) / 2 / deviation))
 
 
 def _changes(codes: Codes, latents: list[int], norms: np.ndarray, images: int, seed: int) -> Iterator[_Change]:

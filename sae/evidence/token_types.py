@@ -63,8 +63,8 @@ def table(tally: Tally, kinds: Sequence[str], patches: tuple[int, int]) -> pd.Da
 
 def _explained(share: pd.Series, n: np.ndarray, usual: float) -> pd.Series:
     """Returns whether a type of token explains the firing of a latent, by its share of n and the share among all."""
-    hits = np.round(share.fillna(0) * n)
-    above = np.where(hits > 0, bdtrc(np.maximum(hits - 1, 0), n, usual), 1)  # P(at least so many hits by chance)
+    hits = np.round(share.fillna(0).to_numpy() * n)
+    above = np.where(hits > 0, bdtrc(np.maximum(hits - 1, 0), n.astype(np.int64), usual), 1)  # P(so many by chance)
     return (share > max(_DRIVEN, (1 + usual) / 2)) & (above < 1e-3)
 
 

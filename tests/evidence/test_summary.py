@@ -6,10 +6,11 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from sae.codes import Codes
 from sae.evidence import classes, summary
 from sae.evidence.fidelity import fvu
+from sae.evidence.probing import Probes, measure
 from sae.figures import conclusion
+from sae.latent_codes import Codes
 
 
 @pytest.fixture
@@ -26,12 +27,29 @@ def test_fidelity_is_fvu_and_predicting_the_mean_gives_one(w):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((80, 5, 6)) + 10
     guess = x + 0.3 * rng.standard_normal(x.shape)
-    value, draws, n = summary.fidelity(x, guess, w)
+    spread = np.square(x - x.mean((0, 1))).sum((1, 2))
+
+    def fidelity(guess):
+        return summary.fidelity(np.square(x - guess).sum((1, 2)), spread, w)
+
+    value, draws, n = fidelity(guess)
     assert value == pytest.approx(fvu(x.reshape(-1, 6), guess.reshape(-1, 6))) and n == 80
     assert np.quantile(draws, 0.1) < value < np.quantile(draws, 0.9)
-    assert summary.fidelity(x, np.broadcast_to(x.mean((0, 1)), x.shape), w)[0] == pytest.approx(1)
-    assert summary.fidelity(x, guess + 0.5, w)[0] > value + 0.2  # a constant offset counts
-    assert summary.fidelity(x * 7, guess * 7, w)[0] == pytest.approx(value)
+    assert fidelity(np.broadcast_to(x.mean((0, 1)), x.shape))[0] == pytest.approx(1)
+    drawn = np.repeat(np.arange(80), w[0].astype(int))
+    assert draws[0] == pytest.approx(np.square(x - guess).sum((1, 2))[drawn].sum() / spread[drawn].sum())
+
+
+def test_probes_are_measured_on_drawn_images(w):
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 5, (80, 3)).astype(float), rng.random((80, 3)) < 0.3
+    facts = pd.DataFrame({"probe": ["1", "5", "1"]})
+    probes = Probes(pd.concat([facts, measure(scores, truth)], axis=1), scores, truth)
+    value, draws, n = summary.probed(probes, 1, w)
+    auroc = lambda images: measure(scores[images], truth[images])["auroc"][[0, 2]].mean()  # noqa: E731
+    assert value == pytest.approx(auroc(np.arange(80))) and n == 2
+    for row, draw in zip(w[:5].astype(int), draws, strict=False):
+        assert draw == pytest.approx(auroc(np.repeat(np.arange(80), row)))
 
 
 def test_recovery_and_selectivity_are_means_of_f1_and_mcc(w):
@@ -42,15 +60,15 @@ def test_recovery_and_selectivity_are_means_of_f1_and_mcc(w):
     a[:, 0] = np.where(label == "a", 1 + rng.random(80), a[:, 0])
     pairs = pd.DataFrame({"latent": [0, 1, 2], "attribute": ["label", "label", "tint"], "class": ["a", "b", "x"]})
     pairs["threshold"] = [0.9, 0.2, 0.5]
-    said, true, known = summary.answers(sparse.csr_array(a), pairs, {"label": label, "tint": tint})
-    assert known[:, 2].sum() == (tint.codes >= 0).sum() and not said[~known].any()
-    scores = [(true[known[:, i], i], said[known[:, i], i]) for i in range(3)]
-    found = summary.recovery(said, true, w)
+    answer, true, known = summary.answers(sparse.csr_array(a), pairs, {"label": label, "tint": tint})
+    assert known[:, 2].sum() == (tint.codes >= 0).sum() and not answer[~known].any()
+    scores = [(true[known[:, i], i], answer[known[:, i], i]) for i in range(3)]
+    found = summary.recovery(answer, true, w)
     value, draws, n = found["concept_recovery"]
     assert found["class_coverage"][0] == np.mean([f1_score(*score) >= 0.5 for score in scores])
     assert value == pytest.approx(np.mean([f1_score(*score) for score in scores])) and n == 3
     assert draws.std() > 0
-    value, _draws, n = summary.selectivity(said, true, known, w, alive=5)
+    value, _draws, n = summary.selectivity(answer, true, known, w, alive=5)
     assert value == pytest.approx(sum(matthews_corrcoef(*score) for score in scores) / 5) and n == 5
 
 
@@ -76,8 +94,7 @@ def test_selectivity_by_shuffled_labels_is_at_chance(w):
 
 
 def codes_of(z, images):
-    matrix = sparse.csr_array(z.astype(np.float32))
-    return Codes(matrix, matrix, matrix, np.ones(len(z)), np.arange(images), len(z) // images)
+    return Codes(sparse.csr_array(z.astype(np.float32)), np.arange(images), len(z) // images)
 
 
 def test_stability_of_a_copy_is_one_whatever_its_numbering_and_of_noise_zero(w):
@@ -152,14 +169,14 @@ def test_what_is_the_same_for_every_seed_by_construction_does_not_count_as_stabl
     assert best["baseline"].tolist() == ["random"] and best["verdict"].tolist() == ["better"]
 
 
-def test_causes_count_latents_above_their_controls_and_mean_agreement():
+def test_interventions_count_latents_above_their_controls_and_mean_agreement():
     table = pd.DataFrame(
         {"size": [2.0, 1, 0, 3], "size_control": [1.0, 2, 0, np.nan], "agreement": [1, 0.5, np.nan, 0]}
     )
-    found = summary.causes(table)
+    found = summary.interventions(table)
     assert found["causal_size"][0] == 0.5 and found["causal_size"][2] == 2  # neither where nothing moves nor unknown
     assert found["causal_agreement"][0] == 0.5 and found["causal_agreement"][2] == 3
-    assert summary.causes(table.iloc[:0]) == {}
+    assert summary.interventions(table.iloc[:0]) == {}
 
 
 def test_an_interval_holds_its_value_also_where_the_draws_are_biased():

@@ -130,12 +130,12 @@ def test_images_without_any_class_give_empty_tables(planted):
     top = classes.named(pd.DataFrame({"latent": np.arange(40)}), classes.ranked(table, 3))
     assert not top["confirmed"].any()
     assert top["top_class"].isna().all()
-    assert len(classes.recovery(table)) == 0
+    assert len(classes.best_latents(table)) == 0
 
 
 def test_each_class_gets_the_latent_that_finds_it_best(planted):
     a, groups, train = planted
-    found = classes.recovery(classes.pairs(a, groups, train)).set_index(["attribute", "class"])
+    found = classes.best_latents(classes.pairs(a, groups, train)).set_index(["attribute", "class"])
     assert [found.loc[("label", f"class {c}"), "latent"] for c in range(6)] == list(range(6))
     assert (found.loc["label", "f1_held_out"] > 0.8).all()
     assert (found.loc["tint", "auroc_held_out"] < 0.7).all()  # no latent knows it
@@ -148,3 +148,12 @@ def test_a_caption_groups_nothing():
     assert list(classes.attributes(table)) == ["label", "kind"]
     table["label"] = None
     assert list(classes.attributes(table)) == ["kind"]
+
+
+def test_the_tail_of_the_hypergeometric_is_scipys():
+    rng = np.random.default_rng(0)
+    n = rng.integers(1, 400, 3000)
+    support, flagged = rng.integers(0, n + 1), rng.integers(0, n + 1)
+    right = rng.integers(np.maximum(0, support + flagged - n), np.minimum(support, flagged) + 1)
+    wanted = stats.hypergeom.sf(right - 1, n, support, flagged)
+    np.testing.assert_allclose(classes.hypergeometric_tail(right, n, support, flagged), wanted, rtol=1e-9, atol=1e-300)

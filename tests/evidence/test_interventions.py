@@ -6,14 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import sparse
+from scipy import sparse, stats
 
-from sae import InputError, vit
+from sae import InputError
+from sae import vit as vits
 from sae.activations import Activations
 from sae.autoencoder import SAEConfig, SparseAutoencoder
-from sae.codes import Codes, encode
-from sae.evidence import fidelity, interventions
-from sae.figures.interventions import causality_figure
+from sae.evidence import interventions
+from sae.evidence.interventions import Responses
+from sae.figures import interventions as figures
+from sae.latent_codes import Codes
 
 IMAGES = 12
 
@@ -24,17 +26,26 @@ def store(tokens):
     return Activations([tokens], n + 100, np.stack([0 * n, n], 1), slice(None))
 
 
-def class_token(z, ids):
-    """Wraps activations [images, F] as the codes of one token per image."""
-    z = sparse.csr_array(z.astype(np.float32))
-    places = sparse.csr_array((np.zeros(z.nnz, np.int64), z.indices, z.indptr), z.shape)
-    return Codes(z, z, places, np.ones(len(ids), np.float32), ids, 1)
+def codes_of(z, ids, tokens):
+    """Wraps activations [images · tokens, F] as codes."""
+    n, z = len(ids), sparse.csr_array(z.astype(np.float32))
+    strongest = z.toarray().reshape(n, tokens, -1)
+    images = sparse.csr_array(strongest.max(1))
+    row, latent = images.nonzero()
+    places = sparse.csr_array((strongest[row, :, latent].argmax(1), images.indices, images.indptr), images.shape)
+    return Codes(z, np.asarray(ids), tokens, images, places, np.asarray(ids))
+
+
+def measure(vit, sae, x, codes, latents, classes=None, images=8, top=5, **options):
+    """Returns the tables of the responses, as they come back from disk."""
+    responses = interventions.run(vit, sae, x, codes, latents, images, **options)
+    return interventions.tables(Responses.from_arrays(responses.to_arrays()), vits.class_names(vit), classes, top)
 
 
 def planted(seed=0):
     """A head of 37 orthogonal directions behind the last block, a latent for each, on random class tokens."""
-    model = vit.load("vit_tiny_concepts", "random")
-    geometry, rng = vit.geometry(model), np.random.default_rng(seed)
+    model = vits.load("vit_tiny_concepts", "random")
+    geometry, rng = vits.geometry(model), np.random.default_rng(seed)
     head = np.linalg.qr(rng.standard_normal((geometry.width, geometry.outputs)))[0].T
     model.head.weight.data = torch.from_numpy(head * 3).float()
     settings = SAEConfig(geometry.width, geometry.outputs, 8, layer=geometry.blocks - 1, tokens="class")
@@ -42,24 +53,24 @@ def planted(seed=0):
     sae.W_dec[:] = torch.from_numpy(head * rng.uniform(0.5, 2, (len(head), 1)))
     x = store(rng.standard_normal((40, len(geometry.roles), geometry.width)).astype(np.float16))
     z = rng.uniform(1, 3, (40, geometry.outputs)) * (rng.random((40, geometry.outputs)) < 0.3)
-    codes = class_token(z, x.ids)
-    names = [(group, value) for group, values in vit.class_names(model).items() for value in values]
+    codes = codes_of(z, x.ids, 1)
+    names = [(group, value) for group, values in vits.class_names(model).items() for value in values]
     classes = pd.DataFrame(names, columns=["attribute", "class"]).assign(latent=range(len(names)))
     return model, sae, x, codes, classes
 
 
 def real(name="vit_tiny_patch16_224", side=48, layer=2, **head):
     """A random model's own tokens of random images, and a random SAE with 24 latents on its patches."""
-    model = vit.load(name, "random", side)
+    model = vits.load(name, "random", side)
     if head:
         model.reset_classifier(**head)
         model.num_classes = head["num_classes"]
         model.pretrained_cfg = {}
-    geometry = vit.geometry(model)
+    geometry = vits.geometry(model)
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, *geometry.side, 3), np.uint8)
-    images = vit.normalise(model)(pixels)
+    images = vits.normalise(model)(pixels)
     with torch.inference_mode():
-        tokens = vit.read(model, images, layer).half().numpy()
+        tokens = vits.read(model, images, layer).half().numpy()
     x = store(tokens)
     torch.manual_seed(0)
     own = tokens[:, len(geometry.prefix) :]
@@ -67,8 +78,9 @@ def real(name="vit_tiny_patch16_224", side=48, layer=2, **head):
     sae = SparseAutoencoder(SAEConfig(x.width, 24, 3, layer=layer), mean, scale=0.5).requires_grad_(False)
     sae.W_enc.normal_()
     sae.W_dec.normal_(std=0.3)
-    n = np.arange(IMAGES)
-    codes = encode(sae, Activations([own], n + 100, np.stack([0 * n, n], 1), slice(None)))
+    with torch.no_grad():
+        z = sae.encode(torch.from_numpy(own.reshape(-1, x.width)).float()).numpy()
+    codes = codes_of(z, x.ids, own.shape[1])
     return model, sae, x, codes, images
 
 
@@ -79,7 +91,7 @@ def case():
 
 @pytest.fixture(scope="module")
 def found(case):
-    return interventions.measure(*case[:4], range(24), top=1000)
+    return measure(*case[:4], range(24), top=1000)
 
 
 @pytest.fixture(scope="module")
@@ -90,23 +102,27 @@ def cause():
 @pytest.fixture(scope="module")
 def caused(cause):
     *inputs, classes = cause
-    return interventions.measure(*inputs, range(37), classes)
+    return measure(*inputs, range(37), classes)
 
 
-def streams(monkeypatch, case, latent, **options):
-    """Returns what the forward passes of one latent went on from, as differences from the stored tokens."""
+def streams(monkeypatch, case, latent, images):
+    """Returns the responses of one latent, and the streams that led to them less the stored tokens, by change."""
     model, sae, x, codes, _ = case
-    seen, resume = [], vit.resume
+    seen, resume = [], vits.resume
     with monkeypatch.context() as patch:
-        patch.setattr(vit, "resume", lambda m, tokens, layer: seen.append(tokens.clone()) or resume(m, tokens, layer))
-        changes = list(interventions._changes(codes, [latent], sae.W_dec.norm(dim=1).numpy(), seed=0, **options))
-        interventions.measure(model, sae, x, codes, [latent], **options)
-    clean = x.read(np.array([c.image for c in changes])).astype(np.float32)
-    return changes, torch.cat(seen).numpy()[-len(changes) :] - clean
+        patch.setattr(vits, "resume", lambda m, tokens, layer: seen.append(tokens.clone()) or resume(m, tokens, layer))
+        responses = interventions.run(model, sae, x, codes, [latent], images)
+    clean = x.read(responses.image).astype(np.float32)
+    return responses, torch.cat(seen).numpy()[-len(clean) :] - clean
+
+
+def of_kind(responses, kind):
+    """Returns the places of the changes of one kind."""
+    return np.flatnonzero(responses.kind == interventions.KINDS.index(kind))
 
 
 def test_a_planted_cause_is_found_and_the_control_is_at_chance(cause, caused):
-    classes, table = cause[-1], caused.latents
+    classes, (table, effects) = cause[-1], caused
     assert (table["causal_class"] == classes["class"]).all()
     assert (table["causal_attribute"] == classes["attribute"]).all()
     assert (table["correlated_class"] == classes["class"]).all()
@@ -115,7 +131,7 @@ def test_a_planted_cause_is_found_and_the_control_is_at_chance(cause, caused):
     assert table["agreement_control"].mean() == pytest.approx(0.5, abs=0.15)
     assert 0.2 < table["sign_agrees_control"].mean() < 0.8
     assert (table["causal_effect"] == table["correlated_effect"]).all()
-    first = caused.effects.groupby(["latent", "kind"]).apply(lambda t: t.loc[t["effect"].idxmax(), "class"])
+    first = effects.groupby(["latent", "kind"]).apply(lambda t: t.loc[t["effect"].idxmax(), "class"])
     assert (first.xs("steer", level="kind") == classes["class"]).all()
     control = first.xs("control", level="kind")
     assert (control == classes["class"]).mean() < 0.2
@@ -127,19 +143,19 @@ def test_classes_shuffled_among_the_latents_agree_by_chance(cause):
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(37)
         shuffled = classes.assign(latent=classes["latent"].to_numpy()[order])
-        means.append(interventions.measure(*inputs, range(37), shuffled).latents["agreement"].mean())
+        means.append(measure(*inputs, range(37), shuffled)[0]["agreement"].mean())
     assert np.mean(means) == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_effect_is_that_of_an_edited_forward_pass(case):
     model, sae, x, codes, images = case
     latent = int(codes.images.sum(0).argmax())
-    result = interventions.measure(model, sae, x, codes, [latent], images=1, top=1000)
+    table, effects = measure(model, sae, x, codes, [latent], images=1, top=1000)
     place = int(codes.images[:, [latent]].toarray().argmax())
     clean = torch.from_numpy(x.read(np.array([place]))).float()
     z = codes.z[place * codes.tokens : (place + 1) * codes.tokens].toarray()[:, latent]
     assert (z > 0).any()
-    prefix = len(vit.geometry(model).prefix)
+    prefix = len(vits.geometry(model).prefix)
 
     def ablate(tokens):
         changed = tokens.clone()
@@ -149,30 +165,30 @@ def test_the_effect_is_that_of_an_edited_forward_pass(case):
 
     outputs = []
     for change in (lambda tokens: tokens, ablate):
-        with torch.inference_mode(), vit.edit(model, 2, lambda _, change=change: change(clean)):
+        with torch.inference_mode(), vits.edit(model, 2, lambda _, change=change: change(clean)):
             outputs.append(model(images[place][None]).double())
     log_p, log_q = (o.log_softmax(1) for o in outputs)
     expected = (log_p - log_q)[0].numpy()
     expected -= expected.mean()
-    rows = result.effects[result.effects["kind"] == "ablate"].set_index("class")["effect"]
-    np.testing.assert_allclose(rows[vit.class_names(model)["label"]], expected, atol=2e-5)
+    rows = effects[effects["kind"] == "ablate"].set_index("class")["effect"]
+    np.testing.assert_allclose(rows[vits.class_names(model)["label"]], expected, atol=2e-5)
     assert abs(expected).max() > 1e-2
-    assert result.latents["size"].item() == pytest.approx(float(fidelity.kl(*outputs)), rel=1e-2)
-    assert result.latents["causal_class"].item() == vit.class_names(model)["label"][expected.argmax()]
+    divergence = float((log_p.exp() * (log_p - log_q)).sum())
+    assert table["size"].item() == pytest.approx(divergence, rel=1e-2)
+    assert table["causal_class"].item() == vits.class_names(model)["label"][expected.argmax()]
 
 
 def test_the_control_is_as_long_as_the_ablation_token_by_token(monkeypatch, case):
     latent = int(case[3].images.sum(0).argmax())
-    changes, delta = streams(monkeypatch, case, latent, images=3)
-    by_kind = {kind: [i for i, c in enumerate(changes) if c.kind == kind] for kind in interventions.KINDS}
-    assert len(by_kind["ablate"]) == len(by_kind["control"]) == 3
+    responses, delta = streams(monkeypatch, case, latent, images=3)
+    ablate, control = of_kind(responses, "ablate"), of_kind(responses, "control")
+    assert len(ablate) == len(control) == 3 and (responses.latent == latent).all()
+    assert (responses.image[ablate] == responses.image[control]).all()
     fires = case[3].z[:, [latent]].toarray().reshape(IMAGES, -1) > 0
-    for a, c in zip(by_kind["ablate"], by_kind["control"], strict=True):
-        assert changes[a].image == changes[c].image
+    for a, c in zip(ablate, control, strict=True):
         lengths = np.linalg.norm(delta[a], axis=1)
-        assert ((lengths > 0)[1:] == fires[changes[a].image]).all() and lengths[0] == 0
+        assert ((lengths > 0)[1:] == fires[responses.image[a]]).all() and lengths[0] == 0
         np.testing.assert_allclose(np.linalg.norm(delta[c], axis=1), lengths, rtol=1e-4, atol=1e-5)
-        assert changes[c].direction != latent
         firing = delta[a][lengths > 0], delta[c][lengths > 0]
         assert (abs(np.einsum("td,td->t", *firing)) < 0.5 * lengths[lengths > 0] ** 2).all()
 
@@ -181,13 +197,20 @@ def test_steering_puts_the_latents_own_activations_where_it_is_silent(monkeypatc
     codes = case[3]
     fired = np.bincount(codes.images.indices, minlength=24)
     latent = int(np.flatnonzero((fired > 0) & (fired <= 8))[0])
-    changes, delta = streams(monkeypatch, case, latent, images=2)
-    steer = [i for i, c in enumerate(changes) if c.kind == "steer"]
-    ablate = [i for i, c in enumerate(changes) if c.kind == "ablate"]
-    assert steer
-    for s, a in zip(steer, ablate, strict=True):
-        assert codes.images[[changes[s].image], :].toarray()[0, latent] == 0
+    responses, delta = streams(monkeypatch, case, latent, images=2)
+    ablate, steer = of_kind(responses, "ablate"), of_kind(responses, "steer")
+    assert len(steer)
+    for a, s in zip(ablate, steer, strict=True):
+        assert codes.images[[responses.image[s]], :].toarray()[0, latent] == 0
         np.testing.assert_allclose(delta[s], -delta[a], atol=1e-5)
+
+
+def test_outputs_of_untouched_tokens_may_be_given(case):
+    clean = interventions.untouched(case[0], case[2], 2)
+    given, own = measure(*case[:4], range(24), clean=clean)[0], measure(*case[:4], range(24))[0]
+    pd.testing.assert_frame_equal(given, own, rtol=1e-3, atol=1e-5)  # other batches, other rounding
+    wrong = measure(*case[:4], range(24), clean=clean + np.arange(clean.shape[1]))[0]
+    assert (wrong["size"] > 2 * own["size"]).all()
 
 
 def test_a_latent_without_a_decoder_direction_changes_nothing(cause):
@@ -195,23 +218,23 @@ def test_a_latent_without_a_decoder_direction_changes_nothing(cause):
     directions = sae.W_dec.clone()
     sae.W_dec[5] = 0
     try:
-        result = interventions.measure(model, sae, x, codes, [5, 6], classes)
+        result = measure(model, sae, x, codes, [5, 6], classes)
     finally:
         sae.W_dec[:] = directions
-    row, other = (result.latents.set_index("latent").loc[i] for i in (5, 6))
+    row, other = (result[0].set_index("latent").loc[i] for i in (5, 6))
     assert row["size"] == row["size_control"] == row["size_steered"] == 0
     assert np.isnan(row["agreement"]) and pd.isna(row["sign_agrees"]) and pd.isna(row["causal_class"])
     assert np.isnan(row["p"]) and np.isnan(row["ratio"])
-    assert (result.effects.loc[result.effects["latent"] == 5, "effect"] == 0).all()
+    assert (result[1].loc[result[1]["latent"] == 5, "effect"] == 0).all()
     assert other["size"] > 0
 
 
 def test_rows_follow_the_latents_asked_for(cause, caused):
     *inputs, classes = cause
-    some = interventions.measure(*inputs, [20, 3, 11], classes)
-    assert some.latents["latent"].tolist() == [20, 3, 11]
-    expected = caused.latents.set_index("latent").loc[[20, 3, 11]].reset_index()
-    pd.testing.assert_frame_equal(some.latents, expected, rtol=1e-3, atol=1e-5)  # other batches, other rounding
+    some = measure(*inputs, [20, 3, 11], classes)[0]
+    assert some["latent"].tolist() == [20, 3, 11]
+    expected = caused[0].set_index("latent").loc[[20, 3, 11]].reset_index()
+    pd.testing.assert_frame_equal(some, expected, rtol=1e-3, atol=1e-5)  # other batches, other rounding
 
 
 def test_renumbering_the_latents_renumbers_the_ablations(cause, caused):
@@ -219,16 +242,16 @@ def test_renumbering_the_latents_renumbers_the_ablations(cause, caused):
     order = np.random.default_rng(1).permutation(37)  # new latent i was order[i]
     renamed = SparseAutoencoder(sae.config, scale=2.0).requires_grad_(False)
     renamed.W_dec[:] = sae.W_dec[order]
-    moved = class_token(codes.z.toarray()[:, order], codes.ids)
+    moved = codes_of(codes.z.toarray()[:, order], codes.ids, 1)
     table = classes.assign(latent=np.argsort(order))
-    found = interventions.measure(model, renamed, x, moved, range(37), table).latents
+    found = measure(model, renamed, x, moved, range(37), table)[0]
     columns = ["images", "size", "causal_class", "causal_effect", "agreement", "correlated_class"]
-    before = caused.latents.set_index("latent").loc[order, columns].reset_index(drop=True)
+    before = caused[0].set_index("latent").loc[order, columns].reset_index(drop=True)
     pd.testing.assert_frame_equal(found[columns], before, rtol=1e-3, atol=1e-5)
 
 
 def test_sizes_and_effects_keep_their_rules(found, case):
-    table, effects = found.latents, found.effects
+    table, effects = found
     for column in ("size", "size_control", "size_steered"):
         assert (table[column].dropna() >= 0).all()
     assert (table["size"] > 0).any()
@@ -242,9 +265,9 @@ def test_sizes_and_effects_keep_their_rules(found, case):
 
 
 def test_only_the_classes_that_move_most_are_kept(case, found):
-    few = interventions.measure(*case[:4], range(24), top=2).effects
+    few = measure(*case[:4], range(24), top=2)[1]
     assert (few.groupby(["latent", "kind", "attribute"]).size() == 2).all()
-    largest = found.effects.assign(size=found.effects["effect"].abs()).groupby(["latent", "kind"])["size"].max()
+    largest = found[1].assign(size=found[1]["effect"].abs()).groupby(["latent", "kind"])["size"].max()
     kept = few.assign(size=few["effect"].abs()).groupby(["latent", "kind"])["size"].max()
     np.testing.assert_allclose(kept, largest, rtol=1e-6)
 
@@ -253,19 +276,19 @@ def test_silent_latents_have_no_row(cause):
     model, sae, x, codes, classes = cause
     z = codes.z.toarray()
     z[:, [4, 7]] = 0
-    silenced = class_token(z, codes.ids)
-    result = interventions.measure(model, sae, x, silenced, [3, 4, 7, 8], classes)
-    assert result.latents["latent"].tolist() == [3, 8]
-    nothing = interventions.measure(model, sae, x, silenced, [4, 7], classes)
-    assert nothing.latents.empty and nothing.effects.empty
-    causality_figure(nothing.latents, nothing.effects, "nothing")
+    silenced = codes_of(z, codes.ids, 1)
+    result = measure(model, sae, x, silenced, [3, 4, 7, 8], classes)
+    assert result[0]["latent"].tolist() == [3, 8]
+    nothing = measure(model, sae, x, silenced, [4, 7], classes)
+    assert all(table.empty for table in nothing)
+    figures.interventions(*nothing, "nothing")
 
 
 def test_a_latent_alone_has_no_control_and_one_that_always_fires_is_not_steered(cause):
     model, sae, x, _, classes = cause
     z = np.zeros((40, 37), np.float32)
     z[:, 9] = 1
-    row = interventions.measure(model, sae, x, class_token(z, x.ids), [9], classes).latents.iloc[0]
+    row = measure(model, sae, x, codes_of(z, x.ids, 1), [9], classes)[0].iloc[0]
     assert row["agreement"] == 1 and row["size"] > 0
     assert row[["size_control", "size_steered", "p", "ratio", "agreement_control", "agreement_steered"]].isna().all()
 
@@ -273,28 +296,28 @@ def test_a_latent_alone_has_no_control_and_one_that_always_fires_is_not_steered(
 def test_patches_behind_the_last_block_move_nothing():
     model, sae, x, codes, _ = real(layer=11)
     classes = pd.DataFrame({"latent": range(24), "attribute": "label", "class": "n02123045"})
-    result = interventions.measure(model, sae, x, codes, range(24), classes)
-    assert (result.latents["size"] == 0).all() and result.latents["agreement"].isna().all()
-    assert (result.latents["correlated_class"] == "n02123045").all()
-    causality_figure(result.latents, result.effects, "nothing moves")
+    result = measure(model, sae, x, codes, range(24), classes)
+    assert (result[0]["size"] == 0).all() and result[0]["agreement"].isna().all()
+    assert (result[0]["correlated_class"] == "n02123045").all()
+    figures.interventions(*result, "nothing moves")
 
 
 def test_a_model_without_a_head_is_measured_by_cosine():
     model, sae, x, codes, _ = real("vit_small_patch14_reg4_dinov2", 42)
-    result = interventions.measure(model, sae, x, codes, range(8), images=4)
-    assert (result.latents["measure"] == "cosine distance").all()
-    assert result.latents["size"].between(0, 2).all() and (result.latents["size"] > 0).any()
-    assert result.effects.empty and result.latents["causal_class"].isna().all()
-    causality_figure(result.latents, result.effects, "no head")
+    result = measure(model, sae, x, codes, range(8), images=4)
+    assert (result[0]["measure"] == "cosine distance").all()
+    assert result[0]["size"].between(0, 2).all() and (result[0]["size"] > 0).any()
+    assert result[1].empty and result[0]["causal_class"].isna().all()
+    figures.interventions(*result, "no head")
 
 
 def test_outputs_without_names_are_numbered():
     model, sae, x, codes, _ = real(num_classes=5)
-    assert vit.class_names(model) == {}
+    assert vits.class_names(model) == {}
     classes = pd.DataFrame({"latent": range(24), "attribute": "label", "class": "cat"})
-    result = interventions.measure(model, sae, x, codes, range(8), classes, images=4)
-    assert (result.effects["attribute"] == "output").all() and set(result.effects["class"]) == set("01234")
-    assert (result.latents["measure"] == "kl").all() and result.latents["agreement"].isna().all()
+    result = measure(model, sae, x, codes, range(8), classes, images=4)
+    assert (result[1]["attribute"] == "output").all() and set(result[1]["class"]) == set("01234")
+    assert (result[0]["measure"] == "kl").all() and result[0]["agreement"].isna().all()
 
 
 def test_the_first_class_that_the_head_knows_counts():
@@ -309,15 +332,19 @@ def test_the_first_class_that_the_head_knows_counts():
         ],
         columns=["latent", "attribute", "class"],
     )
-    assert interventions._correlated(classes, names) == {0: ("colour", 1), 1: ("label", 1)}
-    assert interventions._correlated(None, names) == {}
+    n = np.arange(3)
+    responses = Responses(n, 0 * n, n, np.ones(3), np.arange(12.0).reshape(3, 4))
+    table, _effects = interventions.tables(responses, names, classes)
+    assert table["correlated_class"].tolist()[:2] == ["red", "n02"] and pd.isna(table["correlated_class"][2])
+    assert table["correlated_effect"].tolist()[:2] == [3, 5]
+    assert interventions.tables(responses, names)[0]["correlated_class"].isna().all()
 
 
 def test_latents_are_chosen_blindly_among_those_that_fire_often_enough(cause):
     z = np.zeros((10, 30), np.float32)
     for latent in range(30):
         z[: latent % 6, latent] = 1
-    codes = class_token(z, np.arange(10))
+    codes = codes_of(z, np.arange(10), 1)
     often = [i for i in range(30) if i % 6 >= 4]
     assert interventions.choose(codes, 99) == often
     drawn = [interventions.choose(codes, 4, seed) for seed in range(60)]
@@ -330,11 +357,11 @@ def test_latents_are_chosen_blindly_among_those_that_fire_often_enough(cause):
 def test_codes_of_other_images_are_refused(cause):
     model, sae, x, codes, _ = cause
     with pytest.raises(InputError, match="same images"):
-        interventions.measure(model, sae, x, replace(codes, ids=codes.ids + 1), [0])
+        measure(model, sae, x, replace(codes, ids=codes.ids + 1), [0])
 
 
 def test_the_figure_says_what_was_found(caused):
-    figure = causality_figure(caused.latents, caused.effects, "planted")
+    figure = figures.interventions(*caused, "planted")
     left, middle, right = figure.axes
     assert left.get_xscale() == left.get_yscale() == "log"
     assert "of 37 latents" in left.get_title("left") and "n = 37" in middle.get_title("left")
@@ -344,11 +371,21 @@ def test_the_figure_says_what_was_found(caused):
 
 
 def test_rounding_is_no_effect():
-    clean = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 6)) * 20)
-    changed = clean.clone()
+    clean = np.random.default_rng(0).normal(size=(3, 6)) * 20
+    changed = clean.copy()
     changed[0, 2] += 1e-5
     changed[1, 2] -= 1e-2
-    size, effects = interventions._sizes(clean, changed, {"shape": ["a", "b"], "colour": ["c", "d", "e", "f"]})
+    size, effects = interventions.respond(clean, changed, [2, 4])
     assert (size > 0).tolist() == [False, True, False]
-    assert not effects["colour"][[0, 2]].any() and not effects["shape"].any()
-    np.testing.assert_allclose(effects["colour"][1], [7.5e-3, -2.5e-3, -2.5e-3, -2.5e-3], rtol=1e-6)
+    assert not effects[[0, 2]].any() and not effects[:, :2].any()
+    np.testing.assert_allclose(effects[1, 2:], [7.5e-3, -2.5e-3, -2.5e-3, -2.5e-3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [3, 8, 13, 14, 50, 60])
+def test_the_signed_rank_test_is_scipys(n):
+    rng = np.random.default_rng(n)
+    for shift in (0, 0.5, 2):
+        smooth = rng.standard_normal(n) + shift
+        for difference in (smooth, np.append(smooth[1:], 0), np.round(smooth + 0.2, 1)):
+            wanted = stats.wilcoxon(difference).pvalue
+            assert interventions.wilcoxon(difference) == pytest.approx(wanted, rel=1e-9)

@@ -11,7 +11,7 @@ from scipy import sparse
 from sae import vit
 from sae.errors import InputError
 from sae.evidence.monosemanticity import chance, embed, embedding_pixels, monosemanticity, shuffled
-from sae.figures.probing import monosemanticity_figure
+from sae.figures import probing as figures
 
 
 def drawn(n, latents, dimensions, seed=0, density=0.5):
@@ -151,9 +151,9 @@ def test_the_figure_counts_the_latents_above_the_control(clusters):
     a, e = clusters
     scores, control = monosemanticity(a, e), shuffled(a, e, np.random.default_rng(0))
     scores[39] = control[39] = np.nan
-    figure = monosemanticity_figure(scores, control, "layer 4")
+    figure = figures.monosemanticity(scores, control, "layer 4")
     above = (scores[:39] > np.quantile(control[:39], 0.95)).mean()
     assert figure.axes[0].get_title(loc="left").startswith(f"{above:.0%} of the latents")
     assert "1 of 40 latents" in figure.get_supxlabel()
     nothing = np.full(3, np.nan)
-    assert "No latent" in monosemanticity_figure(nothing, nothing, "layer 4").axes[0].texts[0].get_text()
+    assert "No latent" in figures.monosemanticity(nothing, nothing, "layer 4").axes[0].texts[0].get_text()

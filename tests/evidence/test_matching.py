@@ -10,7 +10,15 @@ from scipy import sparse
 
 from sae.errors import InputError
 from sae.evidence import matching
-from sae.evidence.matching import assign, chains, correlation, fates, layer_summary, shuffled_rows, stability
+from sae.evidence.matching import (
+    across_ks,
+    across_layers,
+    assign,
+    correlation,
+    layer_summary,
+    shuffled_rows,
+    stability,
+)
 from sae.figures import matching as matching_figures
 
 TOKENS = 8  # per image
@@ -31,7 +39,7 @@ def directions(latents, d=24, seed=0):
 
 
 def judged(one, two):
-    return fates(correlation(csr(one), csr(two)), one.sum(0) > 0)
+    return across_ks(correlation(csr(one), csr(two)), one.sum(0) > 0)
 
 
 def test_correlation_is_numpys_block_by_block(monkeypatch):
@@ -71,52 +79,57 @@ def test_latents_too_many_stay_without_a_partner():
 
 def test_a_renumbered_copy_is_perfectly_stable_whatever_its_units():
     decoder, z, order = directions(30), events(30), np.random.default_rng(1).permutation(30)
-    table = stability({0: decoder, 5: 7 * decoder[order]}, {0: csr(z), 5: csr(3 * z[:, order])})
-    assert len(table) == 60
-    np.testing.assert_allclose(table[["stability_cosine", "stability_correlation"]], 1, atol=1e-5)
-    first, second = table[table["seed"] == 0], table[table["seed"] == 5]
-    there, back = (np.stack(part["partners_by_cosine"])[:, 0] for part in (first, second))
-    assert (order[there] == np.arange(30)).all() and (back == order).all()
-    assert (np.stack(first["partner_seeds"]) == [5]).all() and (np.stack(second["partner_seeds"]) == [0]).all()
+    copy = 7 * decoder[order], csr(3 * z[:, order])
+    table, back = stability((decoder, csr(z)), {5: copy}), stability(copy, {0: (decoder, csr(z))})
+    for found in (table, back):
+        assert found["latent"].tolist() == list(range(30))
+        np.testing.assert_allclose(found[["stability_cosine", "stability_correlation"]], 1, atol=1e-5)
+    for name in ("partners_by_cosine", "partners_by_correlation"):
+        assert (order[np.stack(table[name])[:, 0]] == np.arange(30)).all()
+        assert (np.stack(back[name])[:, 0] == order).all()
+    assert (np.stack(table["partner_seeds"]) == [5]).all() and (np.stack(back["partner_seeds"]) == [0]).all()
 
 
 def test_stability_does_not_depend_on_a_seeds_numbering():
-    decoders = {seed: directions(20, seed=seed) for seed in range(3)}
-    codes = {seed: events(20, n=800, seed=seed) for seed in range(3)}
+    seeds = {seed: (directions(20, seed=seed), events(20, n=800, seed=seed)) for seed in range(3)}
     order = np.random.default_rng(1).permutation(20)
+    renumbered = seeds | {1: (seeds[1][0][order], seeds[1][1][:, order])}
     columns = ["stability_cosine", "stability_correlation"]
-    before = stability(decoders, {seed: csr(z) for seed, z in codes.items()}).set_index(["seed", "latent"])
-    decoders[1], codes[1] = decoders[1][order], codes[1][:, order]
-    after = stability(decoders, {seed: csr(z) for seed, z in codes.items()}).set_index(["seed", "latent"])
-    np.testing.assert_allclose(after.loc[[0, 2], columns], before.loc[[0, 2], columns], atol=1e-6)
-    np.testing.assert_allclose(after.loc[1, columns], before.loc[1, columns].iloc[order], atol=1e-6)
-    there, before_there = (np.stack(table.loc[0, "partners_by_cosine"]) for table in (after, before))
-    assert (order[there[:, 0]] == before_there[:, 0]).all() and (there[:, 1] == before_there[:, 1]).all()
+
+    def found(seeds, seed):
+        whole = {s: (decoder, csr(z)) for s, (decoder, z) in seeds.items()}
+        return stability(whole.pop(seed), whole)
+
+    for seed in (0, 2):
+        np.testing.assert_allclose(found(renumbered, seed)[columns], found(seeds, seed)[columns], atol=1e-6)
+    np.testing.assert_allclose(found(renumbered, 1)[columns], found(seeds, 1)[columns].iloc[order], atol=1e-6)
+    after, before = (np.stack(found(which, 0)["partners_by_cosine"]) for which in (renumbered, seeds))
+    assert (order[after[:, 0]] == before[:, 0]).all() and (after[:, 1] == before[:, 1]).all()
 
 
 def test_stability_is_the_mean_over_the_other_seeds_and_silence_has_no_correlation():
     decoder, z = np.eye(6, 12), events(6)
-    away, elsewhere = np.eye(6, 12, 6), events(6, seed=1)
     z[:, 2] = 0
-    table = stability({0: decoder, 1: decoder, 2: away}, {0: csr(z), 1: csr(z), 2: csr(elsewhere)})
-    table = table.set_index(["seed", "latent"])
-    np.testing.assert_allclose(table["stability_cosine"], np.repeat([0.5, 0.5, 0], 6), atol=1e-6)
-    assert not table.loc[(0, 2), "fires"] and table["fires"].sum() == 16
+    own, away = (decoder, csr(z)), (np.eye(6, 12, 6), csr(events(6, seed=1)))
+    table = stability(own, {2: away, 1: own})
+    np.testing.assert_allclose(table["stability_cosine"], 0.5, atol=1e-6)
+    assert table["fires"].tolist() == [True, True, False, True, True, True]
     assert (table["stability_correlation"].isna() == ~table["fires"]).all()
-    np.testing.assert_allclose(table.loc[0, "stability_correlation"].dropna(), 0.5, atol=0.05)
-    assert (np.stack(table.loc[1, "partner_seeds"]) == [0, 2]).all()
-    r = np.stack(table.loc[0, "partner_correlations"])
+    np.testing.assert_allclose(table["stability_correlation"].dropna(), 0.5, atol=0.05)
+    assert (np.stack(table["partner_seeds"]) == [1, 2]).all()
+    r = np.stack(table["partner_correlations"])
     np.testing.assert_allclose(r[[0, 1, 3, 4, 5], 0], 1, atol=1e-5)
-    fires = table.loc[0, "fires"]
-    np.testing.assert_allclose(r.mean(1)[fires], table.loc[0, "stability_correlation"][fires])
-    assert (np.stack(table.loc[0, "partners_by_cosine"])[:, 0] == np.arange(6)).all()
+    np.testing.assert_allclose(r.mean(1)[table["fires"]], table["stability_correlation"].dropna())
+    assert (np.stack(table["partners_by_cosine"])[:, 0] == np.arange(6)).all()
+    unlike = stability(away, {0: own, 1: own})
+    np.testing.assert_allclose(unlike["stability_cosine"], 0, atol=1e-6)
 
 
 def test_stability_needs_two_dictionaries_of_one_size():
     with pytest.raises(InputError, match="two seeds"):
-        stability({0: directions(4)}, {0: csr(events(4))})
+        stability((directions(4), csr(events(4))), {})
     with pytest.raises(InputError, match="differ in size"):
-        stability({0: directions(4), 1: directions(5)}, {0: csr(events(4)), 1: csr(events(5))})
+        stability((directions(4), csr(events(4))), {1: (directions(5), csr(events(5)))})
 
 
 def test_dictionaries_that_learnt_nothing_are_at_the_null():
@@ -124,8 +137,8 @@ def test_dictionaries_that_learnt_nothing_are_at_the_null():
     nulls = matching.null_stability(200, tokens, np.random.default_rng(0))
     assert {name: len(values) for name, values in nulls.items()} == {"random directions": 200, "random tokens": 200}
     z = csr(events(200, n=80))
-    random = stability({0: directions(200), 1: directions(200, seed=1)}, {0: z, 1: z})["stability_cosine"]
-    copied = stability({0: tokens[:200], 1: tokens[200:400]}, {0: z, 1: z})["stability_cosine"]
+    random = stability((directions(200), z), {1: (directions(200, seed=1), z)})["stability_cosine"]
+    copied = stability((tokens[:200], z), {1: (tokens[200:400], z)})["stability_cosine"]
     assert random.median() == pytest.approx(np.median(nulls["random directions"]), abs=0.03)
     assert copied.median() == pytest.approx(np.median(nulls["random tokens"]), abs=0.03)
     assert copied.median() > random.median() + 0.1
@@ -140,8 +153,8 @@ def test_the_tokens_null_is_centred_and_needs_enough_tokens():
     assert list(matching.null_stability(51, tokens, np.random.default_rng(0))) == ["random directions"]
 
 
-def planted_fates():
-    """Codes of two SAEs: what becomes of 0 to 6 is same, split, changed, merged (into 0's), lost, dead, same."""
+def planted_ks():
+    """Codes of two SAEs: the outcomes of 0 to 6 are same, split, changed, merged (into 0's), lost, dead, same."""
     one = events(7, n=8000)
     half = np.random.default_rng(1).random(len(one)) < 0.4
     noise = events(8, n=8000, seed=2)
@@ -158,39 +171,39 @@ def planted_fates():
 TRUTH = ["same", "split", "changed", "merged", "lost", "dead", "same"]
 
 
-def test_planted_fates_are_found():
-    table = judged(*planted_fates())
-    assert table["fate"].tolist() == TRUTH and set(TRUTH) == set(matching.FATES)
+def test_planted_outcomes_are_found():
+    table = judged(*planted_ks())
+    assert table["outcome"].tolist() == TRUTH and set(TRUTH) == set(matching.OUTCOMES)
     assert table["best"].tolist()[:4] == [0, 2, 3, 0]
     assert table["children"].tolist() == [1, 2, 1, 0, 0, 0, 2]
     assert table["child_latents"].tolist() == [[0], [2, 1], [3], [], [], [], [4, 5]]
-    assert table["r_best"].isna().tolist() == [fate == "dead" for fate in TRUTH] and table["best"][5] == -1
+    assert table["r_best"].isna().tolist() == [outcome == "dead" for outcome in TRUTH] and table["best"][5] == -1
 
 
-def test_fates_follow_the_latents_not_their_numbers_or_units():
-    one, two = planted_fates()
+def test_outcomes_follow_the_latents_not_their_numbers_or_units():
+    one, two = planted_ks()
     rng = np.random.default_rng(4)
     order, other = rng.permutation(one.shape[1]), rng.permutation(two.shape[1])
     table = judged(5 * one[:, order], two[:, other] / 5)
-    assert table["fate"].tolist() == [TRUTH[latent] for latent in order]
-    split = table[table["fate"] == "split"].iloc[0]
+    assert table["outcome"].tolist() == [TRUTH[latent] for latent in order]
+    split = table[table["outcome"] == "split"].iloc[0]
     assert other[split["child_latents"]].tolist() == [2, 1] and other[split["best"]] == 2
 
 
-def test_thresholds_move_the_fates():
-    one, two = planted_fates()
+def test_thresholds_move_the_outcomes():
+    one, two = planted_ks()
     r, fired = correlation(csr(one), csr(two)), one.sum(0) > 0
-    assert fates(r, fired, threshold=0.35)["fate"][2] == "same"
-    assert fates(r, fired, threshold=0.9)["fate"][0] == "changed"
-    strict = fates(r, fired, threshold=0.9, partial=0.7)
-    assert strict["fate"].tolist() == ["changed", "changed", "lost", "lost", "lost", "dead", "same"]
+    assert across_ks(r, fired, threshold=0.35)["outcome"][2] == "same"
+    assert across_ks(r, fired, threshold=0.9)["outcome"][0] == "changed"
+    strict = across_ks(r, fired, threshold=0.9, partial=0.7)
+    assert strict["outcome"].tolist() == ["changed", "changed", "lost", "lost", "lost", "dead", "same"]
 
 
 def test_with_shuffled_tokens_nothing_is_the_same():
-    one, _two = planted_fates()
-    assert judged(one, one)["fate"].value_counts().to_dict() == {"same": 6, "dead": 1}
+    one, _two = planted_ks()
+    assert judged(one, one)["outcome"].value_counts().to_dict() == {"same": 6, "dead": 1}
     shuffled = judged(one, one[np.random.default_rng(0).permutation(len(one))])
-    assert shuffled["fate"].value_counts().to_dict() == {"lost": 6, "dead": 1}
+    assert shuffled["outcome"].value_counts().to_dict() == {"lost": 6, "dead": 1}
 
 
 def test_shuffling_gives_every_image_the_whole_rows_of_another():
@@ -229,10 +242,10 @@ def planted_layers():
 
 def followed(layers):
     codes = [csr(z) for z in layers]
-    return chains([correlation(a, b) for a, b in pairwise(codes)], [z.sum(0) > 0 for z in layers])
+    return across_layers([correlation(a, b) for a, b in pairwise(codes)], [z.sum(0) > 0 for z in layers])
 
 
-def test_planted_chains_are_followed():
+def test_planted_latents_are_followed_across_layers():
     table = followed(planted_layers()).set_index(["position", "latent"])
     assert table.xs(0, level="latent")[["start", "length"]].to_numpy().tolist() == [[0, 4]] * 4
     assert table.xs(1, level="latent")["length"].tolist() == [2, 2, 1, 1]
@@ -262,15 +275,15 @@ def test_the_summary_counts_the_living():
     assert summary["end"].tolist()[:-1] == [3, 5, 4] and pd.isna(summary["end"][3])
 
 
-def test_chains_share_no_latent_though_a_match_may():
+def test_matches_across_layers_share_no_latent_though_a_match_may():
     """Two latents of the first layer have the same best match; only the closer one is linked to it."""
     r = np.array([[0.9, 0.1], [0.6, 0.2]])
-    table = chains([r], [np.ones(2, bool)] * 2)
+    table = across_layers([r], [np.ones(2, bool)] * 2)
     assert table["next"].tolist()[:2] == [0, 0] and table["persists"].tolist()[:2] == [True, True]
     assert table["length"].tolist() == [2, 1, 2, 1]
 
 
-def test_chains_follow_the_latents_not_their_numbers():
+def test_matches_across_layers_follow_the_latents_not_their_numbers():
     layers = planted_layers()
     before = followed(layers).set_index(["position", "latent"])
     order = np.random.default_rng(0).permutation(6)
@@ -287,9 +300,9 @@ def test_with_images_shuffled_nothing_lasts():
     assert shuffled["length"].max() == 1 and layer_summary(shuffled)["persist"].sum() == 0
 
 
-def test_chains_need_a_matrix_between_each_two_layers():
+def test_matches_across_layers_need_a_matrix_between_each_two_layers():
     with pytest.raises(InputError, match="consecutive"):
-        chains([np.zeros((3, 2))], [np.ones(2, bool), np.ones(3, bool)])
+        across_layers([np.zeros((3, 2))], [np.ones(2, bool), np.ones(3, bool)])
 
 
 def texts(figure):
@@ -307,18 +320,18 @@ def test_the_stability_figure_says_what_the_median_is_beside_the_null():
     z = events(20)
     z[:, 4] = 0
     decoder = np.eye(20, 24)
-    table = stability({0: decoder, 1: decoder}, {0: csr(z), 1: csr(z)})
+    table = stability((decoder, csr(z)), {1: (decoder, csr(z))})
     table.loc[~table["fires"], "stability_cosine"] = 0
-    shown = texts(matching_figures.stability_figure(table, {"random directions": np.full(20, 0.25)}, "Layer 3"))
-    assert "38 of 40 latents" in shown and "Layer 3" in shown
+    shown = texts(matching_figures.stability(table, {"random directions": np.full(20, 0.25)}, "Layer 3"))
+    assert "19 of 20 latents" in shown and "Layer 3" in shown
     assert "SAE: median 1.00" in shown and "random directions: median 0.25" in shown
-    nothing = texts(matching_figures.stability_figure(table[~table["fires"]], {"tokens": np.full(20, 0.25)}, "Layer 3"))
-    assert "0 of 2 latents" in nothing and "SAE: median" not in nothing
+    nothing = texts(matching_figures.stability(table[~table["fires"]], {"tokens": np.full(20, 0.25)}, "Layer 3"))
+    assert "0 of 1 latents" in nothing and "SAE: median" not in nothing
 
 
 def test_the_fates_figure_has_a_bar_per_pair_and_all_shares():
-    one, two = planted_fates()
-    figure = matching_figures.fates_figure({"k = 16 in k = 32": judged(one, two), "itself": judged(one, one)}, "At all k")
+    one, two = planted_ks()
+    figure = matching_figures.across_ks({"k = 16 in k = 32": judged(one, two), "itself": judged(one, one)}, "At all k")
     widths = np.array([[bar.get_width() for bar in bars] for bars in figure.axes[0].containers])
     ends = np.array([[bar.get_x() + bar.get_width() for bar in bars] for bars in figure.axes[0].containers])
     np.testing.assert_allclose(ends, np.cumsum(widths, 0))
@@ -331,7 +344,7 @@ def test_the_fates_figure_has_a_bar_per_pair_and_all_shares():
 def test_the_layers_figure_shows_shares_and_chain_lengths():
     table = followed(planted_layers())
     control = followed([events(6, seed=20 + layer) for layer in range(4)])
-    figure = matching_figures.layers_figure(table, control, [3, 6, 9, 11], "Followed")
+    figure = matching_figures.across_layers(table, control, [3, 6, 9, 11], "Followed")
     heights = [bar.get_height() for bar in figure.axes[1].containers[0]]
     assert heights == [14, 2, 0, 1]
     shown = texts(figure)

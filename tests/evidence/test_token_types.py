@@ -5,21 +5,17 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from sae.codes import Codes
 from sae.evidence import token_types
-from sae.geometry import Geometry
+from sae.latent_codes import Codes, Tally
 
-GRID = Geometry(2, 4, ("class",), (6, 8), (96, 128), 0)
+KINDS, PATCHES = ["class", *["patch"] * 48], (6, 8)
 N, TOKENS = 60, 49
 
 
-def codes_of(z, norms=None):
+def codes_of(z):
     """Codes of z [n, tokens, F]."""
     n, tokens, latents = z.shape
-    matrix = sparse.csr_array(z.reshape(-1, latents).astype(np.float32))
-    strongest = sparse.csr_array(z.max(1).astype(np.float32))
-    norms = np.ones(n * tokens, np.float32) if norms is None else norms.ravel().astype(np.float32)
-    return Codes(matrix, strongest, strongest, norms, np.arange(n), tokens)
+    return Codes(sparse.csr_array(z.reshape(-1, latents).astype(np.float32)), np.arange(n), tokens)
 
 
 @pytest.fixture
@@ -44,16 +40,18 @@ def planted():
     return z, norms
 
 
-def table_of(z, norms, **changes):
-    counts = token_types.Roles(z.shape[2], GRID.roles, GRID, 1.0)
-    for part in (slice(0, 25), slice(25, N)):  # in blocks
-        counts.add(codes_of(z[part], norms[part]))
-    return counts.table()
+def table_of(z, norms):
+    fires, high = z > 0, norms > 4
+    tally = Tally.empty(z.shape[2], TOKENS)
+    tally.rows[:] = 0, norms.size
+    tally.by_token[:], tally.high[:] = fires.sum(0).T, (fires & high[..., None]).sum((0, 1))
+    tally.high_rows[:] = high.sum()
+    return token_types.table(tally, KINDS, PATCHES)
 
 
-def test_roles_of_planted_latents(planted):
+def test_token_types_of_planted_latents(planted):
     table = table_of(*planted)
-    assert table["role"].tolist() == ["prefix", "position", "position", "border", "artefact", "", "", ""]
+    assert table["token_type"].tolist() == ["prefix", "position", "position", "border", "artefact", "", "", ""]
     assert table.loc[0, "on_class"] == 1 and (table.loc[1:5, "on_patch"] == 1).all()
     assert table.loc[3, "on_border"] == 1 and table.loc[4, "on_high_norm"] == 1
     assert table.loc[1, "by_row"] > 0.75 and table.loc[1, "by_column"] < 0.1
@@ -64,10 +62,10 @@ def test_roles_of_planted_latents(planted):
 
 def test_a_latent_that_fires_twice_is_not_called_driven_by_its_places(planted):
     table = table_of(*planted)
-    assert table.loc[7, "role"] == "" and table.loc[7, "by_place"] < 0.5
+    assert table.loc[7, "token_type"] == "" and table.loc[7, "by_place"] < 0.5
 
 
-def test_roles_move_with_the_latents_and_ignore_strength(planted):
+def test_token_types_move_with_the_latents_and_ignore_strength(planted):
     z, norms = planted
     order = np.random.default_rng(1).permutation(8)
     moved = table_of(z[:, :, order] * 7, norms)
@@ -76,16 +74,16 @@ def test_roles_move_with_the_latents_and_ignore_strength(planted):
 
 def test_localisation_of_a_latent_on_the_object_beside_one_that_only_knows_the_image():
     rng = np.random.default_rng(0)
-    cover = np.zeros((N, 48), np.float32)
+    coverage = np.zeros((N, 48), np.float32)
     place = rng.integers(48, size=N)
-    cover[np.arange(N), place] = 1
+    coverage[np.arange(N), place] = 1
     red = rng.random(N) < 0.5
     z = np.zeros((N, 48, 3))
     z[red, place[red], 0] = 1  # on the object
     z[red, (place[red] + 24) % 48, 1] = 1  # in the right images, elsewhere
     z[:, :, 2] = rng.random((N, 48))  # anywhere
-    recovered = pd.DataFrame({"attribute": "colour", "class": ["red", "red", "red", "blue"], "latent": [0, 1, 2, 0]})
-    table, hit, seen = token_types.localisation(codes_of(z), cover, recovered, {("colour", "red"): red})
+    best = pd.DataFrame({"attribute": "colour", "class": ["red", "red", "red", "blue"], "latent": [0, 1, 2, 0]})
+    table, hit, seen = token_types.localisation(codes_of(z), coverage, best, {("colour", "red"): red})
     assert hit[red].all(0).tolist() == [True, False, False] and (seen[:, 0] == red).all()
     table = table.set_index("latent")
     assert len(table) == 3  # blue is not known here
