@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from sae import vit
 from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.errors import InputError
+from sae.geometry import Geometry, select
 
 MODELS = [
-    # name, input size, width, prefix tokens, grid
+    # name, input size, width, prefix tokens, rows and columns of patches
     ("vit_tiny_patch16_224", 96, 192, ("class",), (6, 6)),
     ("vit_small_patch32_224", None, 384, ("class",), (7, 7)),
     ("deit_tiny_patch16_224", 64, 192, ("class",), (4, 4)),
@@ -20,6 +21,9 @@ MODELS = [
     ("vit_small_patch14_reg4_dinov2", 70, 384, ("class",) + ("register",) * 4, (5, 5)),
     ("vit_base_patch16_siglip_224", 64, 768, (), (4, 4)),
     ("eva02_tiny_patch14_224", 56, 192, ("class",), (4, 4)),
+    ("beit_base_patch16_224", 32, 768, ("class",), (2, 2)),
+    ("vit_small_patch16_dinov3", 48, 384, ("class",) + ("register",) * 4, (3, 3)),
+    ("vit_relpos_small_patch16_224", 48, 384, (), (3, 3)),
 ]
 
 
@@ -29,11 +33,11 @@ def case(request):
 
 
 def test_geometry_is_read_from_the_model(case):
-    (_, size, width, prefix, grid), model = case
+    (_, size, width, prefix, patches), model = case
     g = vit.geometry(model)
-    assert (g.width, g.prefix, g.grid) == (width, prefix, grid)
+    assert (g.width, g.prefix, g.patches) == (width, prefix, patches)
     assert g.side == ((size, size) if size else (224, 224))
-    assert len(g.roles) == len(prefix) + grid[0] * grid[1]
+    assert len(g.roles) == len(prefix) + patches[0] * patches[1]
 
 
 def test_a_layer_is_the_output_of_its_block(case):
@@ -51,7 +55,7 @@ def test_a_layer_is_the_output_of_its_block(case):
         for layer in (0, g.blocks - 1):
             tokens = vit.read(model, x, layer)
             assert tokens.shape == (2, len(g.roles), width)
-            torch.testing.assert_close(tokens, seen[layer])
+            assert torch.equal(tokens, seen[layer])
 
 
 def test_reading_stops_at_the_layer_and_leaves_the_model_as_it_was(case):
@@ -116,13 +120,15 @@ def test_constants_differ_between_models():
 
 
 def test_positions():
-    g = vit.Geometry(12, 192, ("class", "register"), (3, 4), (48, 64), 0)
+    g = Geometry(12, 192, ("class", "register"), (3, 4), (48, 64), 0)
+    assert g.count == 12
     rows, columns = g.position(np.array([0, 1, 2, 5, 6, 13]))
     assert rows.tolist() == [-1, -1, 0, 0, 1, 2]
     assert columns.tolist() == [-1, -1, 0, 3, 0, 3]
     assert g.select("class") == slice(0, 1)
     with pytest.raises(InputError, match="no class token"):
-        vit.Geometry(12, 192, (), (3, 4), (48, 64), 0).select("class")
+        select((), "class")
+    assert select((), "patches") == slice(0, None)
 
 
 def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
@@ -145,7 +151,7 @@ def test_local_checkpoints_are_loaded(tmp_path, ending):
     model = vit.load("vit_tiny_patch16_224", path, 64)
     torch.testing.assert_close(model.blocks[7].mlp.fc1.weight.data, source.blocks[7].mlp.fc1.weight.data)
     larger = vit.load("vit_tiny_patch16_224", path, 96)  # positions are resampled
-    assert vit.geometry(larger).grid == (6, 6)
+    assert vit.geometry(larger).patches == (6, 6)
 
 
 def test_a_checkpoint_fine_tuned_on_other_classes_brings_its_head(tmp_path):
@@ -156,7 +162,7 @@ def test_a_checkpoint_fine_tuned_on_other_classes_brings_its_head(tmp_path):
     assert vit.class_names(model) == {}
 
 
-def test_what_does_not_fit_is_explained(tmp_path):
+def test_a_model_that_does_not_fit_is_explained(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
     save_file(timm.create_model("vit_tiny_patch16_224", img_size=32).state_dict(), tmp_path / "tiny.safetensors")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
@@ -168,6 +174,7 @@ def test_what_does_not_fit_is_explained(tmp_path):
         (("vit_tiny_patch15_224", "random"), "no such model"),
         (("resnet18", "random"), "not a plain Vision Transformer"),
         (("swin_tiny_patch4_window7_224", "random"), "not a plain Vision Transformer"),
+        (("cait_xxs24_224", "random"), "not a plain Vision Transformer"),  # its class token joins after the blocks
     ]
     for arguments, message in cases:
         with pytest.raises(InputError, match=message) as caught:
@@ -188,7 +195,7 @@ def test_code_hidden_in_a_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_heads_say_what_their_outputs_mean():
+def test_heads_name_their_outputs():
     names = vit.class_names(vit.load("vit_tiny_patch16_224", "random", 32))
     assert names["label"][281] == "n02123045"
     assert vit.class_names(vit.load("vit_small_patch14_reg4_dinov2", "random", 70)) == {}

@@ -1,4 +1,6 @@
-"""The SAE put back into the ViT: what must hold whatever the SAE has learned."""
+"""The SAE put back into the ViT: properties that hold for every SAE."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,25 +10,23 @@ import torch
 from sae import extraction, vit
 from sae.activations import Activations
 from sae.autoencoder import SAEConfig, SparseAutoencoder
-from sae.evidence import fidelity, splice
+from sae.evidence import splice
 
 LAYER = 4
 
 
 @pytest.fixture(scope="module", params=["vit_tiny_patch16_224", "vit_tiny_concepts", "vit_small_patch14_reg4_dinov2"])
 def setting(request, tmp_path_factory):
-    """A model with random weights, its activations of 12 images and its outputs."""
-    folder = tmp_path_factory.mktemp("faithfulness")
+    """A ViT with random weights, its activations of 12 images and its outputs."""
+    folder = tmp_path_factory.mktemp("splice")
     model = vit.load(
         request.param, "random", {"vit_tiny_patch16_224": 48, "vit_small_patch14_reg4_dinov2": 42}.get(request.param)
     )
     pixels = np.random.default_rng(0).integers(0, 256, (12, *vit.geometry(model).side, 3), np.uint8)
     np.save(folder / "pixels.npy", pixels)
     extraction.extract(model, folder / "pixels.npy", range(12), LAYER, folder / "shard.npy")
-    manifest = pd.DataFrame(
-        {"id": range(12), "status": "ok", "split": "held_out", "sha256": [f"{i:02d}" for i in range(12)]}
-    )
-    clean = splice.predict(model, [folder / "pixels.npy"], manifest, list(range(12)), batch=5)
+    with torch.no_grad():
+        clean = model(vit.normalise(model)(pixels)).numpy()
     return model, Activations.open([folder / "shard.npy"], "all"), clean
 
 
@@ -47,17 +47,24 @@ def constant(width, value, tokens="patches"):
 
 def evaluate(setting, sae, mean, truth=None):
     model, x, clean = setting
-    names = vit.class_names(model)
+    names, geometry = vit.class_names(model), vit.geometry(model)
     truth = np.full((len(x), len(names)), -1) if truth is None else truth
-    return splice.evaluate(model, sae, x, clean, truth, mean, batch=5)
-
-
-def test_predictions_are_the_models_own(setting):
-    model, x, clean = setting
-    assert clean.shape[0] == len(x)
+    chosen = geometry.select(sae.config.tokens)
+    ablations = splice.ablated(model, x, LAYER, chosen, mean, batch=5)
     with torch.no_grad():
-        tokens = torch.from_numpy(x.read(np.arange(3))).float()
-        torch.testing.assert_close(vit.resume(model, tokens, LAYER), torch.from_numpy(clean[:3]), rtol=0.02, atol=0.02)
+        tokens = torch.from_numpy(x.read(np.arange(len(x)))).float()
+        tokens[:, chosen] = sae(tokens[:, chosen].flatten(0, 1)).reshape(tokens[:, chosen].shape)
+        spliced = vit.resume(model, tokens, LAYER).numpy()
+    return splice.metrics(clean, spliced, SimpleNamespace(**ablations), truth, names, bool(geometry.outputs))
+
+
+def test_going_on_from_stored_activations_gives_the_models_own_outputs(setting):
+    model, x, clean = setting
+    found = splice.ablated(model, x, LAYER, slice(None), np.zeros(x.width), batch=5)
+    scale = np.abs(clean).max()
+    np.testing.assert_allclose(found["clean"], clean, rtol=0, atol=0.02 * scale)
+    np.testing.assert_array_equal(found["mean"], found["zero"])
+    assert np.abs(found["zero"] - clean).max() > 0.1 * scale
 
 
 def test_a_perfect_sae_changes_nothing(setting):
@@ -85,7 +92,7 @@ def test_an_sae_that_says_the_mean_or_nothing_is_the_ablation(setting):
     assert row["ce"] == pytest.approx(row["ce_zero_ablated"], abs=1e-4)
 
 
-def test_the_spliced_model_gives_the_evaluated_outputs(setting):
+def test_the_spliced_model_gives_the_outputs_of_replaced_tokens(setting):
     model, x, _ = setting
     torch.manual_seed(0)
     sae = identity(x.width)
@@ -128,10 +135,12 @@ def test_targets_match_synsets_and_attributes():
 
 def test_agreement_with_a_shuffled_model_is_at_chance():
     rng = np.random.default_rng(0)
-    logits = torch.from_numpy(rng.standard_normal((4000, 10)))
+    logits = rng.standard_normal((4000, 10))
     shuffled = logits[rng.permutation(4000)]
-    assert splice._agreement(logits, shuffled, {}) == pytest.approx(0.1, abs=0.02)
-    assert fidelity.kl(logits, shuffled).mean() > 0.5
+    row = splice.metrics(logits, shuffled, SimpleNamespace(mean=logits, zero=logits), np.full((4000, 0), -1), {})
+    assert row["top1_agreement"] == pytest.approx(0.1, abs=0.02)
+    assert row["top1_agreement_mean_ablated"] == 1
+    assert row["kl"] > 0.5
 
 
 def test_the_sample_is_stable_when_images_are_added():

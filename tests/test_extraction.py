@@ -1,0 +1,124 @@
+"""From pixels to activations and to the outputs of the untouched ViT."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sae import extraction, vit
+from sae.errors import InputError
+from sae.files import read_json
+
+
+@pytest.fixture(scope="module")
+def model():
+    return vit.load("vit_tiny_patch16_224", "random", 32)  # 1 + 2 x 2 tokens
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two pixel shards, their manifest with one image that is not used, and all pixels."""
+    folder = tmp_path_factory.mktemp("pixels")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+    paths = [folder / "a.npy", folder / "b.npy"]
+    for path, part in zip(paths, (pixels[:4], pixels[4:]), strict=True):
+        np.save(path, part)
+    manifest = pd.DataFrame({"id": range(10), "status": "ok", "split": "held_out", "label": "n02123045"})
+    manifest.loc[4, "status"] = "broken"
+    return paths, manifest, pixels
+
+
+def exact(model, pixels, layer=3):
+    with torch.no_grad():
+        return vit.read(model, vit.normalise(model)(pixels), layer).numpy()
+
+
+def test_a_shard_holds_all_tokens_in_order(model, images, tmp_path):
+    paths, _, pixels = images
+    out = tmp_path / "shard.npy"
+    extraction.extract(model, paths[1], range(25, 30), 3, out, batch=2, provenance=lambda: {"seed": 1})
+    stored = np.load(out)
+    assert stored.dtype == np.float16 and stored.shape == (5, 5, 192)
+    np.testing.assert_allclose(stored, exact(model, pixels[4:]), rtol=2e-3, atol=2e-3)
+    facts = read_json(out.with_suffix(".json"))
+    assert facts["ids"] == [25, 26, 27, 28, 29] and facts["provenance"] == {"seed": 1}
+    assert facts["roles"] == ["class"] and facts["patches"] == [2, 2] and facts["layer"] == 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precision_is_close(model, images, tmp_path, dtype):
+    paths, _, pixels = images
+    extraction.extract(model, paths[0], range(4), 3, tmp_path / "low.npy", dtype=dtype)
+    expected = exact(model, pixels[:4])
+    error = np.abs(np.load(tmp_path / "low.npy") - expected).mean() / np.abs(expected).mean()
+    assert 0 < error < 0.05
+
+
+def test_batch_size_changes_nothing(model, images, tmp_path):
+    for batch in (1, 4):
+        extraction.extract(model, images[0][0], range(4), 3, tmp_path / f"{batch}.npy", batch=batch)
+    a, b = (np.load(tmp_path / f"{batch}.npy").astype(float) for batch in (1, 4))
+    np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_activations_that_are_not_finite_are_refused(images, tmp_path):
+    broken = vit.load("vit_tiny_patch16_224", "random", 32)
+    broken.blocks[2].mlp.fc2.bias.data[3] = float("nan")
+    with pytest.raises(InputError, match="layer 3: activations of image 40 are not finite"):
+        extraction.extract(broken, images[0][0], range(40, 44), 3, tmp_path / "nan.npy")
+    assert not list(tmp_path.glob("*nan*"))  # nothing half-written is left
+    with pytest.raises(InputError, match=r"layer 12: this model has blocks 0\.\.11"):
+        extraction.extract(broken, images[0][0], range(4), 12, tmp_path / "nan.npy")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_the_reference_is_one_pass_of_the_whole_model(images, name):
+    paths, manifest, pixels = images
+    model = vit.load(name, "random", 32)
+    passed, read = [], []
+    handle = model.blocks[0].register_forward_hook(lambda _module, inputs, _output: passed.append(len(inputs[0])))
+    found = extraction.reference(model, paths, manifest, [1, 3, 9], batch=3)
+    handle.remove()
+    assert sum(passed) == len(pixels)
+    handle = model.head.register_forward_hook(lambda _module, inputs, _output: read.append(inputs[0]))
+    with torch.no_grad():
+        expected = model(vit.normalise(model)(pixels)).numpy()
+    handle.remove()
+    np.testing.assert_allclose(found.logits, expected[[1, 3, 8]], rtol=1e-4, atol=1e-5)
+    if name.startswith("vit"):  # the distilled model has two heads, and the mean of their inputs as features
+        np.testing.assert_allclose(found.features, read[0].numpy(), rtol=1e-4, atol=1e-5)
+    assert found.features.shape == (9, 192) and found.features.dtype == np.float32
+    np.testing.assert_array_equal(found.thumbnails, extraction.thumbnails(pixels))
+    with pytest.raises(InputError, match="image 4"):
+        extraction.reference(model, paths, manifest, [3, 4])
+
+
+def test_the_models_facts_hold_its_shape_classes_and_accuracy(model, images):
+    logits = np.zeros((3, 1000), np.float32)
+    logits[:2, 281] = 1  # n02123045
+    facts = extraction.describe(model, images[1], [0, 1, 5], logits)
+    assert facts["accuracy"] == {"label": pytest.approx(2 / 3)} and facts["known_labels"] == {"label": 3}
+    assert facts["ids"] == [0, 1, 5] and facts["geometry"]["patches"] == (2, 2)
+    assert facts["class_names"]["label"][281] == "n02123045"
+
+
+def test_another_models_size_is_met_by_resizing(images):
+    paths, _, pixels = images
+    other = vit.load("vit_tiny_patch16_224", "random", 48)
+    found = extraction.embed(other, paths, batch=4)
+    small = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    resized = torch.nn.functional.interpolate(small, (48, 48), mode="bilinear", antialias=True)
+    with torch.no_grad():  # this model's mean and standard deviation are 0.5
+        expected = other.forward_head(other.forward_features((resized / 255 - 0.5) / 0.5), pre_logits=True)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_thumbnails_are_means_of_cells():
+    pixels = np.random.default_rng(5).integers(0, 256, (7, 16, 24, 3), np.uint8)
+    expected = pixels.reshape(7, 8, 2, 8, 3, 3).mean((2, 4)) / 255
+    found = extraction.thumbnails(pixels)
+    assert found.shape == (7, 192) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2).reshape(7, -1), atol=1e-6)
+    uneven = np.random.default_rng(6).integers(0, 256, (2, 30, 37, 3), np.uint8)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(uneven).permute(0, 3, 1, 2).double() / 255, 8)
+    np.testing.assert_allclose(extraction.thumbnails(uneven), pooled.flatten(1).numpy(), atol=1e-6)
