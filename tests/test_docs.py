@@ -1,0 +1,159 @@
+"""Every example of the README and the docs runs: Python as it stands, Snakemake's commands as dry runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, picture
+from scipy import sparse
+
+import sae
+from sae import vit as vits
+from sae.latent_codes import Codes, Tally
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+POINT = "layer=6/k=32/method=topk/seed=0"
+# They install packages, or need more than this machine has; test_pins and test_conda look at the same files.
+EXEMPT = ("pip install ", "snakemake --cores 2 --use-conda", "uv run pytest")
+
+
+def examples(text: str, language: str) -> list[tuple[int, str]]:
+    """Returns line number and content of each block of a language."""
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    return [(text.count("\n", 0, match.start(1)) + 1, match[1]) for match in found]
+
+
+def commands(path: Path) -> list[str]:
+    """Returns the shell commands of a page, in blocks and in sentences, or of an experiment's comments."""
+    text = path.read_text()
+    if path.suffix == ".yaml":
+        return re.findall(r"^# {5}(snakemake .*)$", text, re.M)
+    lines = [
+        line for _number, block in examples(text, "sh") for line in block.splitlines() if line[:1] not in ("", "#")
+    ]
+    lines += re.findall(r"^ {4}(uv run .*)$", text, re.M)
+    spans = re.findall(r"`((?:uv run|snakemake|pip install|[\w/]*benchmarks/\w+\.py) [^`]+)`", text)
+    return [part.split("  #")[0].strip() for line in [*lines, *spans] for part in line.split(" && ")]
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess:
+    """Runs a command in a copy of the project; nothing is computed."""
+    words = shlex.split(command)
+    plugin = words[3] if words[:3] == ["uv", "run", "--with"] else None
+    if words[:2] == ["uv", "run"]:
+        words = words[4:] if plugin else words[2:]
+    words = words[1:] if words[0] == "python" else words
+    if words[0] == "snakemake":
+        dry = [] if {"--report", "--unlock"} & {*words} else ["-n", "--quiet", "rules"]
+        local = ["--executor", "local", "--cores", "2"] if plugin else []  # the plugin is not installed here
+        words = ["-m", "snakemake", *dry, *words[1:], *local]
+    else:  # a benchmark, which takes minutes
+        words = [words[0], "--help"]
+    environment = os.environ | {"HOME": str(folder / "home")}
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, cwd=folder, env=environment, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Path:
+    """A folder that looks like the project's own, with the configuration files that pages show and a user's images."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("Snakefile", "config.yaml", "workflow", "profiles", "experiments", "sae", "benchmarks", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+    for place in ("pictures/pets", "pictures", "imagenet/train", "Flickr2K"):
+        for seed in range(4):
+            picture(folder / "home" / place / "ab"[seed % 2] / f"{seed}.png", seed=seed)
+    for path in PAGES:
+        for number, block in examples(path.read_text(), "yaml"):
+            name = re.match(r"# (\w+\.yaml)\n", block)
+            assert name, f"{path.name}:{number}: the first line must name the file: # mine.yaml"
+            (folder / name[1]).write_text(block)
+    return folder
+
+
+@pytest.mark.parametrize("path", [*PAGES, *EXPERIMENTS], ids=lambda path: path.name)
+def test_every_command_is_understood(path, project):
+    for command in commands(path):
+        if command.startswith(EXEMPT):
+            continue
+        done = run(command, project)
+        # A report needs a finished run: to miss its first figure is as far as this command gets here.
+        missing = "--report" in command and "marked for report but does not exist" in done.stderr
+        assert done.returncode == 0 or missing, f"{path.name}: {command}\n{done.stdout}{done.stderr}"
+        if "benchmarks/" in command:
+            unknown = [word for word in command.split() if word.startswith("--") and word not in done.stdout]
+            assert not unknown, f"{path.name}: {command}"
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory) -> Path:
+    """A folder with an SAE and codes where the pages look for them."""
+    folder, rng = tmp_path_factory.mktemp("results"), np.random.default_rng(0)
+    x = rng.standard_normal((5000, 192), np.float32)
+    model = sae.train(x, sae.TrainConfig(k=32, latents=64), source=sae.Source(layer=6))
+    model.save(folder / "results/pets/sae" / POINT)
+    images, tokens = 3, 196
+    z = sparse.csr_array(model.encode(x[: images * tokens]))
+    block = z.toarray().reshape(images, tokens, -1)
+    strongest = sparse.csr_array(block.max(1))
+    token = block.argmax(1)[strongest.nonzero()].astype(np.int64)
+    places = sparse.csr_array((token, strongest.indices, strongest.indptr), strongest.shape)
+    ids = np.array([2, 5, 7])
+    codes = Codes(z, ids, tokens, strongest, places, ids, np.ones(1), Tally.empty(64, tokens))
+    codes.save(folder / "results/pets/codes" / POINT, {})
+    return folder
+
+
+def execute(path: Path) -> dict:
+    """Runs the Python of a page from top to bottom in one namespace, with the names that the page takes as given."""
+    torch.manual_seed(0)
+    names = {"x": np.random.default_rng(0).standard_normal((4500, 192), np.float32)}
+    names |= {"vit": vits.load("vit_tiny_patch16_224", "random"), "images": torch.zeros(2, 3, 224, 224)}
+    for number, block in examples(path.read_text(), "python"):
+        exec(compile("\n" * (number - 1) + block, path, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if examples(path.read_text(), "python")], ids=lambda path: path.name
+)
+def test_the_python_of_every_page_runs(path, results, monkeypatch):
+    monkeypatch.chdir(results)
+    names = execute(path)
+    if path.name == "README.md":
+        assert names["z"].shape == (4500, 64) and names["x_hat"].shape == (4500, 192)
+        assert names["logits"].shape == (2, 1000)
+    else:
+        patches = names["patches"]
+        assert patches.shape == (14, 14) and patches.max() == names["strongest"].max() > 0
+        assert names["z"].shape == (196, 64)
+
+
+def test_a_broken_example_is_noticed(project, results, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nimport sae\nsae.trian(x)\n```\n`uv run snakemake --cores 1 no_such_target`\n")
+    with pytest.raises(AttributeError, match="trian"):
+        execute(page)
+    (command,) = commands(page)
+    assert "no_such_target" in run(command, project).stderr
+
+
+def test_every_link_leads_somewhere():
+    for path in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+            if target.startswith("https://"):
+                continue
+            file, _, anchor = target.partition("#")
+            page = path.parent / file if file else path
+            assert page.exists(), f"{path.name}: {target}"
+            titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M) if anchor else []
+            anchors = [re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles]
+            assert not anchor or anchor in anchors, f"{path.name}: {target}"
