@@ -77,7 +77,7 @@ def hand_over() -> None:
 def _fingerprint() -> str:
     """Returns a name for this Python and this code."""
     files = [(str(path), path.stat().st_mtime_ns) for path in sorted(_CODE.rglob("*.py"))]
-    return hashlib.sha256(repr((sys.executable, sys.version, files)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((sys.executable, sys.version, files)).encode()).hexdigest()[:8]
 
 
 def _end_with_parent(number: signal.Signals) -> None:
