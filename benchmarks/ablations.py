@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -24,47 +23,12 @@ from peers import machine, recovery
 import sae
 from sae import training
 from sae.evidence.fidelity import fvu
-from sae.training.step import Recipe
 
 _HERE = Path(__file__).resolve().parent
 
 
-def from_data(x: np.ndarray) -> Callable[..., sae.SparseAutoencoder]:
-    """Returns a start whose decoder rows point from the mean to random tokens, the encoder tied to them."""
-    plain = training._start
-
-    def start(settings: object, recipe: Recipe, centre: np.ndarray, scale: float, seed: int) -> sae.SparseAutoencoder:
-        model = plain(settings, recipe, centre, scale, seed)
-        rows = x[np.random.default_rng(seed).choice(len(x), model.config.latents)] - centre
-        with torch.no_grad():
-            model.W_dec.copy_(torch.nn.functional.normalize(torch.from_numpy(rows).float()))
-            model.W_enc.copy_(model.W_dec)
-        return model
-
-    return start
-
-
-def scaled(x: np.ndarray) -> Callable[..., sae.SparseAutoencoder]:
-    """Returns a start whose encoder is scaled so that the first tokens are reconstructed at their size.
-
-    Many latents that point the same way reconstruct a token several times too large when k of them are active.
-    """
-    plain = training._start
-
-    def start(settings: object, recipe: Recipe, centre: np.ndarray, scale: float, seed: int) -> sae.SparseAutoencoder:
-        model = plain(settings, recipe, centre, scale, seed)
-        with torch.no_grad():
-            target = model.standardise(torch.from_numpy(x[:2048]).float())
-            values, latents = model.pre_activations(target).topk(model.config.k)
-            x_hat = (values.relu()[:, :, None] * model.W_dec[latents]).sum(1)
-            model.W_enc *= (target * x_hat).sum() / x_hat.square().sum()
-        return model
-
-    return start
-
-
 def variants(lr: float) -> dict[str, dict[str, object]]:
-    """Returns what is changed: arguments of `sae.train`, fields of the recipe under `recipe`, or the start.
+    """Returns the changed fields of the config; `centred` says whether the mean is subtracted.
 
     Args:
         lr: the default learning rate.
@@ -72,20 +36,20 @@ def variants(lr: float) -> dict[str, dict[str, object]]:
     return {
         "default": {},
         "not centred": {"centred": False},
-        "LayerNorm in front, raw reconstruction": {"recipe": {"input": "layernorm"}},
-        "no AuxK": {"recipe": {"auxk": 0.0}},
-        "AuxK four times as strong": {"recipe": {"auxk": 1 / 8}},
-        "dead after 5 % of the run": {"recipe": {"dead_after": 0.05}},
-        "dead after 0.2 % of the run": {"recipe": {"dead_after": 0.002}},
-        "start from data": {"start": from_data},
-        "start at the tokens' size": {"start": scaled},
-        "decoder's norms free": {"recipe": {"decoder": "start"}},
-        "Adam's usual β, .9 and .999": {"recipe": {"betas": (0.9, 0.999)}},
-        "no warm-up": {"recipe": {"warmup": 0.0}},
-        "no decay": {"recipe": {"decay": 0.0}},
-        "no clipping": {"recipe": {"clip": None}},
-        "half the learning rate": {"recipe": {"lr": lr / 2}},
-        "twice the learning rate": {"recipe": {"lr": lr * 2}},
+        "LayerNorm in front, raw reconstruction": {"input": "layernorm"},
+        "no AuxK": {"auxk": 0.0},
+        "AuxK four times as strong": {"auxk": 1 / 8},
+        "dead after 5 % of the run": {"dead_after": 0.05},
+        "dead after 0.2 % of the run": {"dead_after": 0.002},
+        "start from data": {"start": "tokens"},
+        "start at the tokens' size": {"start": "scaled"},
+        "decoder's norms free": {"decoder": "start"},
+        "Adam's usual β, .9 and .999": {"betas": (0.9, 0.999)},
+        "no warm-up": {"warmup": 0.0},
+        "no decay": {"decay": 0.0},
+        "no clipping": {"clip": None},
+        "half the learning rate": {"lr": lr / 2},
+        "twice the learning rate": {"lr": lr * 2},
         **{f"precision {name}": {"precision": name} for name in ("bf16", "fp32")},
         **{method: {"method": method} for method in ("batchtopk", "matryoshka", "jumprelu", "relu")},
     }
@@ -113,29 +77,17 @@ def main() -> None:
     else:
         data = stored(_HERE / ".data", [Path(shard) for shard in asked.data], asked.rows, asked.held_out)
     x, held_out, planted = np.load(data.train), np.load(data.held_out), data.planted
-    spread = float(np.sqrt(x.shape[1] / x.var(0).sum()))
-    plain, lines = training._start, []
+    variance, lines = x.var(0, dtype=np.float64), []
+    scale = float(np.sqrt(x.shape[1] / variance.sum()))
+    not_centred = sae.Source(statistics={"mean": np.zeros(x.shape[1]), "variance": variance, "scale": scale})
+    plain = sae.TrainConfig(asked.k, asked.latents, epochs=asked.epochs, batch=asked.batch)
     lr = training.default_lr(asked.latents, asked.epochs * -(-len(x) // asked.batch), asked.batch)
     for name, change in variants(lr).items():
         if asked.only and name not in asked.only:
             continue
-        rows = []
+        rows, source = [], None if change.pop("centred", True) else not_centred
         for seed in asked.seeds:
-            training._start = plain
-            if "start" in change:
-                training._start = change["start"](x)
-            model = sae.train(
-                x,
-                asked.k,
-                asked.latents,
-                change.get("method", "topk"),
-                seed,
-                asked.epochs,
-                asked.batch,
-                precision=change.get("precision", "auto"),
-                recipe=replace(Recipe(), **change.get("recipe", {})),
-                centre=None if change.get("centred", True) else (np.zeros(x.shape[1]), spread),
-            )
+            model = sae.train(x, replace(plain, **change), seed, source=source)
             x_hat, fired = np.empty_like(held_out), 0
             for first in range(0, len(held_out), 4096):
                 z = model.encode(held_out[first : first + 4096])

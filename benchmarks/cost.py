@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from peers import machine
 
-from sae import Recipe, training
-from sae.autoencoder import SAEConfig
+import sae
 from sae.training.autograd import AutogradStep
 from sae.training.sparse import SparseStep
+from sae.training.start import untrained
 from sae.training.step import Step
 
 matplotlib.use("Agg")
@@ -41,8 +41,9 @@ _VARIED = {
 
 
 def build(way: str, latents: int, width: int, k: int) -> Step:
-    model = training._start(SAEConfig(width, latents, k), Recipe(), np.zeros(width), 1.0, 0)
-    return _WAYS[way](model, Recipe(), float("inf"), 100, "fp32")
+    x, config = sae.Activations.of(np.eye(width, dtype=np.float32)), sae.TrainConfig(k, latents)
+    model = untrained(x, config, sae.Source().measured(x))
+    return _WAYS[way](model, config, float("inf"), 100, "fp32")
 
 
 def seconds(step: Step, x: torch.Tensor) -> float:

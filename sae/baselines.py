@@ -73,7 +73,8 @@ def sample(x: Activations, method: str, centre: tuple[np.ndarray, float], seed: 
 def save_directions(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
     """Writes the directions [n, d] of each method, those of one layer and seed, as safetensors."""
     with whole(path) as part:
-        save_file(dict(rows), part)
+        # safetensors ignores strides, and the principal components are transposed.
+        save_file({method: np.ascontiguousarray(own) for method, own in rows.items()}, part)
 
 
 def load_directions(path: str | Path) -> dict[str, np.ndarray]:

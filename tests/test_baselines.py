@@ -1,8 +1,13 @@
 """Dictionaries that are no SAEs: that each is what it says, and measured like one."""
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import sae
 from sae import baselines
@@ -20,10 +25,15 @@ def tokens():
     return (rng.standard_normal((3000, 12)) * np.linspace(3, 0.1, 12) @ mix + 5).astype(np.float32)
 
 
+def centre(x):
+    mean, variance = moments(Activations.of(x))
+    return mean, float(np.sqrt(x.shape[1] / variance.sum()))
+
+
 def build(x, method, k=3, latents=40, seed=0):
-    x = Activations.of(x)
-    mean, variance = moments(x)
-    return baselines.build(x, k, latents, method, (mean, np.sqrt(x.width / variance.sum())), seed)
+    given = method, centre(x), seed
+    rows = baselines.directions(Activations.of(x), latents, *given)
+    return baselines.build(rows, baselines.sample(Activations.of(x), *given), k, *given[:2])
 
 
 @pytest.mark.parametrize("method", baselines.COMPUTED)
@@ -86,17 +96,34 @@ def test_the_gain_makes_the_error_smallest(tokens):
     assert errors[1] == min(errors)
 
 
+def test_directions_are_the_same_for_every_k_and_when_read_again(tokens, tmp_path):
+    rows = {m: baselines.directions(Activations.of(tokens), 40, m, centre(tokens), 1) for m in baselines.COMPUTED}
+    baselines.save_directions(tmp_path / "directions.safetensors", rows)
+    again = baselines.load_directions(tmp_path / "directions.safetensors")
+    assert again.keys() == rows.keys()
+    for method, own in again.items():
+        np.testing.assert_array_equal(own, rows[method])
+        for k in (1, 5):
+            np.testing.assert_array_equal(build(tokens, method, k, seed=1).W_dec.numpy(), own)
+
+
+def test_directions_need_no_torch():
+    script = "import sys; from sae import baselines; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_frozen_decoder_never_moves_but_its_encoder_learns(tokens, precision):
-    recipe = sae.Recipe(lr=3e-3)
-    start = sae.train(tokens, 3, 40, "frozen", batch=3000, recipe=sae.Recipe(lr=1e-9), precision=precision)
-    m = sae.train(tokens, 3, 40, "frozen", epochs=20, batch=100, recipe=recipe, precision=precision)
+    config = sae.TrainConfig(3, 40, "frozen", epochs=20, batch=100, lr=3e-3, precision=precision)
+    start = sae.train(tokens, replace(config, epochs=1, lr=1e-9))
+    m = sae.train(tokens, config)
     assert m.config.method == "frozen"
     torch.testing.assert_close(m.W_dec, start.W_dec)
     assert (m.W_enc - start.W_enc).abs().max() > 0.05
     learnt, before = (fidelity.fvu(tokens, one.decode(one.encode(tokens))) for one in (m, start))
     assert learnt < before
-    free = sae.train(tokens, 3, 40, "topk", epochs=20, batch=100, recipe=recipe, precision=precision)
+    free = sae.train(tokens, replace(config, method="topk", decoder="unit_norm"))
     assert fidelity.fvu(tokens, free.decode(free.encode(tokens))) < learnt
 
 
@@ -106,5 +133,3 @@ def test_mistakes_are_told(tokens):
         build(tokens[:20], "sampled")
     with pytest.raises(InputError, match="no such baseline"):
         build(tokens, "frozen")
-    with pytest.raises(InputError, match="method pca: not trained"):
-        sae.train(tokens, 3, 24, "pca", batch=100)

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 
 import sae
-from sae import device, training
+from sae import device
 from sae.autoencoder import METHODS
 from sae.errors import InputError
 from sae.training.autograd import AutogradStep
@@ -67,14 +67,14 @@ def test_deterministic_operations_are_asked_for_and_the_choice_before_given_back
 def test_training_asks_for_deterministic_operations_in_its_steps(wanted, monkeypatch):
     plain, enabled = device.deterministic, []
     monkeypatch.setattr(device, "deterministic", lambda _target: plain(torch.device("cuda")))
+    gradients = AutogradStep.gradients
 
-    class Noted(AutogradStep):
-        def gradients(self, raw):
-            enabled.append(torch.are_deterministic_algorithms_enabled())
-            super().gradients(raw)
+    def noted(step, raw):
+        enabled.append(torch.are_deterministic_algorithms_enabled())
+        gradients(step, raw)
 
-    monkeypatch.setattr(training, "_fastest", lambda _sae: Noted)
-    sae.train(torch.randn(1000, 16), 2, 64, batch=500, deterministic=wanted)
+    monkeypatch.setattr(AutogradStep, "gradients", noted)
+    sae.train(torch.randn(1000, 16), sae.TrainConfig(2, 64, "relu", batch=500, deterministic=wanted))
     assert enabled == [wanted] * 2 and not torch.are_deterministic_algorithms_enabled()
 
 
@@ -82,17 +82,15 @@ def test_training_asks_for_deterministic_operations_in_its_steps(wanted, monkeyp
 @pytest.mark.parametrize("method", METHODS)
 def test_deterministic_training_on_a_gpu_gives_the_same_bytes(method):
     x = torch.randn(5000, 32, generator=torch.Generator().manual_seed(0))
-    ends = [sae.train(x, 4, 64, method, batch=500, device="cuda", deterministic=True).W_enc for _ in range(2)]
+    config = sae.TrainConfig(4, 64, method, batch=500, deterministic=True)
+    ends = [sae.train(x, config, device="cuda").W_enc for _ in range(2)]
     assert torch.equal(*ends)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_on_a_gpu_matches_the_cpu():
     x = torch.randn(5000, 32, generator=torch.Generator().manual_seed(0)).numpy()
-    errors = [
-        float(((m.decode(m.encode(x)) - x) ** 2).mean())
-        for m in (
-            sae.train(x, k=4, latents=64, epochs=2, batch=500, device=d, precision="fp32") for d in ("cpu", "cuda")
-        )
-    ]
+    config = sae.TrainConfig(k=4, latents=64, epochs=2, batch=500, precision="fp32")
+    models = [sae.train(x, config, device=name) for name in ("cpu", "cuda")]
+    errors = [float(((m.decode(m.encode(x)) - x) ** 2).mean()) for m in models]
     assert errors[0] == pytest.approx(errors[1], rel=0.02)

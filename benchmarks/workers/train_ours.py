@@ -9,18 +9,10 @@ import sae
 
 def train(job: Job) -> Trained:
     asked = job.settings
-    model = sae.train(
-        job.x,
-        k=asked.k,
-        latents=asked.latents,
-        method="topk",
-        seed=asked.seed,
-        epochs=job.epochs,
-        batch=asked.batch,
-        device=asked.device,
-        precision=asked.precision,
-        recipe=sae.Recipe(lr=asked.lr),
+    config = sae.TrainConfig(
+        asked.k, asked.latents, epochs=job.epochs, batch=asked.batch, precision=asked.precision, lr=asked.lr
     )
+    model = sae.train(job.x, config, asked.seed, asked.device)
     recipe = f"`sae.train`, default recipe, precision {model.record['precision']}: centred and scaled, Adam, AuxK 1/32"
     return Trained(lambda x: (model(x), model.encode(x)), model.W_dec, recipe)
 
