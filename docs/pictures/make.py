@@ -1,6 +1,6 @@
 """Makes the README's pictures from the finished default experiment: `uv run python docs/pictures/make.py`.
 
-Figures are drawn by the workflow and put on paper by headless Chromium, the explorer is opened there as a person would.
+The workflow has drawn the figures; headless Chromium turns them into pictures, and opens the explorer as a person would.
 """
 
 import io

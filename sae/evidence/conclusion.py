@@ -33,8 +33,8 @@ def sentences(best: pd.DataFrame) -> list[str]:
         if worse > len(part) / 2:
             lost.append(measure.name)
         rivals = ", ".join(part.loc[part["verdict"] != "better", "baseline"].value_counts().index)
-        line = f"{measure.name[0].upper()}{measure.name[1:]}: the SAE is better than every baseline at {better} of "
-        line += f"{len(part)} grid points, worse than the best baseline at {worse}, undecided at {undecided}"
+        line = f"{measure.name[0].upper()}{measure.name[1:]}: better than every baseline at {better} of {len(part)} "
+        line += f"grid points, worse than the best one at {worse}, undecided at {undecided}"
         lines.append(line + (f" (best baseline there: {rivals})." if rivals else "."))
     first = f"Over {at_points}, the SAE buys nothing: no measure is better than with the best baseline at most of them."
     if bought:
