@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,14 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
         words = ["-m", "snakemake", *dry, *words[1:], *local]
     else:  # a benchmark, which takes minutes
         words = [words[0], "--help"]
+    return _run(tuple(words), folder)
+
+
+@cache
+def _run(words: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"HOME": str(folder / "home")}
-    return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=folder, env=environment, check=False
-    )
+    words = [sys.executable, *words]
+    return subprocess.run(words, capture_output=True, text=True, cwd=folder, env=environment, check=False)
 
 
 @pytest.fixture(scope="session")
