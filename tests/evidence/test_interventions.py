@@ -360,16 +360,6 @@ def test_codes_of_other_images_are_refused(cause):
         measure(model, sae, x, replace(codes, ids=codes.ids + 1), [0])
 
 
-def test_the_figure_says_what_was_found(caused):
-    figure = figures.interventions(*caused, "planted")
-    left, middle, right = figure.axes
-    assert left.get_xscale() == left.get_yscale() == "log"
-    assert "of 37 latents" in left.get_title("left") and "n = 37" in middle.get_title("left")
-    assert any("median 1.00" in text.get_text() for text in middle.get_legend().get_texts())
-    assert len(right.get_yticklabels()) == 8
-    assert all("correlates too" in label.get_text() for label in right.get_yticklabels())
-
-
 def test_rounding_is_no_effect():
     clean = np.random.default_rng(0).normal(size=(3, 6)) * 20
     changed = clean.copy()

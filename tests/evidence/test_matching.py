@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +18,6 @@ from sae.evidence.matching import (
     shuffled_rows,
     stability,
 )
-from sae.figures import matching as matching_figures
 
 TOKENS = 8  # per image
 
@@ -303,49 +301,3 @@ def test_with_images_shuffled_nothing_lasts():
 def test_matches_across_layers_need_a_matrix_between_each_two_layers():
     with pytest.raises(InputError, match="consecutive"):
         across_layers([np.zeros((3, 2))], [np.ones(2, bool), np.ones(3, bool)])
-
-
-def texts(figure):
-    found = [text.get_text() for text in figure.texts]
-    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]:
-        found += [legend.get_title().get_text(), *(text.get_text() for text in legend.get_texts())]
-    for axes in figure.axes:
-        found += [text.get_text() for text in [*axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()]]
-        found.append(axes.get_title(loc="left"))
-    plt.close(figure)
-    return " | ".join(found)
-
-
-def test_the_stability_figure_says_what_the_median_is_beside_the_null():
-    z = events(20)
-    z[:, 4] = 0
-    decoder = np.eye(20, 24)
-    table = stability((decoder, csr(z)), {1: (decoder, csr(z))})
-    table.loc[~table["fires"], "stability_cosine"] = 0
-    shown = texts(matching_figures.stability(table, {"random directions": np.full(20, 0.25)}, "Layer 3"))
-    assert "19 of 20 latents" in shown and "Layer 3" in shown
-    assert "SAE: median 1.00" in shown and "random directions: median 0.25" in shown
-    nothing = texts(matching_figures.stability(table[~table["fires"]], {"tokens": np.full(20, 0.25)}, "Layer 3"))
-    assert "0 of 1 latents" in nothing and "SAE: median" not in nothing
-
-
-def test_the_fates_figure_has_a_bar_per_pair_and_all_shares():
-    one, two = planted_ks()
-    figure = matching_figures.across_ks({"k = 16 in k = 32": judged(one, two), "itself": judged(one, one)}, "At all k")
-    widths = np.array([[bar.get_width() for bar in bars] for bars in figure.axes[0].containers])
-    ends = np.array([[bar.get_x() + bar.get_width() for bar in bars] for bars in figure.axes[0].containers])
-    np.testing.assert_allclose(ends, np.cumsum(widths, 0))
-    np.testing.assert_allclose(ends[-1], 1)
-    np.testing.assert_allclose(widths[:, 1], [6 / 7, 0, 0, 0, 0, 1 / 7])
-    shown = texts(figure)
-    assert "k = 16 in k = 32\n7 latents" in shown and "29%" in shown and "merged" in shown
-
-
-def test_the_layers_figure_shows_shares_and_chain_lengths():
-    table = followed(planted_layers())
-    control = followed([events(6, seed=20 + layer) for layer in range(4)])
-    figure = matching_figures.across_layers(table, control, [3, 6, 9, 11], "Followed")
-    heights = [bar.get_height() for bar in figure.axes[1].containers[0]]
-    assert heights == [14, 2, 0, 1]
-    shown = texts(figure)
-    assert "layer 11\n5 fire" in shown and "40%" in shown and "shuffled" in shown

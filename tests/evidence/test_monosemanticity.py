@@ -11,7 +11,6 @@ from scipy import sparse
 from sae import vit
 from sae.errors import InputError
 from sae.evidence.monosemanticity import chance, embed, embedding_pixels, monosemanticity, shuffled
-from sae.figures import probing as figures
 
 
 def drawn(n, latents, dimensions, seed=0, density=0.5):
@@ -145,15 +144,3 @@ def test_another_models_size_is_met_by_resizing(shards):
     with torch.no_grad():  # this model's mean and standard deviation are 0.5
         wanted = model.forward_head(model.forward_features((torch.cat(resized) / 255 - 0.5) / 0.5), pre_logits=True)
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-3, atol=1e-4)
-
-
-def test_the_figure_counts_the_latents_above_the_control(clusters):
-    a, e = clusters
-    scores, control = monosemanticity(a, e), shuffled(a, e, np.random.default_rng(0))
-    scores[39] = control[39] = np.nan
-    figure = figures.monosemanticity(scores, control, "layer 4")
-    above = (scores[:39] > np.quantile(control[:39], 0.95)).mean()
-    assert figure.axes[0].get_title(loc="left").startswith(f"{above:.0%} of the latents")
-    assert "1 of 40 latents" in figure.get_supxlabel()
-    nothing = np.full(3, np.nan)
-    assert "No latent" in figures.monosemanticity(nothing, nothing, "layer 4").axes[0].texts[0].get_text()

@@ -10,7 +10,6 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from sae.errors import InputError
 from sae.evidence import probing
 from sae.evidence.probing import measure, probe, probe_dense
-from sae.figures import probing as figures
 
 N, LATENTS, D, CLASS_OF_3 = 240, 40, 6, 3
 NAMES = np.array(["ant", "bee", "cow", "dog"], object)
@@ -246,20 +245,3 @@ def test_the_auroc_of_every_latent_is_scikit_learns():
     wanted = [[roc_auc_score(y[:, c], z[:, i]) for i in range(12)] for c in range(3)]
     np.testing.assert_allclose(found, wanted)
     assert (found[:, :2] == 0.5).all()
-
-
-def test_the_figure_names_what_it_compares(planted):
-    latents, labels, train, dense = planted
-    probes = probe(latents, labels, train)
-    table = pd.concat([probes.table, probe_dense(dense, labels, train).table])
-    axes = figures.probes({"SAE": table, "neurons": table}, "layer 4").axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["SAE", "neurons"]
-    dots = [len(part.get_offsets()) for part in axes.collections]
-    assert dots == [4] * 9  # five probes of the first, of the second all but the dense one
-    assert "AUROC 1.00" in axes.get_title(loc="left")
-    without = probes.table
-    axes = figures.probes({"pca": without, "neurons": without}, "layer 4").axes[0]
-    assert [text.get_text() for text in axes.get_xticklabels()] == [
-        "1 latent", "2 latents", "5 latents", "5 latents,\nlabels shuffled"
-    ]  # fmt: skip
-    assert "No class" in figures.probes({"SAE": probes.table.iloc[:0]}, "layer 4").axes[0].texts[0].get_text()
