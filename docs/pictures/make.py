@@ -1,6 +1,6 @@
 """Makes the README's pictures from the finished default experiment: `uv run python docs/pictures/make.py`.
 
-The workflow has drawn the figures; headless Chromium turns them into pictures, and opens the explorer as a person would.
+The workflow has drawn the figures; headless Chromium turns them into pictures and opens the explorer, as people do.
 """
 
 import io

@@ -8,6 +8,8 @@ from written import written
 from sae.figures import latents as figures
 from sae.figures import style
 
+SHOWN = ["latent", "panel", "rank", "image_id", "activation", "token_row", "token_col", "split"]
+
 
 def latents(n=30, classes=True):
     rng = np.random.default_rng(0)
@@ -63,7 +65,7 @@ def test_a_sheet_shows_the_images_with_box_and_heat(tmp_path):
             for n in range(30)
             for panel, rank, image in panels
         ],
-        columns=["latent", "panel", "rank", "image_id", "activation", "token_row", "token_col", "split"],
+        columns=SHOWN,
     )
     images = figures.shown(images, shown, 2)
     assert len(images) == 4 * len(shown)  # no third of the strongest, no third silent one
@@ -87,6 +89,16 @@ def test_a_sheet_shows_the_images_with_box_and_heat(tmp_path):
     assert "no class" in written(figure)
     style.save(figure, tmp_path / "sheet.svg")
     assert "&lt;b&gt;" in (tmp_path / "sheet.svg").read_text()
+
+
+def test_large_pictures_are_kept_no_larger_than_they_are_seen():
+    images = pd.DataFrame([(1, "top", 1, 1, 2.0, 1, 2, "train")], columns=SHOWN)
+    picture = np.zeros((320, 480, 3), np.uint8)
+    picture[:, 240:] = 200
+    manifest, heat = pd.DataFrame({"id": [1], "label": ["a"]}), {(1, 1): np.ones((2, 3))}
+    drawn = figures.sheet({"Picked": [1]}, latents(), images, manifest, {1: picture}, heat, "title").axes[0].images[0]
+    pixels = np.asarray(drawn.get_array())
+    assert pixels.shape == (87, 130, 3) and pixels[:, :64].max() == 0 and pixels[:, 66:].min() == 200
 
 
 def test_nothing_to_show_is_said():
