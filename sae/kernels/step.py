@@ -1,4 +1,4 @@
-"""The loops of the sparse step on a CPU, compiled by numba: what a k-sparse code makes cheap and dense products do not.
+"""The loops of the sparse step on a CPU, compiled by numba: operations that k-sparse codes make cheap.
 
 Each kernel works on a range of rows or latents of its arrays and releases the GIL, so that threads share the work; the
 result does not depend on how the threads share it. All take float32 or float64. u is [n, d]. Codes are pairs (latent,
@@ -123,19 +123,20 @@ def dequantise(products, rows, columns, bias):
 
 
 @compiled
-def errors(first, last, offsets, latents, values, decoder, bias, target, sign, ends, blame, slopes, squares, by_bias):
+def errors(first, last, offsets, latents, values, decoder, bias, target, sign, ends, missed, slopes, squares, by_bias):
     """Writes how far each prefix of the dictionary misses sign · target.
 
-    blame[g, t] = Σ_{h ≥ g} (Σ_{i < ends[h]} z_i decoder[i] + bias - sign · target[t]): what the latents of the g-th
-    block, which lie in all prefixes from the g-th on, are to blame for. One prefix, ends = [F], is an ordinary SAE.
+    missed[g, t] = Σ_{h ≥ g} (Σ_{i < ends[h]} z_i decoder[i] + bias - sign · target[t]): the summed error of all
+    prefixes that contain block g; up to a factor, the gradient for that block's contribution. One prefix, ends = [F],
+    is an ordinary SAE.
 
     Args:
         decoder: [F, d], also as bfloat16's bits.
         target: [n, d], also as bfloat16's bits. sign: 1 or -1.
-        ends: [G], ascending, the last F. blame: [G, n, d], also as bfloat16's bits.
-        slopes: as values; becomes blame · decoder[i] of each code.
+        ends: [G], ascending, the last F. missed: [G, n, d], also as bfloat16's bits.
+        slopes: as values; becomes missed · decoder[i] of each code.
         squares: [prefixes], becomes the Σ of squares of what each misses.
-        by_bias: [d], becomes Σ_t blame[0, t].
+        by_bias: [d], becomes Σ_t missed[0, t].
     """
     prefixes, width, zero = len(ends), target.shape[1], bias.dtype.type(0)
     stops = np.empty(prefixes, np.int64)
@@ -175,7 +176,7 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, sign, e
         for g in range(prefixes - 1, -1, -1):
             if g < prefixes - 1:
                 lines[g] += lines[g + 1]
-            _store(lines[g], blame[g, t])
+            _store(lines[g], missed[g, t])
         for c in range(width):
             by_bias[c] += lines[0, c]
         p = offsets[t]
@@ -223,14 +224,14 @@ def by_latent(first, last, offsets, latents, values, slopes, starts, tokens, z, 
 
 
 @compiled
-def gradients(first, last, starts, tokens, z, g, blame, ends, u, factor, by_encoder, by_bias, by_decoder):
+def gradients(first, last, starts, tokens, z, g, missed, ends, u, factor, by_encoder, by_bias, by_decoder):
     """Writes the gradients of latents first to last.
 
-    by_decoder[i] = factor · Σ_t z blame_t, by_encoder[i] = factor · Σ_t g u_t, by_bias[i] = factor · Σ_t g, over the
+    by_decoder[i] = factor · Σ_t z missed_t, by_encoder[i] = factor · Σ_t g u_t, by_bias[i] = factor · Σ_t g, over the
     tokens on which i is active.
 
     Args:
-        starts: [chunks, F + 1], of `by_latent`. blame: [G, n, d], of `errors`. It and u also as bfloat16's bits.
+        starts: [chunks, F + 1], of `by_latent`. missed: [G, n, d], of `errors`. It and u also as bfloat16's bits.
     """
     width = u.shape[1]
     by_decoder[first:last] = 0
@@ -242,7 +243,7 @@ def gradients(first, last, starts, tokens, z, g, blame, ends, u, factor, by_enco
             for i in range(block, min(block + BLOCK, last)):
                 while i >= ends[group]:
                     group += 1
-                wrong, out, encoder = blame[group], by_decoder[i], by_encoder[i]
+                wrong, out, encoder = missed[group], by_decoder[i], by_encoder[i]
                 p, stop = starts[chunk, i], starts[chunk, i + 1]
                 while p + 4 <= stop:
                     z0, z1, z2, z3 = factor * z[p], factor * z[p + 1], factor * z[p + 2], factor * z[p + 3]

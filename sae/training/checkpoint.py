@@ -1,4 +1,4 @@
-"""Where an interrupted training goes on."""
+"""Checkpoints, from which an interrupted training continues."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ _SHARE = 0.01  # of the time, at most, goes into checkpoints
 
 
 class Checkpoint:
-    """One file that holds all that the rest of a run depends on, replaced as a whole."""
+    """One file with everything that the rest of a run depends on, replaced as a whole.
+
+    Args:
+        path: None: no checkpoints.
+        identity: The arguments of the run; a file of another run is refused.
+        every: Seconds between writes, at least; 0: always due.
+    """
 
     def __init__(self, path: str | Path | None, identity: dict[str, Any], every: float):
         self._path = None if path is None else Path(path)
         self._identity, self._every = identity, every
         self._next = time.monotonic() + every
-        self.step = 0  # the last one in the file
+        self.step = 0  # of the file
 
     def load(self) -> tuple[dict[str, torch.Tensor], list[Any]] | None:
         """Returns the tensors and the progress that were written, None where there is no file.

@@ -124,7 +124,7 @@ class Pass:
         self._slopes, self._z, self._g = (memory.array(f"{role}{name}", size, real) for name in ("slopes", "z", "g"))
         self._tokens = memory.array(f"{role}tokens", size, np.int32)
         self.starts = memory.array(f"{role}starts", (chunks, len(decoder) + 1), np.int64)
-        self.errors = plain(memory.low(f"{role}errors", (len(ends), n, width)))
+        self.missed = plain(memory.low(f"{role}missed", (len(ends), n, width)))
         self.by_bias = memory.array(f"{role}by_bias", (chunks, width), real)
         self.squares = np.empty((chunks, len(ends)))
 
@@ -138,14 +138,14 @@ class Pass:
     def decode(self, first: int, last: int, bias: np.ndarray, target: np.ndarray, sign: int = 1) -> None:
         """Decodes a chunk, compares it with sign · target [n, d], sorts its codes."""
         chunk, sign = first // self._rows, bias.dtype.type(sign)
-        found = self.errors, self._slopes, self.squares[chunk], self.by_bias[chunk]
+        found = self.missed, self._slopes, self.squares[chunk], self.by_bias[chunk]
         step.errors(first, last, *self._codes, self._decoder, bias, target, sign, self._ends, *found)
         step.by_latent(first, last, *self._codes, self._slopes, self.starts[chunk], self._tokens, self._z, self._g)
 
     def by_latent(self, factor: float) -> tuple[Any, ...]:
         """Returns the arguments of `step.gradients` for this pass, whose loss has a factor."""
         codes = self.starts, self._tokens, self._z, self._g
-        return *codes, self.errors, self._ends, self._u, self._z.dtype.type(factor)
+        return *codes, self.missed, self._ends, self._u, self._z.dtype.type(factor)
 
 
 def bits(values: np.ndarray) -> np.ndarray:

@@ -220,7 +220,7 @@ class SparseStep(Step):
             whole.decode(first, last, bias, target)
             if revived is not None:
                 revived.choose(first, last, few)
-                revived.decode(first, last, nothing, whole.errors[-1], -1)
+                revived.decode(first, last, nothing, whole.missed[-1], -1)
 
         self._over(n, self.rows, encode)
         return whole, revived
