@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import planted
 
 import sae
 from sae import device
@@ -134,6 +135,22 @@ def test_rounded_products_reach_nearly_the_same(data, method, precision):
         assert m.W_dec.dtype == torch.float32 and m.record["precision"] == name
         errors.append(fidelity.fvu(x, m.decode(m.encode(x))))
     assert errors[1] == pytest.approx(errors[0], abs=0.03)
+
+
+def test_auxk_revives_dead_latents(monkeypatch):
+    x, start, dead = planted(features=96, seed=3)[0], loop.untrained, {}
+
+    def half_dead(*arguments):
+        m = start(*arguments)
+        m.b_enc.data[:48] = -3.0  # never among the largest: without help they stay dead for ever
+        return m
+
+    monkeypatch.setattr(loop, "untrained", half_dead)
+    for alpha in (0.0, 1 / 32):
+        m = sae.train(x, replace(LONG, epochs=6, auxk=alpha, dead_after=0.02))
+        dead[alpha] = float((m.encode(x)[:, :48] == 0).all(0).mean())
+    assert dead[0.0] > 0.9
+    assert dead[1 / 32] < 0.3
 
 
 def test_without_numba_torch_trains_the_same(data, monkeypatch):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, planted
+from conftest import ROOT
 
 import sae
 from sae import device
@@ -264,28 +264,6 @@ def test_each_method_gets_the_fastest_step_that_it_has(method, monkeypatch):
     assert kind() is (SparseStep if method in K_SPARSE else AutogradStep)
     monkeypatch.setattr(loop, "SparseStep", None)  # as without numba
     assert kind() is AutogradStep
-
-
-@pytest.mark.parametrize("kind", [SparseStep, AutogradStep])
-def test_auxk_revives_dead_latents(kind):
-    x = torch.from_numpy(planted(n=2000, features=96, seed=3)[0])
-    x = (x - x.mean(0)) / x.std()
-    dead = {}
-    for alpha in (0.0, 1 / 32):
-        m = model("topk", 32, 96, 3).float()
-        with torch.no_grad():
-            m.W_enc.copy_(m.W_dec)
-            m.mean.zero_()
-            m.b_dec.zero_()
-            m.b_enc.zero_()
-            m.b_enc[:48] = -3.0  # never among the largest: without help they stay dead for ever
-        step = kind(m, asked(auxk=alpha), 2000, 400, "fp32")
-        for number in range(400):
-            step(x[number % 4 * 500 :][:500], 3e-3)
-        step.close()
-        dead[alpha] = float((m.eval().encode(x)[:, :48] == 0).all(0).float().mean())
-    assert dead[0.0] > 0.9
-    assert dead[1 / 32] < 0.3
 
 
 ONE_INT8 = pytest.param("SparseStep", "int8", marks=INT8.marks)
