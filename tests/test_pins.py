@@ -33,7 +33,7 @@ def imported():
 
 
 def test_the_three_files_agree():
-    done = subprocess.run([sys.executable, ROOT / ".ci/pin", "--check"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, ROOT / ".ci/pin.py", "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from sae.evidence.measures import DENSE
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sae.autoencoder import SparseAutoencoder
 
-DENSE = 0.1  # a latent that fires on more than this share of the tokens is called dense
 DENSITY_BINS = np.arange(-6, 0.01, 0.25)  # log10 of the share of tokens on which a latent fires
 
 

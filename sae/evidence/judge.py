@@ -1,4 +1,4 @@
-"""All evidence about the latents of one dictionary, as tables: a function of files, without the ViT and without torch."""
+"""All evidence about the latents of one dictionary, as tables: a function of files, without the ViT or torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sae.latent_codes import Codes
 from sae.evidence import classes, interventions, matching, monosemanticity, probing, summary, token_types
 from sae.evidence.interventions import Responses
 from sae.evidence.ranking import Ranking, rank
 from sae.geometry import Geometry
 from sae.images import HELD_OUT
+from sae.latent_codes import Codes
 from sae.layer import LayerFacts, probed
 
 _OBJECT = ("shape", "colour", "texture", "size")  # attributes of the object whose coverage is known

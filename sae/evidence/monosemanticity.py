@@ -6,20 +6,13 @@ The embedding that says which images are alike must not be the layer under study
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
-from sae.errors import InputError
-
 if TYPE_CHECKING:  # torch takes seconds to import, and the score does without
-    from torch import nn
-
-_THUMBNAIL = 8  # the side of the thumbnails that stand in for an embedding, pixels
+    pass
 
 
 def monosemanticity(a: sparse.csr_array, e: np.ndarray) -> np.ndarray:
@@ -89,63 +82,6 @@ def chance(a: sparse.csr_array, e: np.ndarray) -> tuple[float, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         variance = square / a_sum**2 - mean**2
         return mean, np.where(_pairs(a), np.sqrt(np.maximum(variance, 0)), np.nan)
-
-
-def embedding_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Thumbnails of 8 x 8 means in three colours, float32 [n, 192] between 0 and 1: where no better embedding is given.
-
-    They show the layout of colours, not the content.
-
-    Args:
-        pixels: uint8 [n, height, width, 3]; blocks of a side that is no multiple of 8 overlap by a pixel.
-    """
-    rows, columns = (
-        [slice(i * side // _THUMBNAIL, -(-(i + 1) * side // _THUMBNAIL)) for i in range(_THUMBNAIL)]
-        for side in pixels.shape[1:3]
-    )
-    means = [[pixels[:, row, column].mean((1, 2)) for column in columns] for row in rows]  # [8, 8, n, 3]
-    return (np.array(means).transpose(2, 3, 0, 1).reshape(len(pixels), -1) / 255).astype(np.float32)
-
-
-def embed(
-    vit: nn.Module, shards: Sequence[str | Path], manifest: pd.DataFrame, ids: Sequence[int], batch: int = 64
-) -> np.ndarray:
-    """Returns the input of the ViT's head, its last class token or pooled patches, float32 [len(ids), D].
-
-    Args:
-        vit: from `vit.load`. Its own normalisation is applied, and pixels of another size than it takes are resized; if
-            another model's preprocessing has cropped them, they stay cropped.
-        shards: all pixel shards in order, .npy, uint8 [images, height, width, 3].
-        manifest: the one from which the shards were made.
-
-    Raises:
-        InputError: an image is in no shard.
-    """
-    import torch
-    import torch.nn.functional as F
-    from tqdm import tqdm
-
-    from sae import vit as vits
-    from sae.images import shard
-
-    prepare, side = vits.normalise(vit), vits.geometry(vit).side
-    done, parts = [], []
-    with tqdm(total=len(ids), desc="embedding", unit="image") as progress, torch.inference_mode():
-        for index, path in enumerate(shards):
-            pixels, listed = np.load(path, mmap_mode="r"), shard(manifest, index, len(shards))["id"].to_numpy()
-            places = np.flatnonzero(np.isin(listed, ids))
-            for first in range(0, len(places), batch):
-                chosen = places[first : first + batch]
-                x = prepare(pixels[chosen])
-                if x.shape[2:] != side:  # normalised first: the two commute, and bytes would be rounded again
-                    x = F.interpolate(x, size=side, mode="bilinear", antialias=True)
-                parts.append(vit.forward_head(vit.forward_features(x), pre_logits=True).float().cpu().numpy())
-                done += listed[chosen].tolist()
-                progress.update(len(chosen))
-    order = pd.Index(done).get_indexer(list(ids))
-    if (order < 0).any():
-        raise InputError(f"image {np.asarray(ids)[order < 0][0]}: it is in no pixel shard")
-    return np.concatenate(parts)[order]
 
 
 def _directions(e: np.ndarray) -> np.ndarray:

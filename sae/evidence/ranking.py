@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from sae.latent_codes import Codes
 from sae.evidence import classes, token_types
 from sae.geometry import Geometry
 from sae.images import HELD_OUT
+from sae.latent_codes import Codes
 
 TOP, SILENT = "top", "silent"
 QUARTILES = {"q75": 0.75, "q50": 0.5, "q25": 0.25}

@@ -14,18 +14,17 @@ from scipy import stats
 from tqdm import tqdm
 
 from sae import images
-from sae.latent_codes import Codes
 from sae.explorer import parts, relatives, words
 from sae.explorer.parts import number, numbers, pack
 from sae.geometry import Geometry
+from sae.latent_codes import Codes
 
 LATENTS_PER_FILE = 32
 IMAGES_PER_FILE = 16
 PER_PATCH, PER_IMAGE = 6, 24  # the strongest latents that are kept of each token, and everywhere of each image
 _AT_ONCE = 256  # images looked up together
 _CLASSES, _MOVED = 5, 8  # how many classes are shown of a latent, and how many of each of its effects
-PANELS = ("top", "q75", "q50", "q25", "silent")
-ON = ("on_class", "on_register", "on_patch", "on_border", "on_high_norm", "by_row", "by_column", "by_place")
+_PANELS = tuple(words.PANELS)
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def _table(tables: Tables, best: pd.DataFrame) -> dict[str, Any]:
     effect = (
         tables.interventions.set_index("latent")["ratio"] if "ratio" in tables.interventions else pd.Series(dtype=float)
     )
-    roles = pd.Categorical(latents["token_type"].replace("", None))
+    token_types = pd.Categorical(latents["token_type"].replace("", None))
     return {
         "size": n,
         "alive": pack(latents["status"] == "alive", "u1"),
@@ -206,8 +205,8 @@ def _table(tables: Tables, best: pd.DataFrame) -> dict[str, Any]:
         "stability": numbers(latents["stability_correlation"]),
         "monosemanticity": numbers(tables.monosemanticity["monosemanticity"]),
         "effect": numbers(effect.reindex(range(n))),
-        "roles": roles.categories.tolist(),
-        "role": roles.codes.tolist(),
+        "token_types": token_types.categories.tolist(),
+        "token_type": token_types.codes.tolist(),
     }
 
 
@@ -223,7 +222,7 @@ def _latents(
     interventions = tables.interventions.set_index("latent")
     nearest = relatives.nearest(point.decoder, (tables.latents["status"] == "alive").to_numpy())
     elsewhere = relatives.relatives(tables.latents, tables.across_ks, tables.across_layers, point.where, point.seeds)
-    about = []
+    about, nothing = [], tables.effects.iloc[:0]
     pairs = zip(tables.latents.to_dict("records"), tables.monosemanticity.to_dict("records"), strict=True)
     for fact, score in pairs:
         latent = fact["latent"]
@@ -240,11 +239,11 @@ def _latents(
                 "histogram": np.asarray(fact["histogram"]).tolist(),
                 "mean": number(fact["mean_activation"]),
                 "density": numbers([fact["frequency"], fact["frequency_held_out"]]),
-                "on": numbers([fact[column] for column in ON], 2),
+                "on": numbers([fact[column] for column in words.ON], 2),
                 "classes": _class_rows(classes[latent]) if latent in classes else [],
                 "nearest": nearest[latent],
                 "relatives": elsewhere.get(latent, []),
-                "cause": None if effect is None else _effect(effect, effects.get(latent, tables.effects.iloc[:0])),
+                "intervention": None if effect is None else _effect(effect, effects.get(latent, nothing)),
             }
         about.append(entry)
     return about
@@ -262,14 +261,14 @@ def _pictures(
     counts, patches, values: as in `_on_images`, of the panels' images in order but for the silent ones; scale: the
     largest activation.
     """
-    rows = rows.sort_values(["panel", "rank"], key=lambda c: c.map(PANELS.index) if c.name == "panel" else c)
+    rows = rows.sort_values(["panel", "rank"], key=lambda c: c.map(_PANELS.index) if c.name == "panel" else c)
     patch = np.where(rows["token_row"] < 0, -1, rows["token_row"] * columns + rows["token_col"])
     cells = zip(rows["panel"], rows["image_id"].tolist(), numbers(rows["activation"]), patch.tolist(), strict=True)
-    panels: dict[str, list] = {panel: [] for panel in PANELS}
+    panels: dict[str, list] = {panel: [] for panel in _PANELS}
     for panel, *cell in cells:
         panels[panel].append(cell)
     nothing = np.empty(0, np.int64), np.empty(0, np.float32)
-    places = [lit.get((latent, image), nothing) for panel in PANELS[:-1] for image, *_ in panels[panel]]
+    places = [lit.get((latent, image), nothing) for panel in _PANELS[:-1] for image, *_ in panels[panel]]
     scale = float(rows["activation"].max())
     return {
         "panels": panels,

@@ -3,14 +3,10 @@
 from itertools import permutations
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from scipy import sparse
 
-from sae import vit
-from sae.errors import InputError
-from sae.evidence.monosemanticity import chance, embed, embedding_pixels, monosemanticity, shuffled
+from sae.evidence.monosemanticity import chance, monosemanticity, shuffled
 
 
 def drawn(n, latents, dimensions, seed=0, density=0.5):
@@ -93,54 +89,3 @@ def test_chance_is_exact():
     mean, deviation = chance(a, e)
     np.testing.assert_allclose(every.mean(0), np.full(5, mean), atol=1e-12)
     np.testing.assert_allclose(every.std(0), deviation, atol=1e-9)
-
-
-def test_thumbnails_are_means_of_blocks():
-    pixels = np.random.default_rng(5).integers(0, 256, (70, 16, 24, 3), np.uint8)
-    found = embedding_pixels(pixels)
-    assert found.shape == (70, 192) and found.dtype == np.float32
-    wanted = pixels.reshape(70, 8, 2, 8, 3, 3).mean((2, 4)) / 255
-    np.testing.assert_allclose(found, wanted.transpose(0, 3, 1, 2).reshape(70, -1), atol=1e-6)
-    assert embedding_pixels(np.zeros((2, 30, 37, 3), np.uint8)).shape == (2, 192)
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    """Ten images of 48 pixels in two shards; number 4 is not used."""
-    folder = tmp_path_factory.mktemp("pixels")
-    pixels = np.random.default_rng(6).integers(0, 256, (9, 48, 48, 3), np.uint8)
-    np.save(folder / "a.npy", pixels[:4])
-    np.save(folder / "b.npy", pixels[4:])
-    manifest = pd.DataFrame({"id": range(10), "status": ["broken" if i == 4 else "ok" for i in range(10)]})
-    return [folder / "a.npy", folder / "b.npy"], manifest, dict(zip([0, 1, 2, 3, 5, 6, 7, 8, 9], pixels, strict=True))
-
-
-def test_embeddings_are_what_the_head_reads_in_the_order_of_the_ids(shards):
-    paths, manifest, pixels = shards
-    model = vit.load("vit_tiny_patch16_224", "random", 48)
-    ids = [7, 0, 9, 5]
-    found = embed(model, paths, manifest, ids, batch=2)
-    assert found.shape == (4, model.num_features) and found.dtype == np.float32
-    read = []
-    with torch.no_grad():
-        handle = model.head.register_forward_hook(lambda _module, inputs, _output: read.append(inputs[0]))
-        model(vit.normalise(model)(np.stack([pixels[i] for i in ids])))
-        handle.remove()
-    np.testing.assert_allclose(found, read[0].numpy(), rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match="image 4"):
-        embed(model, paths, manifest, [3, 4])
-
-
-def test_another_models_size_is_met_by_resizing(shards):
-    paths, manifest, pixels = shards
-    model = vit.load("vit_tiny_patch16_224", "random", 32)
-    found = embed(model, paths, manifest, [1, 8])
-    resized = [
-        torch.nn.functional.interpolate(
-            torch.from_numpy(pixels[i]).permute(2, 0, 1)[None].float(), (32, 32), mode="bilinear", antialias=True
-        )
-        for i in (1, 8)
-    ]
-    with torch.no_grad():  # this model's mean and standard deviation are 0.5
-        wanted = model.forward_head(model.forward_features((torch.cat(resized) / 255 - 0.5) / 0.5), pre_logits=True)
-    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-3, atol=1e-4)

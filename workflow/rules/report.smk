@@ -18,7 +18,7 @@ rule overview:
     conda:
         ENV
     params:
-        settings=rule_params("overview.py", model=MODEL, shards=config["shards"]),
+        settings=rule_params("overview.py", model=MODEL),
     script:
         "../scripts/overview.py"
 

@@ -1,5 +1,9 @@
 """Matches the latents of one k with those of the next, on held-out images."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from itertools import pairwise
 from pathlib import Path
 

@@ -1,5 +1,9 @@
 """Draws the outcome of latents at the next k."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import pandas as pd
 
 from sae import jobs

@@ -1,5 +1,9 @@
 """Follows latents from layer to layer on held-out images, and by chance: with the images of every layer shuffled."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from itertools import pairwise
 from pathlib import Path
 

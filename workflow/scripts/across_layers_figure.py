@@ -1,5 +1,9 @@
 """Draws where latents are new, go on and end across layers."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import pandas as pd
 
 from sae import jobs

@@ -1,5 +1,9 @@
 """Trains the shipped concept backbone again, into a folder of its own, as sae/weights/backbone.json records it."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,9 @@
 """Makes the baselines of one grid point from their directions."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 import numpy as np

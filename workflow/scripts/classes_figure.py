@@ -1,5 +1,9 @@
 """Draws the classes of the latents that the sheet of top images shows."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import pandas as pd
 
 from sae import jobs

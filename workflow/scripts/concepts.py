@@ -1,5 +1,9 @@
 """Draws the built-in images with their ground truth."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 from sae import concepts, files, jobs

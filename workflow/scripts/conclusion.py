@@ -1,5 +1,9 @@
 """Concludes: SAEs against every baseline, over the grid."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from sae import files, jobs
 from sae.evidence import conclusion, summary
 from sae.figures import conclusion as figures

@@ -1,5 +1,9 @@
 """Draws how often the latents of one dictionary fire."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import pandas as pd
 
 from sae import jobs

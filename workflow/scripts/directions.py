@@ -1,5 +1,9 @@
 """Computes the directions of one layer's baselines, which are the same for all ks."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import numpy as np
 import pandas as pd
 

@@ -1,5 +1,9 @@
 """Gathers the evidence about the latents of dictionaries of one grid point."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,9 @@
 """Draws the evidence about one dictionary: stability, sparse probes, interventions, monosemanticity."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import pandas as pd
 
 from sae import jobs

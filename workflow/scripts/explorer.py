@@ -1,5 +1,9 @@
 """Writes the explorer's page, the numbers of the grid and the pictures."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 import pandas as pd

@@ -1,5 +1,9 @@
 """Writes the explorer's data of one SAE: its latents, and the latents that fire on each image."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 import pandas as pd

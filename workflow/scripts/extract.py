@@ -1,5 +1,9 @@
 """Extracts one layer's activations for one shard."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 import pandas as pd

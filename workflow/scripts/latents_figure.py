@@ -1,5 +1,9 @@
 """Draws the top-image sheet of one dictionary."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 import pandas as pd

@@ -1,5 +1,9 @@
 """Computes all that depends on a layer but on no dictionary."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import pandas as pd
 
 from sae import device, files, jobs, layer, vit

@@ -1,5 +1,9 @@
 """Draws the comparison across the grid."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import pandas as pd
 
 from sae import files, jobs

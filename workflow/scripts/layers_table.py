@@ -1,5 +1,9 @@
 """Puts the grid's metrics into one table."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from sae import files, jobs
 
 with jobs.job(snakemake), files.whole(snakemake.output[0]) as part:

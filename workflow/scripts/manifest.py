@@ -1,5 +1,9 @@
 """Lists the images: labels, splits, and what is wrong with which."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import sys
 
 from sae import files, images, jobs

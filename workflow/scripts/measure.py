@@ -1,5 +1,9 @@
 """Measures dictionaries of one grid point: codes, metrics, and how the ViT responds when latents are taken out."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 import numpy as np

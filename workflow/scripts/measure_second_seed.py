@@ -1,5 +1,9 @@
 """Encodes the held-out sample by dictionaries of a seed that only serves comparison."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 import sae

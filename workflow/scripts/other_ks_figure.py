@@ -1,5 +1,9 @@
 """Draws the FVU of each SAE with more or fewer active latents than it was trained for."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import pandas as pd
 
 from sae import jobs

@@ -1,5 +1,9 @@
 """Draws the inputs: the images and the ViT."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import numpy as np
 import pandas as pd
 

@@ -1,5 +1,9 @@
 """Decodes one shard of the images, once, as the model sees them."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 import pandas as pd

@@ -1,5 +1,9 @@
 """Runs the untouched ViT over all images: its outputs, its features, and its accuracy where it knows the classes."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,9 @@
 """Computes statistics of one layer's activations, and warns where they are unhealthy."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import sys
 
 import pandas as pd

@@ -1,5 +1,9 @@
 """Draws one layer's statistics."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from sae import files, jobs
 from sae.figures import inputs, style
 

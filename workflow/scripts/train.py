@@ -1,5 +1,9 @@
 """Trains the dictionary of one grid point: an SAE, or the baseline frozen."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 from pathlib import Path
 
 import pandas as pd

@@ -1,5 +1,9 @@
 """Draws the training curves of one SAE."""
 
+from sae.warm import hand_over
+
+hand_over()
+
 import pandas as pd
 
 from sae import files, jobs

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Renews the pins: `uv run python .ci/pin` resolves the newest versions that pyproject.toml's bounds allow.
+"""Renews the pins: `uv run python .ci/pin.py` resolves the newest versions that pyproject.toml's bounds allow.
 
 Writes requirements.lock (hashes, for pip), the exact versions in pyproject.toml's [tool.uv] constraint-dependencies
 (for uv, which obeys them without a uv.lock) and workflow/envs/sae.yaml (for conda). `--check` changes nothing and
@@ -31,7 +31,7 @@ def environment(pins: list[str], project: dict) -> str:
     direct = {name_of(r) for r in project["project"]["dependencies"]}
     chosen = [pin for pin in pins if name_of(pin) in direct]
     lines = [
-        "# Third-party packages of every rule; `sae` itself is found beside the Snakefile. Written by .ci/pin.",
+        "# Third-party packages of every rule; `sae` itself is found beside the Snakefile. Written by .ci/pin.py.",
         "# The packages come from PyPI: torchvision works only beside the torch build it was made for.",
         "channels:",
         "  - conda-forge",
@@ -50,14 +50,24 @@ def resolve() -> str:
     bare = re.sub(r"\[tool\.uv\]\nconstraint-dependencies = \[.*?\n\]\n", "", PROJECT.read_text(), flags=re.S)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pyproject.toml").write_text(bare)
-        command = ["uv", "pip", "compile", "--universal", "--generate-hashes", "--no-annotate", "--no-header", "--quiet"]
+        command = [
+            "uv",
+            "pip",
+            "compile",
+            "--universal",
+            "--generate-hashes",
+            "--no-annotate",
+            "--no-header",
+            "--quiet",
+        ]
         command += ["--python-version", "3.11", "--group", "dev", "--upgrade", "pyproject.toml"]
         return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def written(lock: str) -> dict[Path, str]:
     pins, text = pins_of(lock), PROJECT.read_text()
-    block = "[tool.uv]\nconstraint-dependencies = [\n" + "".join(f"    '{pin}',\n".replace("'", '"') if "'" not in pin else f'    "{pin}",\n' for pin in pins) + "]\n"
+    quoted = [f'"{pin}"' if '"' not in pin else f"'{pin}'" for pin in pins]
+    block = "[tool.uv]\nconstraint-dependencies = [\n" + "".join(f"    {pin},\n" for pin in quoted) + "]\n"
     text = re.sub(r"\[tool\.uv\]\nconstraint-dependencies = \[.*?\n\]\n", "", text, flags=re.S).rstrip("\n")
     return {LOCK: lock, PROJECT: f"{text}\n\n{block}", ENV: environment(pins, tomllib.loads(text))}
 
@@ -67,6 +77,6 @@ if __name__ == "__main__":
     wanted = written(LOCK.read_text() if check else resolve())
     stale = [path.name for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
     if check:
-        sys.exit(f"pins disagree: {', '.join(stale)}; run `uv run python .ci/pin`" if stale else 0)
+        sys.exit(f"pins disagree: {', '.join(stale)}; run `uv run python .ci/pin.py`" if stale else 0)
     for path, text in wanted.items():
         path.write_text(text)
