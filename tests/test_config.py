@@ -25,7 +25,9 @@ def test_defaults_are_filled_in_and_the_given_is_kept():
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_every_experiment_is_valid_alone(path):
-    complete(yaml.safe_load(path.read_text()), SCHEMA)
+    text = path.read_text()
+    complete(yaml.safe_load(text), SCHEMA)
+    assert path.name == "config.yaml" or f"--configfile experiments/{path.name}\n" in text
 
 
 def test_the_notebooks_experiment_is_exact():

@@ -9,8 +9,8 @@ import pytest
 from explorer_site import KS, LATENTS, LAYERS, SEEDS, build
 from scipy import stats
 
-from sae import codes, images
-from sae.explorer import page, parts, point, relatives, words
+from sae import images
+from sae.explorer import page, parts, point, relatives
 
 
 @pytest.fixture(scope="module", params=["patches", "class", "all"])
@@ -34,10 +34,9 @@ def name_of(layer, k, seed):
 
 def test_heat_maps_are_the_activations_on_the_patches(site):
     key = (0, 4, 0)
-    m, layer, known = site.saes[key], site.layers[0], site.tables[key]
-    x = layer.tokens(m.config.tokens)
-    z = codes.encode(m, x).z.toarray().reshape(len(x.ids), x.tokens, LATENTS)
-    patches = 0 if m.config.tokens == "class" else 16
+    x, known = site.codes[key], site.tables[key]
+    z = x.z.toarray().reshape(len(x.ids), x.tokens, LATENTS)
+    patches = 0 if x.tokens == 1 else 16
     about = [a for n in range(2) for a in read(site, f"{name_of(*key)}/latents/{n:04d}")]
     assert len(about) == LATENTS
     checked = 0
@@ -64,11 +63,10 @@ def test_heat_maps_are_the_activations_on_the_patches(site):
 
 def test_an_images_latents_are_those_that_fire_on_it(site):
     key = (1, 4, 1)
-    m, layer = site.saes[key], site.layers[1]
     listing = read(site, "images")
     opened = [listing["id"][i] for i in listing["opened"]]
-    x = layer.tokens(m.config.tokens, opened)
-    z = codes.encode(m, x).z.toarray().reshape(len(opened), x.tokens, LATENTS)
+    x = site.codes[key].of(opened)
+    z = x.z.toarray().reshape(len(opened), x.tokens, LATENTS)
     shown = [entry for n in range(4) for entry in read(site, f"{name_of(*key)}/images/{n:04d}")]
     assert len(shown) == len(opened) == 60
     for entry, truth in zip(shown, z, strict=True):
@@ -86,8 +84,7 @@ def test_an_images_latents_are_those_that_fire_on_it(site):
 def test_only_the_strongest_of_a_token_are_kept(monkeypatch, site):
     monkeypatch.setattr(point, "PER_PATCH", 1)
     monkeypatch.setattr(point, "PER_IMAGE", 1)
-    m, layer = site.saes[0, 4, 0], site.layers[0]
-    encoded = codes.encode(m, layer.tokens(m.config.tokens, layer.model["ids"]))
+    encoded = site.codes[0, 4, 0]
     z = encoded.z.toarray().reshape(len(encoded.ids), encoded.tokens, LATENTS)
     found = point._on_images(encoded, np.ones(len(encoded.ids), bool))
     for image, truth in zip(encoded.ids, z, strict=True):
@@ -109,14 +106,14 @@ def test_the_table_says_what_the_tables_say(site):
         named = [None if c < 0 else table["names"][c] for c in table["class"]]
         assert [n is not None for n in named] == latents["confirmed"].tolist()
         assert [n for n in named if n] == latents.loc[latents["confirmed"], "top_name"].tolist()
-        assert [r is not None for r in table["effect"]].count(True) <= len(known.causes)
+        assert [r is not None for r in table["effect"]].count(True) <= len(known.interventions)
 
 
 def test_relatives_are_those_of_the_tables(site):
     about = [a for n in range(2) for a in read(site, f"{name_of(0, 2, 0)}/latents/{n:04d}")]
     known = site.tables[0, 2, 0]
-    fates = known.fates.set_index("latent")
-    chains = known.chains[known.chains["layer"] == 0].set_index("latent")
+    across = known.across_ks.set_index("latent")
+    layers = known.across_layers[known.across_layers["layer"] == 0].set_index("latent")
     for latent, entry in enumerate(about):
         for relative in entry.get("relatives", []):
             [(key, value)] = relative["to"].items()
@@ -125,19 +122,19 @@ def test_relatives_are_those_of_the_tables(site):
                 assert relative["latent"] == known.latents["partners_by_correlation"][latent][0]
             elif key == "k":
                 assert value == 4
-                lost = fates.at[latent, "fate"] == "lost"
+                lost = across.at[latent, "outcome"] == "lost"
                 assert (relative["latent"] is None) == lost
-                assert lost or relative["latent"] in {fates.at[latent, "best"], *fates.at[latent, "child_latents"]}
+                assert lost or relative["latent"] in {across.at[latent, "best"], *across.at[latent, "child_latents"]}
             else:
                 assert value == 1
-                assert relative["latent"] in (None, chains.at[latent, "next"])
-        if entry.get("relatives") and fates.at[latent, "fate"] != "dead":  # it fires on held-out images
+                assert relative["latent"] in (None, layers.at[latent, "next"])
+        if entry.get("relatives") and across.at[latent, "outcome"] != "dead":  # it fires on held-out images
             assert {"k", "layer", "seed"} == {next(iter(r["to"])) for r in entry["relatives"]}
 
 
 def test_nearest_are_the_most_similar_decoder_rows(site):
-    m, known = site.saes[0, 2, 0], site.tables[0, 2, 0]
-    decoder, alive = m.W_dec.numpy(), (known.latents["status"] == "alive").to_numpy()
+    decoder = np.random.default_rng(0).standard_normal((LATENTS, 8))
+    alive = (site.tables[0, 2, 0].latents["status"] == "alive").to_numpy()
     cosine = decoder @ decoder.T / np.outer(*[np.linalg.norm(decoder, axis=1)] * 2)
     cosine[:, ~alive] = -2
     np.fill_diagonal(cosine, -2)
@@ -184,58 +181,6 @@ def test_intervals_are_exact():
     assert np.isnan(low[3]) and np.isnan(high[3])
 
 
-def latent(**facts):
-    usual = {"status": "alive", "role": "", "stability_correlation": 0.8, "partner_seeds": [1]}
-    return usual | facts
-
-
-def best(**facts):
-    usual = {"attribute": "label", "name": "cat", "confirmed": True, "right_held_out": 9, "flagged_held_out": 10}
-    usual |= {"support_held_out": 12, "images_held_out": 100, "precision_held_out": 0.9, "q": 0.001}
-    return pd.Series(usual | facts)
-
-
-SCORE = pd.Series({"monosemanticity": 0.5, "monosemanticity_chance": 0.0, "monosemanticity_deviation": 0.1})
-CAUSE = pd.Series({"ratio": 2.0, "size": 0.2, "size_control": 0.1, "images": 4})
-
-
-def test_the_headline_says_no_more_than_is_known():
-    assert words.headline(latent(), best()) == (
-        "Responds to “cat”: of 10 held-out images on which it fires strongly 9 show it, of 12 that show it, it finds 9."
-    )
-    assert words.headline(latent(status="dead"), None).startswith("Dead")
-    assert "border" in words.headline(latent(role="border"), best())
-    assert "No class is known" in words.headline(latent(), None)
-    refused = words.headline(latent(), best(confirmed=False))
-    assert "No class is confirmed" in refused and "Responds" not in refused
-    other = words.headline(latent(), best(confirmed=False), best(attribute="colour", name="red"))
-    assert "“cat”, is not confirmed" in other and "colour “red” is" in other
-
-
-def test_checks_for_and_against():
-    def verdicts(*given):
-        return [verdict for verdict, _text in words.checks(*given)]
-
-    assert verdicts(latent(), best(), SCORE, CAUSE) == ["yes"] * 4
-    weak = SCORE.copy()
-    weak["monosemanticity"] = 0.1
-    against = CAUSE.copy()
-    against[["size", "ratio"]] = 0.05, 0.5
-    assert verdicts(latent(stability_correlation=0.2), best(confirmed=False), weak, against) == ["no"] * 4
-    nothing, still = SCORE * np.nan, CAUSE.copy()
-    still["ratio"] = np.nan
-    assert verdicts(latent(stability_correlation=np.nan), None, nothing, None) == ["open"] * 4
-    assert verdicts(latent(), best(), SCORE, still)[3] == "open"
-    assert words.checks(latent(status="dead"), None, SCORE, None) == []
-    assert "2 other seeds" in words.checks(latent(partner_seeds=[1, 2]), best(), SCORE, None)[1][1]
-
-
-def test_a_class_that_no_held_out_image_reaches_the_threshold_for_is_told_as_that():
-    nothing = best(confirmed=False, right_held_out=0, flagged_held_out=0, precision_held_out=0.0)
-    verdict, text = words.checks(latent(), nothing, SCORE, None)[0]
-    assert verdict == "no" and text.startswith("It flags no held-out image") and "cat" in text
-
-
 def test_images_keep_the_attributes_that_all_images_make():
     n = 40
     rows = {"id": range(n), "path": [f"{i}.png" for i in range(n)], "split": ["train", "held_out"] * 20, "status": "ok"}
@@ -250,12 +195,14 @@ def test_of_many_classes_those_that_an_effect_moves_most_are_shown():
     moved = np.array([0.1, -5.0, 2.0, 0.0, 0.2, -0.3, 0.4, -0.5, 0.6, 0.7, 3.0])
     names = [f"class {i}" for i in range(len(moved))]
     rows = {"latent": 7, "kind": "ablate", "attribute": "label", "class": names, "effect": moved, "se": 0.1}
-    cause = pd.Series({"measure": "kl", "images": 4, "size": 1.0, "size_control": 0.5, "size_steered": 0.2, "p": 0.03})
+    intervention = pd.Series(
+        {"measure": "kl", "images": 4, "size": 1.0, "size_control": 0.5, "size_steered": 0.2, "p": 0.03}
+    )
     effects = pd.concat([pd.DataFrame(rows), pd.DataFrame(rows | {"kind": "steer"}).head(2)])
-    shown = point._cause(cause, effects)["effects"]
+    shown = point._effect(intervention, effects)["effects"]
     assert [row[3] for row in shown if row[0] == "ablate"] == [3.0, 2.0, 0.7, 0.6, 0.4, -0.3, -0.5, -5.0]
     assert [row[2:4] for row in shown if row[0] == "steer"] == [["class 0", 0.1], ["class 1", -5.0]]
-    assert point._cause(cause, effects.iloc[:0])["effects"] == []
+    assert point._effect(intervention, effects.iloc[:0])["effects"] == []
 
 
 def test_classes_of_one_name_stay_apart():

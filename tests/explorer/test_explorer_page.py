@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from explorer_site import HOSTILE, LATENTS, build
 
-from sae import codes
 from sae.evidence.measures import MEASURES, Measure
 from sae.explorer import page as pages
 from sae.explorer import parts
@@ -285,8 +284,8 @@ def test_heat_maps_lie_where_the_latent_fires_and_boxes_where_the_table_says(vis
     page = visitor.open(f"#layer=0&k=4&seed=0&latent={latent}").page
     images = site.tables[POINT].images
     rows = images[(images["latent"] == latent) & (images["panel"] == "top")].sort_values("rank")
-    x = site.layers[0].tokens("patches", rows["image_id"].tolist())
-    fires = codes.encode(site.saes[POINT], x).z[:, latent].toarray().reshape(len(rows), 16)
+    x = site.codes[POINT].of(rows["image_id"])
+    fires = x.z[:, [latent]].toarray().reshape(len(rows), 16)
     place_of = {image: place for place, image in enumerate(x.ids)}
     shown = page.locator("[data-panel=top] .picture")
     assert shown.count() == len(rows)
@@ -474,8 +473,7 @@ def test_an_images_patch_lists_what_fires_there(visitor, site):
     visitor.open(f"{href}&patch=2,1&k=4&seed=0")
     image = int(re.search(r"\d+", href)[0])
     for place, layer in enumerate((0, 1)):
-        m = site.saes[layer, 4, 0]
-        z = codes.encode(m, site.layers[layer].tokens("patches", [image])).z.toarray()
+        z = site.codes[layer, 4, 0].of([image]).z.toarray()
         at = z[2 * 4 + 1]
         listed = page.locator(".layers section").nth(place).locator("li a")
         order = [int(n) for n in listed.all_inner_texts()]
