@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sae.autoencoder import SparseAutoencoder
 
 COMPUTED = ("neurons", "pca", "kmeans", "random", "sampled")  # those that this module makes
+ORTHONORMAL = ("neurons", "pca")  # their directions are orthogonal to each other but for the signs
 _FIT_TOKENS = 100_000  # at most, for the clusters and for c
 _KMEANS_BATCH, _KMEANS_PASSES = 4096, 3
 
@@ -84,7 +85,7 @@ def load_directions(path: str | Path) -> dict[str, np.ndarray]:
 
 def build(
     rows: np.ndarray,
-    sample: np.ndarray,
+    sample: np.ndarray | None,
     k: int,
     method: str,
     centre: tuple[np.ndarray, float],
@@ -95,7 +96,7 @@ def build(
 
     Args:
         rows: See `directions`.
-        sample: Tokens [m, d], see `sample`.
+        sample: Tokens [m, d], see `sample`; None for ORTHONORMAL methods, whose gain is 1.
         k: At most the number of directions is taken.
         centre: The train set's mean [d] and scale.
         layer: Where the activations come from.
@@ -112,9 +113,11 @@ def build(
     with torch.no_grad():
         model.W_enc.copy_(torch.from_numpy(rows))
         model.W_dec.copy_(model.W_enc)
-        model.W_enc *= _gain(model, torch.from_numpy(sample))
+        if sample is not None:
+            model.W_enc.mul_(_gain(model, torch.from_numpy(sample)))
     seconds = time.perf_counter() - began
-    model.record = {"tokens": len(sample), "seconds": round(seconds, 3), "precision": "fp32", "device": "cpu"}
+    fitted = 0 if sample is None else len(sample)
+    model.record = {"tokens": fitted, "seconds": round(seconds, 3), "precision": "fp32", "device": "cpu"}
     return model.eval().requires_grad_(False)
 
 

@@ -89,6 +89,14 @@ def test_sampled_directions_are_tokens_and_seeds_differ_where_chance_enters(toke
         assert not torch.equal(build(tokens, method).W_dec, build(tokens, method, seed=1).W_dec)
 
 
+def test_orthonormal_directions_need_no_gain(tokens):
+    x, centre = Activations.of(tokens), (tokens.mean(0), 0.5)
+    for method in baselines.ORTHONORMAL:
+        rows = baselines.directions(x, 40, method, centre)
+        fitted = baselines.build(rows, baselines.sample(x, method, centre), 3, method, centre)
+        torch.testing.assert_close(baselines.build(rows, None, 3, method, centre).W_enc, fitted.W_enc)
+
+
 def test_the_gain_makes_the_error_smallest(tokens):
     m = build(tokens, "random")
     z = m.encode(tokens)

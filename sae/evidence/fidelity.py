@@ -101,9 +101,11 @@ class Fidelity:
 
     def _add_other_ks(self, model: SparseAutoencoder, exact: np.ndarray, pre: Tensor) -> None:
         # Positive latents alone count, as in `select`.
-        values, indices = pre.topk(self._ks[-1], dim=-1)
-        values = values.relu()
-        x_hat, start = model.b_dec, 0
+        values, indices = model.select(pre, self._ks[-1])
+        values, order = values.sort(dim=-1, descending=True)
+        indices = indices.gather(1, order)
+        start = 0
+        x_hat: Tensor = model.b_dec
         for place, k in enumerate(self._ks):
             x_hat = x_hat + model.combine(values[:, start:k], indices[:, start:k])
             guess = (x_hat / model.scale + model.mean).cpu().double().numpy()

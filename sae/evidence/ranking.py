@@ -53,9 +53,10 @@ def rank(
         top_classes: classes kept per latent and attribute.
         support: see `classes.pairs`.
     """
-    rows = manifest.set_index("id").loc[codes.image_ids]
+    tally, latents, ids = codes.tally, codes.latents, codes.image_ids
+    assert tally is not None and ids is not None and codes.images is not None and codes.places is not None
+    rows = manifest.set_index("id").loc[ids]
     train = (rows["split"] != HELD_OUT).to_numpy()
-    tally, latents = codes.tally, codes.latents
     counts = tally.fired.sum(0)
     alive = counts > 0
     by_latent = codes.images.tocsc()
@@ -66,7 +67,7 @@ def rank(
             "status": np.where(alive, "alive", "dead"),
             "frequency": seen,
             "frequency_held_out": held_out,
-            "image_frequency": np.diff(by_latent.indptr) / len(codes.image_ids),
+            "image_frequency": np.diff(by_latent.indptr) / len(ids),
             "mean_activation": np.where(alive, tally.total / np.maximum(counts, 1), np.nan),
             "max_activation": np.where(alive, codes.images.max(axis=0).toarray(), np.nan),
             "histogram": list(tally.histogram),
@@ -76,21 +77,23 @@ def rank(
     pairs = classes.pairs(codes.images, classes.attributes(rows), train, support)
     ranked = classes.ranked(pairs, top_classes)
     images = _panels(by_latent, codes.places.tocsc(), rows["group"].to_numpy(), top)
-    images = _described(images, codes.image_ids, selected.indices(len(geometry.roles))[0], geometry, rows)
+    images = _described(images, ids, selected.indices(len(geometry.roles))[0], geometry, rows)
     return Ranking(classes.named(table, ranked), images, ranked, classes.best_latents(pairs))
 
 
 def _panels(activations: sparse.csc_array, places: sparse.csc_array, group: np.ndarray, top: int) -> pd.DataFrame:
     """Returns latent, panel, rank, place of the image, activation, place of the token (-1 where silent)."""
-    n, parts = activations.shape[0], []
+    n, parts, silent = activations.shape[0], [], np.ones(activations.shape[0], bool)
+    alike = len(np.unique(group)) < n
     for latent in range(activations.shape[1]):
         here = slice(activations.indptr[latent], activations.indptr[latent + 1])
         image, value, token = activations.indices[here], activations.data[here], places.data[here]
         if not len(image):
             continue
         order = np.lexsort((image, -value))
-        _groups, first = np.unique(group[image[order]], return_index=True)
-        order = order[np.sort(first)]  # of near duplicates the strongest
+        if alike:
+            _groups, first = np.unique(group[image[order]], return_index=True)
+            order = order[np.sort(first)]  # of near duplicates the strongest
         panels = {TOP: order[:top]}
         for name, quantile in QUARTILES.items():
             middle = round((1 - quantile) * (len(order) - 1))
@@ -98,8 +101,10 @@ def _panels(activations: sparse.csc_array, places: sparse.csc_array, group: np.n
             panels[name] = order[start : start + _PER_PANEL]
         for name, chosen in panels.items():
             parts.append((latent, name, image[chosen], value[chosen], token[chosen]))
-        silent = np.random.default_rng(latent).permutation(np.setdiff1d(np.arange(n), image))[:_PER_PANEL]
-        parts.append((latent, SILENT, silent, np.zeros(len(silent)), np.full(len(silent), -1)))
+        silent[image] = False
+        drawn = np.random.default_rng(latent).permutation(np.flatnonzero(silent))[:_PER_PANEL]
+        silent[image] = True
+        parts.append((latent, SILENT, drawn, np.zeros(len(drawn)), np.full(len(drawn), -1)))
     lengths = [len(part[2]) for part in parts]
     columns = {"latent": np.repeat(np.array([part[0] for part in parts], np.int64), lengths)}
     columns["panel"] = np.repeat(np.array([part[1] for part in parts], object), lengths)

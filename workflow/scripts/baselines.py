@@ -20,7 +20,8 @@ with jobs.job(snakemake) as provenance:
     centre = np.array(statistics["mean"]), statistics["scale"]
     rows = baselines.load_directions(snakemake.input.directions)
     for method, path in zip(settings["methods"], jobs.listed(snakemake.output.sae), strict=True):
-        sample = baselines.sample(x, method, centre, int(point.seed))
+        fit = method not in baselines.ORTHONORMAL
+        sample = baselines.sample(x, method, centre, int(point.seed)) if fit else None
         where = {"layer": int(point.layer), "tokens": settings["tokens"]}
         model = baselines.build(rows[method], sample, int(point.k), method, centre, **where)
         model.save(Path(path).parent, provenance())
