@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from playwright.sync_api import sync_playwright
 
-from sae.evidence.summary import MEASURES
+from sae.evidence.measures import MEASURES
 from sae.explorer import page, parts
 
 DRAWN = "() => [...document.querySelectorAll('.plot')].every((e) => e.querySelector('canvas'))"
@@ -38,7 +38,7 @@ def synthetic(folder: Path, latents: int, images: int) -> None:
     summaries = metrics[["layer", "k", "method", "seed"]].merge(pd.DataFrame({"measure": list(MEASURES)}), how="cross")
     summaries = summaries.assign(value=draws.mean(1), low=0.4, high=0.6, n=images, draws=list(draws))
     facts = {"name": "synthetic", "model": "vit_tiny_patch16_224", "tokens": "patches"}
-    facts["geometry"] = {"blocks": 12, "width": 192, "prefix": ["class"], "grid": [14, 14], "side": [224, 224]}
+    facts["geometry"] = {"blocks": 12, "width": 192, "prefix": ["class"], "patches": [14, 14], "side": [224, 224]}
     facts["geometry"]["outputs"] = 1000
     parts.write(folder / "data", "grid", page.grid(metrics, summaries, methods[:1], methods[1:], facts))
     manifest = pd.DataFrame({"id": range(images), "split": "train"})
@@ -47,7 +47,8 @@ def synthetic(folder: Path, latents: int, images: int) -> None:
     parts.write(folder / "data", "images", page.image_list(manifest, range(images), range(images)))
     random = {name: parts.numbers(rng.random(latents)) for name in ("mcc", "density", "images", "max", "stability")}
     random |= {name: parts.numbers(rng.random(latents)) for name in ("monosemanticity", "effect")}
-    table = {"size": latents, "alive": parts.pack(np.ones(latents), "u1"), "roles": [], "role": [-1] * latents}
+    table = {"size": latents, "alive": parts.pack(np.ones(latents), "u1")}
+    table |= {"token_types": [], "token_type": [-1] * latents}
     table |= {"names": [f"class {i}" for i in range(100)], "class": rng.integers(-1, 100, latents).tolist()}
     parts.write(folder / "data", "layer=6/k=32/method=topk/seed=0/table", table | random)
     page.app(folder / "app")

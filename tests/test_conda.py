@@ -6,7 +6,8 @@ run inside it, finding `sae` beside the Snakefile. It does not show that a real 
 agrees with the tested pins is test_pins' business.
 """
 
-import re
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,7 +70,26 @@ def test_jobs_run_in_the_environment_that_our_file_describes(conda, tmp_path):
     assert prefixes and all(Path(p).is_relative_to(tmp_path / "work/.snakemake/conda") for p in prefixes)
 
 
-def test_every_rule_with_a_script_names_the_environment():
-    for file in (ROOT / "workflow/rules").glob("*.smk"):
-        for rule in re.split(r"^(?=rule )", file.read_text(), flags=re.M)[1:]:
-            assert ("script:" in rule) == ("conda:\n        ENV" in rule), rule.splitlines()[0]
+# Prints each rule's name, whether it runs a script, and its environment, as Snakemake understands the files.
+RULES = """
+import json, sys
+from pathlib import Path
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import OutputSettings, ResourceSettings
+
+with SnakemakeApi(OutputSettings()) as api:
+    cores = ResourceSettings(cores=1)
+    workflow = api.workflow(resource_settings=cores, snakefile=Path(sys.argv[1]), workdir=Path(sys.argv[2]))._workflow
+    print(json.dumps([[rule.name, rule.script is not None, str(rule.conda_env)] for rule in workflow.rules]))
+"""
+
+
+def test_every_rule_with_a_script_names_the_environment(tmp_path):
+    command = [sys.executable, "-c", RULES, str(ROOT / "Snakefile"), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rules = json.loads(done.stdout.splitlines()[-1])
+    scripts = {name: environment for name, script, environment in rules if script}
+    assert {"measure", "measure_baselines", "evidence_baselines", "train", "explorer"} <= set(scripts)
+    assert len(scripts) > 30
+    for name, environment in scripts.items():
+        assert environment.endswith("workflow/envs/sae.yaml"), name

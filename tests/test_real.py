@@ -10,7 +10,6 @@ import torch
 
 from sae import extraction, images, vit
 from sae.activations import Activations
-from sae.evidence import splice
 
 REAL = Path(os.environ.get("SAE_REAL_DATA", "/nonexistent"))
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="SAE_REAL_DATA does not name a folder of real data")
@@ -23,8 +22,8 @@ def test_deit_recognises_photographs_and_still_does_when_resumed_from_stored_tok
     model = vit.load("deit_tiny_patch16_224", REAL / "deit_tiny_patch16_224.safetensors")
     images.decode(manifest, REAL / "images", vit.pixel_transform(model), tmp_path / "pixels.npy", 1)
     ids = manifest["id"].tolist()
-    clean = splice.predict(model, [tmp_path / "pixels.npy"], manifest, ids)
-    facts = splice.describe(model, manifest, ids, clean)
+    clean = extraction.reference(model, [tmp_path / "pixels.npy"], manifest, ids).logits
+    facts = extraction.describe(model, manifest, ids, clean)
     assert facts["known_labels"] == {"label": len(ids)}
     assert facts["accuracy"]["label"] > 0.75  # 0.86 over all 1,000
 
