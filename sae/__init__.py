@@ -1,6 +1,18 @@
 """Sparse autoencoders on the layers of a Vision Transformer: train them, and see what each latent responds to."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sae.activations import Activations as Activations
+    from sae.autoencoder import SparseAutoencoder as SparseAutoencoder
+    from sae.autoencoder import load as load
+    from sae.errors import InputError as InputError
+    from sae.latent_codes import codes as codes
+    from sae.training import Source as Source
+    from sae.training import TrainConfig as TrainConfig
+    from sae.training import train as train
+    from sae.vit import splice as splice
 
 _HOME = {
     "Activations": "activations",

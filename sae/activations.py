@@ -48,7 +48,7 @@ class Activations:
         cls,
         shards: Sequence[str | Path],
         tokens: str = "patches",
-        ids: Sequence[int] | None = None,
+        ids: Sequence[int] | np.ndarray | None = None,
         verify: bool = True,
     ) -> Activations:
         """Opens the shards of one layer.
@@ -62,16 +62,19 @@ class Activations:
         Raises:
             InputError: a shard is damaged, or there is no image left.
         """
-        arrays, found, rows, chosen = [], [], [], None
+        arrays: list[np.ndarray] = []
+        listed: list[int] = []
+        places: list[tuple[int, int]] = []
+        chosen = slice(None)
         for number, path in enumerate(map(Path, sorted(map(str, shards)))):
             facts = read_json(path.with_suffix(".json"))
             if verify and sha256(path) != facts["sha256"]:
                 raise InputError(f"{path}: its content does not match its checksum; delete it and run again")
             arrays.append(np.load(path, mmap_mode="r"))
             chosen = select(facts["roles"], tokens)
-            found += facts["ids"]
-            rows += [(number, i) for i in range(len(facts["ids"]))]
-        found, rows = np.array(found, np.int64), np.array(rows, np.int64)
+            listed += facts["ids"]
+            places += [(number, i) for i in range(len(facts["ids"]))]
+        found, rows = np.array(listed, np.int64), np.array(places, np.int64)
         if ids is not None:
             keep = np.isin(found, np.asarray(ids))
             found, rows = found[keep], rows[keep]
@@ -87,9 +90,9 @@ class Activations:
         if array.ndim != 2 or not len(array):
             raise InputError(f"activations of shape {array.shape}: need numbers in [n, d] with n > 0")
         n = np.arange(len(array))
-        x = cls([array[:, None, :]], n, np.stack([np.zeros_like(n), n], 1), slice(None))
-        x.dense = array
-        return x
+        made = cls([array[:, None, :]], n, np.stack([np.zeros_like(n), n], 1), slice(None))
+        made.dense = array
+        return made
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -171,7 +174,7 @@ def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
     import torch  # here: jobs that only read codes do without, and it takes seconds
 
     total, square, count = np.zeros(x.width), np.zeros(x.width), 0
-    shift = None  # summing around a first guess: no cancellation where the mean is large
+    shift: torch.Tensor | None = None  # summing around a first guess: no cancellation where the mean is large
     for ids, block in x.blocks(max(1, 2**18 // (x.tokens * x.width))):
         rows = torch.from_numpy(np.array(block.reshape(-1, x.width)))
         rows = rows if rows.dtype == torch.float64 else rows.float()
@@ -184,6 +187,6 @@ def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
         total += rows.sum(0).double().numpy()
         square += here.numpy()
         count += len(rows)
-    shift = shift.double().numpy()
+    assert shift is not None  # there is no empty store
     offset = total / count
-    return shift + offset, np.maximum(square / count - offset**2, 0)
+    return shift.double().numpy() + offset, np.maximum(square / count - offset**2, 0)

@@ -19,7 +19,7 @@ from sae.files import read_json, whole, write_json
 try:
     from sae.kernels import topk
 except ImportError:  # no numba for this machine or Python: the same latents, slower
-    topk = None
+    topk = None  # type: ignore[assignment]  # a module everywhere else
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 INPUTS = ("standardised", "layernorm")
@@ -85,6 +85,9 @@ class SparseAutoencoder(nn.Module):
     Parameters: W_enc [F, d], b_enc [F], W_dec [F, d] (row i is latent i's decoder direction), b_dec [d].
     Everything public takes and gives activations in the units of x.
     """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, config: SAEConfig, mean: torch.Tensor | None = None, scale: float = 1.0):
         super().__init__()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ default_cfgs = timm.models.generate_default_cfgs(
 
 
 @timm.models.register_model
-def vit_tiny_concepts(pretrained: bool = False, **kwargs) -> VisionTransformer:
+def vit_tiny_concepts(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """ViT-Tiny/16 for the built-in 112-pixel concepts."""
     shape = {"img_size": concepts.SIDE, "patch_size": 16, "embed_dim": 192, "depth": 6, "num_heads": 3}
     return timm.models.vision_transformer._create_vision_transformer(NAME, pretrained=pretrained, **(shape | kwargs))
@@ -66,7 +67,7 @@ def train(
     lr: float = 1e-3,
     held_out: int = 4000,
     device: str | torch.device = "cpu",
-    **architecture: int,
+    **architecture: Any,
 ) -> dict:
     """Trains the backbone from scratch and writes its weights (fp16) and backbone.json into `folder`.
 
@@ -89,6 +90,7 @@ def train(
     """
     torch.manual_seed(seed)
     model = timm.create_model(NAME, **architecture)
+    assert isinstance(model, VisionTransformer)
     _start(model, seed)
     model.to(device)
     segment = torch.nn.Linear(model.embed_dim, 2 * _CELLS**2, device=device)
@@ -157,6 +159,7 @@ def _start(model: VisionTransformer, seed: int) -> None:
     first layer of fast CIFAR networks (Jordan 2024, arXiv 2404.00498); otherwise brightness drowns the textures.
     """
     grid = timm.layers.build_sincos2d_pos_embed(model.patch_embed.grid_size, model.embed_dim, temperature=100)
+    assert model.pos_embed is not None
     model.pos_embed[0, model.num_prefix_tokens :] = 0.5 * grid
     x, *_ = _draw_batch(_FIRST_TRAINING_SEED + seed, 0, 1000, model, "cpu")
     size = model.patch_embed.patch_size[0]
@@ -212,7 +215,8 @@ def _silhouette(mask: torch.Tensor) -> torch.Tensor:
 def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Returns the mean cross-entropy per factor, summed over factors; logits [n, values], targets [n, factors]."""
     parts = logits.split([len(v) for v in concepts.FACTORS.values()], dim=1)
-    return sum(F.cross_entropy(part, targets[:, i]) for i, part in enumerate(parts))
+    losses = (F.cross_entropy(part, targets[:, i]) for i, part in enumerate(parts))
+    return sum(losses, torch.zeros((), device=logits.device))
 
 
 def _save(model: VisionTransformer, folder: Path) -> Path:

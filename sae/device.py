@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,28 +53,33 @@ def deterministic(device: torch.device) -> Iterator[None]:
         RuntimeError: an operation has no such form. None does so on a CPU, where all give the same bytes anyway.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # a module with a property, unknown to type checkers
+    fill = settings.fill_uninitialized_memory
     if device.type != "cpu":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # what is read has been written: only slower
+        settings.fill_uninitialized_memory = False  # what is read has been written: only slower
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
+
+
+def _capabilities() -> dict[str, Any]:
+    return getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
 
 
 def fast_bf16(device: torch.device) -> bool:
     """Returns whether this device multiplies matrices of bfloat16 faster than those of float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
+    able = _capabilities()
     return device.type == "cpu" and bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
 def fast_int8(device: torch.device) -> bool:
     """Returns whether this device multiplies matrices of int8, exactly, faster than those of bfloat16."""
-    able = getattr(torch.cpu, "get_capabilities", dict)()
+    able = _capabilities()
     there = torch.backends.mkldnn.is_available() and hasattr(torch, "_int_mm")
     return device.type == "cpu" and there and bool(able.get("amx_int8") or able.get("avx512_vnni")) and _exact_int8()
 

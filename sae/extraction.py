@@ -124,7 +124,7 @@ def reference(
         features.append(_head_input(vit, tokens))
         small.append(thumbnails(pixels))
         if chosen.any():
-            logits.append(vit.forward_head(tokens[chosen]).float().cpu().numpy())
+            logits.append(vits.as_timm(vit).forward_head(tokens[chosen]).float().cpu().numpy())
         first += len(pixels)
     return Reference(np.concatenate(features), np.concatenate(small), np.concatenate(logits))
 
@@ -190,9 +190,9 @@ def _forward(vit: nn.Module, shards: Sequence[str | Path], batch: int) -> Iterat
                 x = prepare(pixels)
                 if x.shape[2:] != side:  # normalised first: the two commute, and bytes would be rounded again
                     x = F.interpolate(x, size=side, mode="bilinear", antialias=True)
-                yield pixels, vit.forward_features(x)
+                yield pixels, vits.as_timm(vit).forward_features(x)
                 progress.update(len(pixels))
 
 
 def _head_input(vit: nn.Module, tokens: torch.Tensor) -> np.ndarray:
-    return vit.forward_head(tokens, pre_logits=True).float().cpu().numpy()
+    return vits.as_timm(vit).forward_head(tokens, pre_logits=True).float().cpu().numpy()

@@ -224,7 +224,8 @@ def shard(manifest: pd.DataFrame, index: int, shards: int) -> pd.DataFrame:
 
 def pictures(manifest: pd.DataFrame, shards: Sequence[str | Path], ids: Sequence[int]) -> dict[int, np.ndarray]:
     """Returns image id -> uint8 [height, width, 3] as the model saw it, from the pixel shards in order."""
-    found, wanted = {}, set(ids)
+    found: dict[int, np.ndarray] = {}
+    wanted = set(ids)
     for index, path in enumerate(shards):
         here = shard(manifest, index, len(shards))["id"]
         places = np.flatnonzero(here.isin(wanted))
@@ -245,8 +246,10 @@ def describe(label: str) -> str:
 @cache
 def _synsets() -> dict[str, str]:
     # Read from timm's files: importing timm takes seconds, and these words are needed where no ViT is.
-    folder = importlib.util.find_spec("timm").submodule_search_locations[0]
-    lines = (Path(folder) / "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()
+    spec = importlib.util.find_spec("timm")
+    if spec is None or spec.origin is None:
+        raise ImportError("timm is not installed")
+    lines = (Path(spec.origin).parent / "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()
     return dict(line.split("\t") for line in lines)
 
 
@@ -301,8 +304,8 @@ def _peculiarities(image: Image.Image) -> list[str]:
     """Returns what `read_image` will do to this image, in words; nothing for a plain upright RGB one."""
     reasons = []
     orientation = image.getexif().get(0x0112, 1)
-    if getattr(image, "n_frames", 1) > 1:
-        reasons.append(f"animated: the first of {image.n_frames} frames is used")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        reasons.append(f"animated: the first of {frames} frames is used")
     if orientation in range(2, 9):
         reasons.append(f"turned upright by its EXIF orientation {orientation}")
     if image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F")):

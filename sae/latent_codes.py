@@ -96,7 +96,7 @@ class Codes:
         place = _places(self.ids, ids)
         rows = (place[:, None] * self.tokens + np.arange(self.tokens)).ravel()
         part = replace(self, z=self.z[rows], ids=ids, error=None, tally=None)
-        if self.image_ids is None:
+        if self.image_ids is None or self.images is None or self.places is None:
             return part
         row = _places(self.image_ids, ids)
         return replace(part, images=self.images[row], places=self.places[row], image_ids=ids)
@@ -117,7 +117,8 @@ class Codes:
             pairs: of latent and image id.
             patches: rows and columns.
         """
-        count, maps = patches[0] * patches[1], {}
+        maps: dict[tuple[int, int], np.ndarray] = {}
+        count = patches[0] * patches[1]
         if self.tokens < count:
             return maps
         by_latent = self.z.tocsc()
@@ -143,7 +144,7 @@ class Codes:
             "tokens.indices": self.z.indices.astype(index),
             "tokens.values": self.z.data,
         }
-        if self.images is not None and self.tally is not None:
+        if self.images is not None and self.places is not None and self.tally is not None:
             arrays |= {
                 "image_ids": self.image_ids,
                 "images.indptr": self.images.indptr.astype(np.int64),

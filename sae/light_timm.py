@@ -16,6 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -38,7 +39,7 @@ def _call(module: str, name: str, *args: object, **kwargs: object) -> object:
     return getattr(import_module(module), name)(*args, **kwargs)
 
 
-def _disable(function: Callable) -> Callable:
+def _disable(function: Callable[..., Any]) -> Callable[..., Any]:
     """Stands in for torch.compiler.disable, a decorator that imports the compiler at once."""
 
     @wraps(function)
@@ -52,6 +53,8 @@ def _disable(function: Callable) -> Callable:
 def _stand_ins() -> Iterator[None]:
     before = set(sys.modules)
     spec = find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        raise ImportError("torchvision is not installed")
     root = Path(spec.origin).parent
     for name in _PACKAGES:
         package = ModuleType(name)
@@ -60,7 +63,8 @@ def _stand_ins() -> Iterator[None]:
     sys.modules["torchvision"].__spec__ = spec  # for those who ask whether torchvision is there
     for name in _LATER:
         sys.modules[name] = _Later(name)
-    disable, torch.compiler.disable = torch.compiler.disable, _disable
+    disable = torch.compiler.disable
+    torch.compiler.disable = _disable  # type: ignore[assignment]  # for the time of the import
     try:
         yield
     finally:
@@ -88,4 +92,7 @@ def _load_light() -> ModuleType:
         return _load()
 
 
-timm = _load_light()
+if TYPE_CHECKING:
+    import timm
+else:
+    timm = _load_light()

@@ -85,6 +85,7 @@ def measure(model: SparseAutoencoder, setup: Setup, keep_all: bool = True) -> Me
         keep_all: keep the codes of all ranked images token by token; else those of the sample alone.
     """
     layer, number = setup.layer, model.config.layer
+    assert number is not None
     whole = layer.tokens("all", layer.sample)
     spliced = _Spliced(setup, whole, number)
     codes, row, other_ks = _pass(model, setup, keep_all, spliced)

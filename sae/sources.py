@@ -48,13 +48,14 @@ def _hash(path: Path) -> str:
 @cache
 def _named(path: Path) -> frozenset[str]:
     """Returns what a file imports from `sae`, and the homes of what it uses as `sae.name`; not all are modules."""
-    names, todo = set(), [_tree(path)]
+    names: set[str] = set()
+    todo: list[ast.AST] = [_tree(path)]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             continue
         todo += ast.iter_child_nodes(node)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sae":
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sae":
             package = node.module.removeprefix("sae").lstrip(".")
             inside = [f"{package}.{alias.name}".lstrip(".") for alias in node.names]
             names |= {package, *(_homes().get(name, name) for name in inside)}

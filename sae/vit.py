@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ def load(
     Raises:
         InputError: there is no such model, it is not a plain ViT, or the weights are missing or do not fit.
     """
-    size = {} if image_size is None else {"img_size": image_size}
+    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     path = None if checkpoint in (None, "random") else Path(checkpoint).expanduser()
     if path is not None and not path.is_file():
         raise InputError(f"model.checkpoint {path}: no such file; give a .safetensors or .pth file, or null")
@@ -63,7 +63,7 @@ def load(
         ) from error
     finally:
         torch.set_rng_state(rng)
-    if weights is not None:
+    if weights is not None and path is not None:
         _fit_weights(model, weights, name, path)
     geometry(model)
     for module in model.modules():
@@ -78,13 +78,12 @@ def geometry(model: nn.Module) -> Geometry:
     Raises:
         InputError: the model is not a plain ViT (a stack of blocks on a constant grid of tokens).
     """
-    blocks, embed = getattr(model, "blocks", None), getattr(model, "patch_embed", None)
-    patches = getattr(embed, "grid_size", None)
+    vit, embed = as_timm(model), getattr(model, "patch_embed", None)
     plain = (
-        isinstance(blocks, nn.Sequential | nn.ModuleList)
-        and patches is not None
+        isinstance(getattr(model, "blocks", None), nn.Sequential | nn.ModuleList)
+        and getattr(embed, "grid_size", None) is not None
         and hasattr(model, "num_prefix_tokens")
-        and "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+        and "return_prefix_tokens" in inspect.signature(vit.forward_intermediates).parameters
     )
     if not plain:
         kind = type(model).__name__
@@ -96,13 +95,13 @@ def geometry(model: nn.Module) -> Geometry:
         if getattr(model, attribute, None) is not None
         for _ in range(getattr(model, attribute).shape[1])
     ]
-    prefix += ["register"] * (model.num_prefix_tokens - len(prefix))
+    prefix += ["register"] * (vit.num_prefix_tokens - len(prefix))
     return Geometry(
-        blocks=len(blocks),
-        width=model.embed_dim,
+        blocks=len(vit.blocks),
+        width=vit.embed_dim,
         prefix=tuple(prefix),
-        patches=tuple(patches),
-        side=tuple(embed.img_size),
+        patches=tuple(vit.patch_embed.grid_size),
+        side=tuple(vit.patch_embed.img_size),
         outputs=getattr(model, "num_classes", 0),
     )
 
@@ -139,7 +138,7 @@ def class_names(model: nn.Module) -> dict[str, list[str]]:
     the concept backbone. Any other head is one group, `label`, named by the model's own label names or by ImageNet's
     synsets. Empty where the names are unknown.
     """
-    names = model.pretrained_cfg.get("label_names")
+    names = as_timm(model).pretrained_cfg.get("label_names")
     if names and all(": " in n for n in names):
         groups: dict[str, list[str]] = {}
         for name in names:
@@ -148,7 +147,7 @@ def class_names(model: nn.Module) -> dict[str, list[str]]:
         return groups
     if not names and (subset := timm.data.infer_imagenet_subset(model)):
         names = timm.data.ImageNetInfo(subset).label_names()
-    return {"label": list(names)} if names and len(names) == model.num_classes else {}
+    return {"label": list(names)} if names and len(names) == as_timm(model).num_classes else {}
 
 
 def read(model: nn.Module, x: torch.Tensor, layer: int) -> torch.Tensor:
@@ -160,18 +159,20 @@ def read(model: nn.Module, x: torch.Tensor, layer: int) -> torch.Tensor:
     Raises:
         InputError: there is no such block.
     """
-    check_layer(layer, len(model.blocks))
-    prefix = model.num_prefix_tokens > 0  # timm cannot return the prefix of a model that has none
+    vit = as_timm(model)
+    check_layer(layer, len(vit.blocks))
+    prefix = vit.num_prefix_tokens > 0  # timm cannot return the prefix of a model that has none
     output = {"output_fmt": "NLC", "return_prefix_tokens": prefix, "intermediates_only": True, "norm": False}
-    tokens = model.forward_intermediates(x, indices=[layer], stop_early=True, **output)[0]
+    tokens = vit.forward_intermediates(x, indices=[layer], stop_early=True, **output)[0]
     return torch.cat(tokens[::-1], 1) if prefix else tokens  # timm returns the patches, then the prefix
 
 
 @contextmanager
 def edit(model: nn.Module, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """While open, every forward pass goes on from `change(tokens)` in place of the tokens after block `layer`."""
-    check_layer(layer, len(model.blocks))
-    handle = model.blocks[layer].register_forward_hook(lambda _module, _inputs, output: change(output))
+    blocks = as_timm(model).blocks
+    check_layer(layer, len(blocks))
+    handle = blocks[layer].register_forward_hook(lambda _module, _inputs, output: change(output))
     try:
         yield
     finally:
@@ -204,17 +205,23 @@ def resume(model: nn.Module, tokens: torch.Tensor, layer: int) -> torch.Tensor:
     The blocks up to `layer` are not run, so a late layer costs little. Plain ViTs take their position information
     before the blocks or as an argument of each block, so nothing of the skipped part is missed.
     """
-    check_layer(layer, len(model.blocks))
-    kept = [model.blocks[i] for i in range(layer + 1)]
+    blocks = as_timm(model).blocks
+    check_layer(layer, len(blocks))
+    kept = [blocks[i] for i in range(layer + 1)]
     side = geometry(model).side
     blank = torch.zeros(len(tokens), 3, *side, device=tokens.device, dtype=next(model.parameters()).dtype)
     try:
         for i in range(layer + 1):
-            model.blocks[i] = _Constant(tokens)  # see there
+            blocks[i] = _Constant(tokens)  # see there
         return model(blank)
     finally:
         for i, block in enumerate(kept):
-            model.blocks[i] = block
+            blocks[i] = block
+
+
+def as_timm(model: nn.Module) -> Any:
+    """Returns the model: type checkers know none of the attributes that timm's plain ViTs have in common."""
+    return model
 
 
 def _data_config(model: nn.Module) -> dict:
@@ -224,7 +231,7 @@ def _data_config(model: nn.Module) -> dict:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return timm.models.load_state_dict(path, device="cpu", weights_only=True)
+        return timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:
         # unpickling, safetensors and zip errors: all mean that this is no file of weights.
         raise InputError(f"model.checkpoint {path}: cannot be read as weights: {_first_line(error)}") from error
@@ -232,7 +239,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def _head_outputs(weights: dict[str, torch.Tensor], model: nn.Module) -> int | None:
     """Returns how many classes the weights' head has, None where they have no linear head of the model's name."""
-    classifier = model.pretrained_cfg.get("classifier")
+    classifier = as_timm(model).pretrained_cfg.get("classifier")
     head = weights.get(f"{classifier}.weight") if isinstance(classifier, str) else None
     return None if head is None or head.ndim != 2 else head.shape[0]
 

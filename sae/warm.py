@@ -32,6 +32,8 @@ _FOLDER = "SAE_WARM"  # the environment variable that tells jobs where the socke
 _ALSO = ("matplotlib.pyplot", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.cluster", "sklearn.linear_model")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
+_process: subprocess.Popen[bytes] | None = None  # kept, since the pipe to it closes with the object
+
 
 def start() -> None:
     """Starts the warm process in the background; it ends with this process, however this one ends."""
@@ -40,7 +42,8 @@ def start() -> None:
     os.environ[_FOLDER] = folder = tempfile.mkdtemp(prefix="sae-warm-")
     # No pool of threads would survive a fork, and no started CUDA; NVML tells of GPUs without starting it.
     environment = os.environ | dict.fromkeys(_THREADS, "1") | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    start.process = subprocess.Popen(  # kept, since the pipe to it closes with the object
+    global _process
+    _process = subprocess.Popen(
         [sys.executable, "-m", "sae.warm", folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -173,7 +176,8 @@ def _run(request: dict[str, Any]) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     _end_with_parent(signal.SIGTERM)
-    warm, folder, forks, request = os.getpid(), sys.argv[1], {}, None
+    warm, folder, request = os.getpid(), sys.argv[1], None
+    forks: dict[socket.socket, int] = {}
     try:
         name = _fingerprint()
         _import_all()

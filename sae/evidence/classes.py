@@ -144,8 +144,8 @@ class _Firing:
         values, level = np.unique(columns.data, return_inverse=True)
         fall = len(values) - 1 - level
         order = np.argsort(latent * len(values) + fall, kind="stable")
-        parts = (part[order] for part in (columns.indices, latent, columns.data, fall))
-        return cls(*parts, len(values), images.shape[1])
+        image, latent, value, fall = (part[order] for part in (columns.indices, latent, columns.data, fall))
+        return cls(image, latent, value, fall, len(values), images.shape[1])
 
 
 class _Split:

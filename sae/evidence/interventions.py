@@ -96,6 +96,7 @@ def choose(codes: Codes, count: int, seed: int = 0, at_least: int = 4) -> list[i
 
     Blindly, so that means over them are means over the dictionary's latents of this kind.
     """
+    assert codes.images is not None  # as in all codes but a second seed's
     often = np.flatnonzero(np.bincount(codes.images.indices, minlength=codes.z.shape[1]) >= at_least)
     return sorted(np.random.default_rng(seed).choice(often, min(count, len(often)), replace=False).tolist())
 
@@ -125,18 +126,21 @@ def run(
             for all dictionaries of a layer, see `untouched`.
 
     Raises:
-        InputError: `codes` and `x` are not of the same images.
+        InputError: `codes` and `x` are not of the same images, or the dictionary's layer is unknown.
     """
     from sae import vit as vits
 
     if not np.array_equal(codes.ids, x.ids):
         raise InputError("codes and activations are not of the same images")
+    layer = dictionary.config.layer
+    if layer is None:
+        raise InputError("this dictionary does not say which layer it belongs to")
     directions = (dictionary.W_dec / dictionary.scale).detach()
     norms = directions.double().norm(dim=1).cpu().numpy()
     changes = list(_changes(codes, list(latents), norms, images, seed))
     image = np.array([change.image for change in changes], np.int64)
     used, place = np.unique(image, return_inverse=True)
-    clean = untouched(vit, x, dictionary.config.layer, used) if clean is None else clean[used]
+    clean = untouched(vit, x, layer, used) if clean is None else clean[used]
 
     geometry = vits.geometry(vit)
     first_token = geometry.select(dictionary.config.tokens).start or 0
@@ -146,7 +150,7 @@ def run(
         values = directions.new_tensor(change.values)
         tokens[change.tokens + first_token] += values[:, None] * directions[change.direction]
 
-    changed = _outputs(vit, x, dictionary.config.layer, image, edit)
+    changed = _outputs(vit, x, layer, image, edit)
     groups = [len(names) for names in vits.class_names(vit).values()] or [geometry.outputs]
     size, effects = respond(clean[place], changed, groups if geometry.outputs else [])
     kind = np.array([KINDS.index(change.kind) for change in changes], np.int64)
@@ -272,6 +276,7 @@ def wilcoxon(difference: np.ndarray) -> float:
 
 def _changes(codes: Codes, latents: list[int], norms: np.ndarray, images: int, seed: int) -> Iterator[_Change]:
     """Yields every change to be made; `norms` [F] are the decoder rows'."""
+    assert codes.images is not None  # as in all codes but a second seed's
     strongest, z = codes.images[:, latents].tocsc(), codes.z[:, latents].tocsc()
     alive = np.flatnonzero((np.bincount(codes.z.indices, minlength=codes.z.shape[1]) > 0) & (norms > 0))
     for column, latent in enumerate(latents):
@@ -316,8 +321,9 @@ def _outputs(
     with torch.inference_mode():
         for first in tqdm(range(0, len(places), BATCH), desc="interventions", unit="batch"):
             stream = torch.from_numpy(x.read(places[first : first + BATCH])).to(device).float()
-            for number, tokens in enumerate(stream if edit else (), first):
-                edit(tokens, number)
+            if edit:
+                for number, tokens in enumerate(stream, first):
+                    edit(tokens, number)
             parts.append(vits.resume(vit, stream, layer).float().cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros((0, max(1, vits.geometry(vit).outputs)), np.float32)
 
@@ -350,7 +356,7 @@ def _top(mean: dict[str, dict[str, np.ndarray]], names: Mapping[str, Sequence[st
     facts: dict[str, object] = {"causal_attribute": None, "causal_class": None, "causal_effect": np.nan}
     largest = max(mean["ablate"], key=lambda g: mean["ablate"][g].max(), default=None)
     if largest is not None and mean["ablate"][largest].any():
-        place = mean["ablate"][largest].argmax()
+        place = int(mean["ablate"][largest].argmax())
         facts |= {"causal_attribute": largest, "causal_class": names[largest][place]}
         facts["causal_effect"] = mean["ablate"][largest][place]
     return facts | {"control_effect": max((part.max() for part in mean.get("control", {}).values()), default=np.nan)}
@@ -359,7 +365,7 @@ def _top(mean: dict[str, dict[str, np.ndarray]], names: Mapping[str, Sequence[st
 def _agreement(
     mean: dict[str, dict[str, np.ndarray]], names: Mapping[str, Sequence[str]], correlated: tuple[str, int] | None
 ) -> dict[str, object]:
-    group, place = correlated or (None, None)
+    group, place = correlated or (None, 0)
     facts: dict[str, object] = {
         "correlated_attribute": group,
         "correlated_class": None if group is None else names[group][place],
@@ -383,7 +389,7 @@ def _agreement(
     }
 
 
-def _most(effects: np.ndarray, names: list[str], top: int, key: tuple[int, str, str]) -> list[tuple]:
+def _most(effects: np.ndarray, names: Sequence[str], top: int, key: tuple[int, str, str]) -> list[tuple]:
     """Returns rows of `effects` for the classes that move most, by effects [images, classes]."""
     mean, images = effects.mean(0), len(effects)
     error = effects.std(0, ddof=1) / np.sqrt(images) if images > 1 else np.full(len(mean), np.nan)

@@ -73,6 +73,7 @@ def judge(
         tokens: which tokens the dictionary reads.
     """
     codes, rows = dictionary.codes, shown.rows
+    assert codes.images is not None and codes.error is not None and dictionary.responses is not None
     sample = codes.of(shown.sample)
     ranking = rank(codes, rows, geometry, geometry.select(tokens), limits.images, limits.classes, limits.support)
     stable = matching.stability(

@@ -88,10 +88,12 @@ def probe(
     Raises:
         InputError: minimum_support is below 4, too few to keep a quarter apart (see `probe_dense`).
     """
-    rng, most, fit, found = np.random.default_rng(seed), max(sizes), None, []
+    rng, most, found = np.random.default_rng(seed), max(sizes), []
+    fit: np.ndarray | None = None
     unseen = latents[np.flatnonzero(~np.asarray(train, bool))].tocsc()
     for part in _attributes(labels, train, minimum_support, most_classes):
-        if not np.array_equal(part.fit, fit):  # most attributes are known of the same images: sorting takes longest
+        # Most attributes are known of the same images, and sorting takes longest.
+        if fit is None or not np.array_equal(part.fit, fit):
             fit, seen = part.fit, latents[part.fit].tocsc()
             ranks = latent_ranks(seen)
         y = part.truth[fit]
@@ -311,8 +313,8 @@ def _probes(parts: list[tuple[_Attribute, pd.DataFrame, np.ndarray]], train: np.
         return Probes(pd.DataFrame(columns=_COLUMNS), empty, empty.astype(bool))
     table = pd.concat([rows for _part, rows, _scores in parts])
     order = np.argsort(table.index, kind="stable")
-    scores = [np.where(part.number[part.test, None] < 0, np.nan, scores) for part, _rows, scores in parts]
-    truth = [part.truth[part.test] for part, _rows, _scores in parts]
-    scores, truth = np.concatenate(scores, 1)[:, order], np.concatenate(truth, 1)[:, order]
+    known = [np.where(part.number[part.test, None] < 0, np.nan, scores) for part, _rows, scores in parts]
+    scores = np.concatenate(known, 1)[:, order]
+    truth = np.concatenate([part.truth[part.test] for part, _rows, _scores in parts], 1)[:, order]
     table = pd.concat([table.iloc[order].reset_index(drop=True), measure(scores, truth)], axis=1)
     return Probes(table[_COLUMNS], scores, truth)

@@ -7,6 +7,8 @@ difference of two is judged on the same images. Numbers about a sample of latent
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -53,7 +55,7 @@ def fidelity(error: np.ndarray, spread: np.ndarray, w: np.ndarray) -> tuple[floa
 
 
 def answers(
-    images: sparse.csr_array, pairs: pd.DataFrame, labels: dict[str, pd.Categorical]
+    images: sparse.csr_array, pairs: pd.DataFrame, labels: Mapping[str, pd.Categorical]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the latents' answers on images and the truth, for pairs of a latent and a class.
 

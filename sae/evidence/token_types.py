@@ -97,7 +97,8 @@ def localisation(
     """
     touched, inside = coverage > 0.1, coverage >= 0.5
     by_latent, rows = codes.z.tocsc(), []
-    hits, counted = [], []
+    hits: list[np.ndarray] = []
+    counted: list[np.ndarray] = []
     for attribute, name, latent in best_latents[["attribute", "class", "latent"]].itertuples(index=False):
         if (attribute, name) not in objects:
             continue
@@ -113,5 +114,5 @@ def localisation(
         rows.append([attribute, name, latent, patch_auroc, *(m.mean() if m.size else np.nan for m in means)])
     columns = "attribute class latent patch_auroc patch_precision patch_recall pointing pointing_chance"
     empty = np.zeros((len(coverage), 0), bool)
-    hits, counted = (np.stack(part, 1) if part else empty for part in (hits, counted))
-    return pd.DataFrame(rows, columns=columns.split()), hits, counted
+    touching, counting = (np.stack(part, 1) if part else empty for part in (hits, counted))
+    return pd.DataFrame(rows, columns=columns.split()), touching, counting

@@ -41,7 +41,8 @@ def app(folder: Path) -> None:
             if file.suffix in (".js", ".css"):
                 shutil.copyfile(file, part / file.name)
         # Inside a function, so that the library's global names do not collide with the page's.
-        (part / "vega.js").write_text(f"(() => {{{vl_convert.javascript_bundle()}}})();\n")
+        library = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its annotation has no defaults
+        (part / "vega.js").write_text(f"(() => {{{library}}})();\n")
 
 
 def grid(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,16 @@ def write(folder: Path, name: str, value: Any) -> None:
     path.write_text(f"parts.take({json.dumps(name)},{text})\n")
 
 
-def pack(values: np.ndarray, kind: str) -> str:
+def pack(values: np.ndarray | Sequence[int], kind: str) -> str:
     """Returns unsigned integers as base64, little-endian; `kind` is u1, u2 or u4 (bytes each).
 
     Raises:
         ValueError: a value does not fit.
     """
-    values = np.asarray(values)
-    if values.size and (values.min() < 0 or values.max() > np.iinfo(kind).max):
-        raise ValueError(f"values from {values.min()} to {values.max()} do not fit into {kind}")
-    return base64.b64encode(values.astype(f"<{kind}").tobytes()).decode()
+    array = np.asarray(values)
+    if array.size and (array.min() < 0 or array.max() > np.iinfo(kind).max):
+        raise ValueError(f"values from {array.min()} to {array.max()} do not fit into {kind}")
+    return base64.b64encode(array.astype(f"<{kind}").tobytes()).decode()
 
 
 def numbers(values: Any, digits: int = 3) -> list[float | int | None]:

@@ -110,7 +110,8 @@ def _fire(
     prefix = sum(role != "patch" for role in point.geometry.roles[point.geometry.select(point.tokens)])
     ids = np.union1d(shown["image_id"].unique(), opened)
     wanted = {image: rows.to_numpy() for image, rows in shown.groupby("image_id")["latent"]}
-    lit, on_images = {}, {}
+    lit: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    on_images: dict[int, dict[str, Any]] = {}
     for first in tqdm(range(0, len(ids), _AT_ONCE), desc="explorer", unit=f"{_AT_ONCE} images"):
         codes = point.codes.of(ids[first : first + _AT_ONCE])
         row, latent, value = codes.entries()
@@ -143,6 +144,8 @@ def _on_images(codes: Codes, wanted: np.ndarray) -> dict[int, dict[str, Any]]:
     on which they fire, the others where they are among the strongest of a token. counts: how many of tokens and values
     belong to each. values: activations in 1/255 of the scale, at least 1. strongest: of the first `everywhere`.
     """
+    assert codes.images is not None  # the page shows ranked dictionaries
+    assert codes.images is not None  # the page shows ranked dictionaries
     row, latent, value = codes.entries()
     order = np.lexsort((-value, row))
     rank = np.empty(len(row), np.int64)
@@ -229,7 +232,7 @@ def _latents(
         of_class, other, effect = (
             table.loc[latent] if latent in table.index else None for table in (best, confirmed, interventions)
         )
-        entry = {
+        entry: dict[str, Any] = {
             "headline": words.headline(fact, of_class, other),
             "checks": words.checks(fact, of_class, score, effect),
         }

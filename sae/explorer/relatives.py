@@ -56,7 +56,9 @@ def relatives(
     """
     found: dict[int, list[dict[str, Any]]] = {}
 
-    def add(latent: int, to: dict[str, int], other: int | None, r: float | None, note: str = "", known: bool = True):
+    def add(
+        latent: int, to: dict[str, int], other: int | None, r: float | None, note: str = "", known: bool = True
+    ) -> None:
         relative = {"to": to, "latent": None if other is None else int(other), "r": None if r is None else number(r)}
         found.setdefault(latent, []).append(relative | {"note": note, "known": known})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 
 from sae.figures.style import BASELINE_MARKS, INK, colours, headline, plain_numbers, styled
 
-_FAINT = {"alpha": 0.45, "ms": 4, "linestyle": "none"}
+_FAINT: dict[str, Any] = {"alpha": 0.45, "ms": 4, "linestyle": "none"}
 _MARKS = ("o-", "s--", "^-.", "D:", "v-")  # methods
 # Column: title, label of the y-axis, the column drawn for reference, its name.
 _PANELS = {

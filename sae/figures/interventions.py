@@ -63,7 +63,7 @@ def _agreement(ax: Axes, latents: pd.DataFrame) -> None:
     if known.empty:
         say(ax, "no latent has a class\nthat the ViT predicts and that moves")
         return
-    bins, (median, median_control) = np.linspace(0, 1, 11), known[["agreement", "agreement_control"]].median()
+    bins, (median, median_control) = np.linspace(0, 1, 11).tolist(), known[["agreement", "agreement_control"]].median()
     ax.hist(known["agreement"], bins=bins, color=ACCENT, label=f"latent removed: median {median:.2f}")
     label = f"control: median {median_control:.2f}"
     ax.hist(known["agreement_control"].dropna(), bins=bins, histtype="step", color=INK, label=label)
@@ -91,8 +91,8 @@ def _strongest(ax: Axes, latents: pd.DataFrame, effects: pd.DataFrame, most: int
     ablated = effects.loc[effects["kind"] == "ablate", [*keys, "se"]]
     chosen = chosen.merge(ablated, on=keys, how="left")[::-1]
     places = np.arange(len(chosen))
-    bars = {"fmt": "o", "ms": 4, "color": ACCENT, "label": "latent removed (bar: standard error)"}
-    ax.errorbar(chosen["causal_effect"], places, xerr=chosen["se"], **bars)
+    label = "latent removed (bar: standard error)"
+    ax.errorbar(chosen["causal_effect"], places, xerr=chosen["se"], fmt="o", ms=4, color=ACCENT, label=label)
     ax.plot(chosen["control_effect"], places, "|", color=QUIET, ms=10, mew=2, label="control: its largest effect")
     names = []
     for row in chosen.to_dict("records"):

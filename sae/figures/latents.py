@@ -111,7 +111,7 @@ def sheet(
     headings |= {"silent": "silent images"}
     rows = sum(map(len, groups.values()))
     width, height = 3.0 + _PITCH * (most + 5), 0.8 + 1.52 * max(1, rows) + 0.55 * len(groups)
-    figure = Figure(figsize=(width, height), layout="none")
+    figure = Figure(figsize=(width, height), layout="none")  # type: ignore[arg-type]  # matplotlib's annotation leaves "none" out
     axes = figure.add_axes((0, 0, 1, 1))  # one for all pictures: 132 axes of their own take a second
     axes.set(xlim=(0, width), ylim=(height, 0))  # inches from the top left
     if not rows:
@@ -180,8 +180,8 @@ def _picture(
     axes.imshow(picture, interpolation="none", aspect="auto", extent=(x, x + width, y + height, y))
     if heat is not None and heat.max() > 0 and patch[0] >= 0:
         h, w = height / heat.shape[0], width / heat.shape[1]
-        box = {"fill": False, "edgecolor": "#ff3b00", "linewidth": 1.6}
-        axes.add_artist(Rectangle((x + patch[1] * w, y + patch[0] * h), w, h, **box))
+        at = x + patch[1] * w, y + patch[0] * h
+        axes.add_artist(Rectangle(at, w, h, fill=False, edgecolor="#ff3b00", linewidth=1.6))
 
 
 @styled

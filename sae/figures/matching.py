@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,7 +86,7 @@ def across_ks(tables: dict[str, pd.DataFrame], title: str) -> Figure:
     shares = counts.reindex(columns=list(_OUTCOMES), fill_value=0).fillna(0).to_numpy()
     left = np.zeros(len(tables))
     for (meaning, colour, text), share in zip(_OUTCOMES.values(), shares.T, strict=True):
-        look = {"color": colour, "edgecolor": QUIET, "linewidth": 0.5, "label": meaning}
+        look: dict[str, Any] = {"color": colour, "edgecolor": QUIET, "linewidth": 0.5, "label": meaning}
         bars = axes.barh(names, share, left=left, height=0.7, **look)
         numbers = [f"{s:.0%}" if s >= 0.035 else "" for s in share]
         axes.bar_label(bars, numbers, label_type="center", color=text, fontsize=8)
@@ -127,9 +128,9 @@ def _steps(axes: Axes, summary: pd.DataFrame, control: pd.DataFrame, layers: Seq
         axes.bar(x, share, 0.25, color=colour, label=meaning)
         for at, height in zip(x[share.notna()], share.dropna(), strict=True):
             inside = height > 0.1  # a tall bar's number stands in it, clear of the control's line
-            look = {"va": "center", "color": text} if inside else {"va": "bottom"}
+            look: dict[str, Any] = {"va": "center", "color": text} if inside else {"va": "bottom"}
             axes.text(at, height / 2 if inside else height + 0.015, f"{height:.0%}", ha="center", fontsize=8, **look)
-        axes.hlines(chance, x - 0.125, x + 0.125, color=CONTROL, linewidth=2, label=None if number else _SHUFFLED)
+        axes.hlines(chance, x - 0.125, x + 0.125, color=CONTROL, linewidth=2, label="" if number else _SHUFFLED)
     names = [f"layer {layer}\n{alive:,} fire" for layer, alive in zip(layers, summary["alive"], strict=True)]
     axes.set_xticks(place, names)
     axes.set(

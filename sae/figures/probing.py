@@ -83,7 +83,7 @@ def monosemanticity(scores: np.ndarray, shuffled: np.ndarray, title: str) -> Fig
         return figure
     real, control = scores[known], shuffled[known]
     low, high = np.quantile(np.concatenate([real, control]), [0.002, 0.998])
-    edges = np.linspace(low, high, 61)
+    edges = np.linspace(low, high, 61).tolist()
     axes.hist(control.clip(low, high), edges, color=QUIET, alpha=0.6)
     axes.hist(real.clip(low, high), edges, histtype="step", color=ACCENT, linewidth=1.6)
     above = float((real > np.quantile(control, 0.95)).mean())

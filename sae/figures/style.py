@@ -47,7 +47,7 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(part, dpi=110, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
 
 
-def colours(kind: str, values: Iterable[int]) -> dict[int, tuple[float, ...]]:
+def colours(kind: str, values: Iterable[int]) -> dict[int, tuple[float, float, float, float]]:
     """Returns a colour for each of the grid's layers (`kind` layer) or ks, dark to light in their order."""
     name, end = SCALES[kind]
     ordered = sorted({*values})
@@ -68,7 +68,7 @@ def say(axes: Axes, words: str) -> None:
 def plain_numbers(axis: Axis) -> None:
     """Writes the ticks of a logarithmic axis as 0.04 and 60, not as powers of ten, which take long to typeset."""
 
-    def minor(value: float, _place: int) -> str:
+    def minor(value: float, _place: float) -> str:
         low, high = axis.get_view_interval()
         return f"{value:g}" if f"{value:e}"[0] in "246" and high < 1000 * low else ""
 

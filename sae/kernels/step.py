@@ -8,6 +8,8 @@ hundred, whose rows of width d fit into a core's own cache: what is gathered in 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -17,7 +19,8 @@ from numba.extending import intrinsic, overload
 # that sums floats may call another, but for functions that numba itself puts in place of their calls: whether another
 # comes from the cache or was just compiled changes how the sums are reordered, and a run that goes on after an
 # interruption would end in other bytes than it would have.
-compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+_FAST = {"reassoc", "contract", "arcp", "nsz"}
+compiled: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
 BLOCK = 256  # latents, whose gradients stay in a core's own cache
 
 

@@ -111,18 +111,18 @@ class AutogradStep(Step):
         self._adam.step()
         with torch.no_grad():
             if self.config.decoder == "unit_norm":
-                self.model.W_dec /= self.model.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
+                self.model.W_dec.div_(self.model.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
             if self.model.config.method == "jumprelu":
                 self.model.threshold.clamp_min_(1e-3)
 
-    def gradients(self, raw: torch.Tensor) -> None:
+    def gradients(self, raw: torch.Tensor | Rows) -> None:
         if self.device.type == "cpu":  # elsewhere the question would wait for the device: see `report`
             self._reviving = bool((self.silent > self.dead_after).any())
         model, n, d = self.model, len(raw), self.model.config.width
-        for p in self.trained.values():
-            p.grad.zero_()
+        for grad in self.grads.values():
+            grad.zero_()
         with torch.no_grad():
-            target = model.standardise(raw)
+            target = model.standardise(raw[:])
         rest = torch.empty_like(target)
         cut = self._of_the_batch(target) if model.config.method == "batchtopk" else None
         loss, active = torch.zeros_like(self._last["loss"]), torch.zeros_like(self._last["l0"])
@@ -130,7 +130,9 @@ class AutogradStep(Step):
         dead = self.silent > self.dead_after
         for part, wrong in zip(target.split(self.rows), rest.split(self.rows), strict=True):
             z, extra = self._codes(self._pre(part), cut)
-            x_hat, squares, start = model.b_dec, 0.0, 0
+            x_hat: torch.Tensor = model.b_dec
+            squares: torch.Tensor | float = 0.0
+            start = 0
             for end in self.ends:
                 with self._low_precision():
                     added = z[:, start:end] @ model.W_dec[start:end]
@@ -155,9 +157,10 @@ class AutogradStep(Step):
                 loss += auxiliary.detach()
         with torch.no_grad():
             if self.config.decoder == "unit_norm":
-                model.W_dec.grad -= (model.W_dec.grad * model.W_dec).sum(1, keepdim=True) * model.W_dec
+                grad = self.grads["W_dec"]
+                grad.sub_((grad * model.W_dec).sum(1, keepdim=True) * model.W_dec)
             elif self.config.decoder == "frozen":
-                model.W_dec.grad.zero_()
+                self.grads["W_dec"].zero_()
             excess = active / model.config.k - 1
             if model.config.method == "relu":
                 self.penalty *= torch.exp(_PENALTY_RATE * excess.clamp(-1, 1))
@@ -182,7 +185,7 @@ class AutogradStep(Step):
         if method in ("topk", "matryoshka"):
             values, indices = pre.topk(model.config.k, dim=-1, sorted=False)
             return torch.zeros_like(pre).scatter(1, indices, values.relu()), 0.0
-        if method == "batchtopk":
+        if cut is not None:  # batchtopk
             return pre * (pre >= cut), 0.0
         if method == "jumprelu":
             return _Jump.apply(pre, model.threshold)
@@ -199,14 +202,14 @@ class AutogradStep(Step):
             best = found.topk(min(wanted, len(found)), sorted=False).values
         cut = torch.where(best > 0, best, torch.inf).min()  # where fewer are positive, the smallest that is
         if self.model.config.method == "batchtopk":
-            self.model.threshold += (cut - self.model.threshold) * self._weight
+            self.model.threshold.add_((cut - self.model.threshold) * self._weight)
         return cut
 
     @torch.no_grad()
     def _calibrate(self, raw: torch.Tensor) -> None:
         """Lets relu start with k latents per token, and jumprelu have as many until its thresholds are trained."""
         if self.model.config.method == "relu" and self.count == 0:
-            self.model.b_enc -= self._of_the_batch(self.model.standardise(raw))
+            self.model.b_enc.sub_(self._of_the_batch(self.model.standardise(raw)))
         elif self.model.config.method == "jumprelu" and self.count < _CALIBRATION * self.steps:
             self.model.threshold.fill_(self._of_the_batch(self.model.standardise(raw)))
 

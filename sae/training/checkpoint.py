@@ -61,6 +61,8 @@ class Checkpoint:
         return self._path is not None and time.monotonic() >= self._next
 
     def write(self, step: Step, progress: tuple[Any, ...]) -> None:
+        if self._path is None:
+            return
         began = time.monotonic()
         facts = {"identity": json.dumps(self._identity), "progress": json.dumps(progress)}
         with whole(self._path) as part:

@@ -117,12 +117,20 @@ class Source:
 
     @property
     def mean(self) -> np.ndarray:
-        return np.asarray(self.statistics["mean"], np.float64)
+        """The train set's mean vector, float64 [d]."""
+        return np.asarray(self._known["mean"], np.float64)
 
     @property
     def variance(self) -> np.ndarray:
-        return np.asarray(self.statistics["variance"], np.float64)
+        """The train set's variance of each dimension, float64 [d]."""
+        return np.asarray(self._known["variance"], np.float64)
 
     @property
     def scale(self) -> float:
-        return float(self.statistics["scale"])
+        """The factor after which E‖x̃‖² = d."""
+        return float(self._known["scale"])
+
+    @property
+    def _known(self) -> Mapping[str, Any]:
+        assert self.statistics is not None  # see `measured`
+        return self.statistics

@@ -31,7 +31,7 @@ from sae.training.step import Step
 try:
     from sae.training.sparse import SparseStep
 except ImportError:  # no numba for this machine or Python: the same numbers, slower
-    SparseStep = None
+    SparseStep = None  # type: ignore[assignment, misc]  # a class everywhere else
 
 _LOG_ROWS = 200  # about how many rows training.csv gets
 
@@ -99,7 +99,8 @@ def train(
     model = untrained(x, config, source, seed).to(target)
     step = fastest_step(model, config, tokens, steps)
     saved = Checkpoint(checkpoint, _identity(x, step, source, seed), checkpoint_every)
-    every, rows, seen, seconds = max(1, steps // _LOG_ROWS), [], 0, 0.0
+    rows: list[dict[str, float]] = []
+    every, seen, seconds = max(1, steps // _LOG_ROWS), 0, 0.0
     with closing(step), devices.deterministic(target) if config.deterministic else nullcontext():
         past = saved.load()
         if past is not None:
@@ -160,7 +161,7 @@ def fastest_step(model: SparseAutoencoder, config: TrainConfig, tokens: int, ste
         raise InputError(
             f"precision int8: method {config.method} on this {target.type} cannot multiply so; write auto, bf16 or fp32"
         )
-    kind = SparseStep if sparse else AutogradStep
+    kind: type[Step] = SparseStep if sparse else AutogradStep
     return kind(model, config, config.dead_after * tokens, steps, precision)
 
 

@@ -17,9 +17,8 @@ from sae.kernels import step, topk
 PRE_ACTIVATIONS = 3 * 2**18  # how many a thread holds at once
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
-Codes = tuple[
-    np.ndarray, np.ndarray, np.ndarray
-]  # offsets [n + 1]; latents and values of all tokens, one after another
+# Offsets [n + 1]; latents and values of all tokens, one after another.
+Codes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Memory:
@@ -30,7 +29,8 @@ class Memory:
     """
 
     def __init__(self, low: torch.dtype):
-        self._low, self._kept = low, {}
+        self._low = low
+        self._kept: dict[str, np.ndarray] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         size = math.prod(shape)

@@ -98,8 +98,9 @@ class SparseStep(Step):
             scale = min(1.0, self.config.clip / (math.sqrt(squares) + 1e-6)) if math.isfinite(squares) else 1.0
         self.count += 1
         keep, keep2 = self.config.betas
-        numbers = (scale, lr, keep, keep2, 1 / (1 - keep**self.count), 1 / (1 - keep2**self.count))
-        numbers = [self._values["b_dec"].dtype.type(number) for number in numbers]
+        real = self._values["b_dec"].dtype.type
+        fix, fix2 = 1 / (1 - keep**self.count), 1 / (1 - keep2**self.count)
+        numbers = [real(number) for number in (scale, lr, keep, keep2, fix, fix2)]
 
         def update(names: Iterable[str], first: int, last: int) -> float:
             size = 0.0
@@ -276,7 +277,7 @@ class SparseStep(Step):
         if len(values):
             least = values.min()
             self._cut = int(bits(np.array([least]))[0]) >> encoder.shift
-            self.model.threshold += (float(least) - self.model.threshold) * self._rate()
+            self.model.threshold.add_((float(least) - self.model.threshold) * self._rate())
         return np.append(0, np.cumsum(np.bincount(tokens, minlength=n))), chosen, values
 
     def _over_latents(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -37,7 +37,7 @@ def untrained(x: Activations, config: TrainConfig, source: Source, seed: int = 0
         # The notebook's decoder is the normalised copy of an ordinary linear encoder; the field's encoder is the copy.
         model.W_enc.copy_(rows if config.decoder == "start" else model.W_dec)
         if config.start == "scaled":
-            model.W_enc *= _gain(model, x)
+            model.W_enc.mul_(_gain(model, x))
     return model
 
 
