@@ -1,4 +1,4 @@
-"""Sparse autoencoders on the layers of a Vision Transformer: train them, and see what each latent responds to."""
+"""Sparse autoencoders on the layers of a Vision Transformer: train them and study their latents."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,8 +1,8 @@
 """The activations of one layer on disk: shards with checksums, their statistics, and reading them in shuffled order.
 
 A shard is an .npy file, float16 [images, tokens, width] with *all* tokens of its images, and a .json file beside it
-with the image ids in the same order, the SHA-256 and what made it. So every row can be traced to an image and a token
-position, and another choice of tokens needs no new extraction. Reading is by memory map: memory does not grow with
+with the image ids in the same order, the SHA-256 and the provenance. So every row can be traced to an image and a token
+position, and another choice of tokens needs no new extraction. Shards are read by memory map: memory does not grow with
 the number of images.
 """
 
@@ -32,7 +32,7 @@ class Activations:
         ids: int64 [images], the images' ids.
         tokens: how many tokens of an image are selected.
         width: d.
-        dense: all tokens in order, [n, d], where they lie in memory already; else None.
+        dense: all tokens in order, [n, d], if they are in memory already; else None.
     """
 
     def __init__(self, arrays: list[np.ndarray], ids: np.ndarray, rows: np.ndarray, chosen: slice):
@@ -56,7 +56,7 @@ class Activations:
         Args:
             shards: the .npy files.
             tokens: `patches`, `class` or `all`.
-            ids: only these images (a split); None: all.
+            ids: the images to open, such as a split; None opens all.
             verify: compare every shard with its checksum first.
 
         Raises:
@@ -121,7 +121,7 @@ class Activations:
         return -(-(len(self) if whole_images else len(self) * self.tokens) // batch)
 
     def places(self, index: np.ndarray) -> np.ndarray:
-        """Returns where the tokens of these images stand when all are read in order, int64 [len(index), tokens]."""
+        """Returns the row numbers of these images' tokens when all are read in order, int64 [len(index), tokens]."""
         return index[:, None] * self.tokens + np.arange(self.tokens)
 
     def shuffled(
@@ -138,7 +138,7 @@ class Activations:
 
         Args:
             batch: tokens in a batch, or images where `whole_images` keeps the tokens of an image together.
-            read: what gives an image's tokens: `read` (None) or, for the same order as row numbers, `places`.
+            read: the method that gives the tokens of images: `read` (None), or `places` for their row numbers.
         """
 
         def rows(index: np.ndarray) -> np.ndarray:

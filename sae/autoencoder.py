@@ -30,7 +30,7 @@ _PER_TOKEN = ("topk", "matryoshka", *BASELINES)  # k latents on each token
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """What defines an SAE besides its parameters.
+    """The configuration of an SAE, besides its parameters.
 
     Attributes:
         width: d, of the activations.
@@ -60,10 +60,10 @@ class SAEConfig:
 
 
 class SparseAutoencoder(nn.Module):
-    """A sparse autoencoder with F latents, of which about k are active on a token.
+    """A sparse autoencoder with F latents; about k of them are active on a token.
 
-    With `input` standardised, x̃ = (x - mean)·scale is what is encoded and reconstructed, mean and scale being the
-    train set's (E‖x̃‖² = d):
+    With `input` standardised, the SAE encodes and reconstructs x̃ = (x - mean)·scale, with mean and scale of the train
+    set (E‖x̃‖² = d):
 
         z = σ(W_enc (x̃ - b_dec) + b_enc),    x̂ = (z W_dec + b_dec) / scale + mean
 
@@ -83,7 +83,7 @@ class SparseAutoencoder(nn.Module):
     Monosemanticity); JumpReLU, Rajamanoharan et al. 2024 (arXiv 2407.14435).
 
     Parameters: W_enc [F, d], b_enc [F], W_dec [F, d] (row i is latent i's decoder direction), b_dec [d].
-    Everything public takes and gives activations in the units of x.
+    All public methods take and return activations in the units of x, unless they say otherwise.
     """
 
     mean: torch.Tensor
@@ -107,7 +107,7 @@ class SparseAutoencoder(nn.Module):
         self.record: dict[str, Any] | None = None  # how it was trained: tokens, steps, seconds, precision, device
 
     def standardise(self, x: torch.Tensor) -> torch.Tensor:
-        """Raw activations [n, d] -> the space in which reconstruction is trained, [n, d]."""
+        """Raw activations [n, d] -> the input of the training loss, [n, d]; standardised, or raw with `layernorm`."""
         return (x - self.mean) * self.scale
 
     def pre_activations(self, target: torch.Tensor) -> torch.Tensor:
@@ -120,10 +120,10 @@ class SparseAutoencoder(nn.Module):
         """Pre-activations [n, F] -> (values [n, m] ≥ 0, indices [n, m]) of the active latents of each token.
 
         Args:
-            k: the number of largest latents to keep, another than the SAE was trained for. None: the method's own
-                choice; m is k, or what the token with the most active latents needs.
+            k: the number of largest latents to keep, in place of the SAE's k. None: the method's own rule. m is k, or
+                the largest number of active latents on a token.
 
-        Where fewer than m are active, what is left over is any latent with the value 0.
+        A token with fewer than m active latents is filled up with arbitrary latents of value 0.
         """
         if k is None and self.config.method in _PER_TOKEN:
             k = self.config.k
@@ -156,7 +156,7 @@ class SparseAutoencoder(nn.Module):
         """Activations [n, d], array or tensor -> latents [n, F] of the same kind, zeros where a latent is silent.
 
         Args:
-            k: keep the k largest latents of each token instead of what the SAE was trained for.
+            k: keep the k largest latents of each token, in place of the method's own rule. None: the method's rule.
         """
         if k is not None and not 1 <= k <= self.config.latents:
             raise InputError(f"k {k}: must lie between 1 and the number of latents, {self.config.latents}")
@@ -192,7 +192,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
     """Returns the SAE saved in `folder` (…/layer=6/k=32/method=topk/seed=0), in eval mode.
 
     Raises:
-        InputError: there is none, or its two files do not belong together.
+        InputError: the folder holds no SAE, or its two files do not fit each other.
     """
     folder = Path(folder)
     try:

@@ -1,4 +1,4 @@
-"""Baselines: dictionaries that are no SAEs, as `SparseAutoencoder`s, so that everything measures them alike.
+"""Baselines: simple dictionaries in the form of a `SparseAutoencoder`, so that all measures treat them like SAEs.
 
     neurons   the residual stream's own dimensions, each with both signs: 2d latents
     pca       the principal components, each with both signs: 2d latents
@@ -46,7 +46,7 @@ def directions(
 
     Args:
         x: The train set.
-        latents: F; neurons and pca have 2d directions whatever it is.
+        latents: F; neurons and pca ignore it and have 2d directions.
         method: One of COMPUTED.
         centre: The train set's mean [d] and scale, see `SparseAutoencoder`.
 
@@ -136,7 +136,7 @@ def _sample(x: Activations, rng: np.random.Generator, centre: tuple[np.ndarray, 
 
 
 def _drawn(method: str, tokens: np.ndarray, latents: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns directions in which chance has a part, float32 [F, d]."""
+    """Returns the directions of the random methods, float32 [F, d]."""
     if method == "random":
         return rng.standard_normal((latents, tokens.shape[1]), np.float32)
     if len(tokens) < latents:
@@ -167,7 +167,7 @@ def _components(x: Activations, mean: np.ndarray) -> np.ndarray:
 
 
 def _gain(model: SparseAutoencoder, target: torch.Tensor) -> float:
-    """Returns the c of least squared error over standardised tokens [m, d]: Σ x̃·x̂ / Σ ‖x̂‖²."""
+    """Returns the c with the least squared error over standardised tokens [m, d]: Σ x̃·x̂ / Σ ‖x̂‖²."""
     import torch
 
     along = square = 0.0

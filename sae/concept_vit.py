@@ -1,9 +1,9 @@
-"""The small ViT shipped with the project: a timm model that has learned to see the built-in concepts.
+"""The small ViT shipped with the project: a timm model, trained to classify the built-in concepts.
 
 `timm.create_model("vit_tiny_concepts", pretrained=True)` works once this module is imported. It is ViT-Tiny/16
 (192 wide, 3 heads) with 6 of its 12 blocks, on 112-pixel images. Its head holds a softmax per factor, side by side:
-output `label_names[i]` is "factor: value". `train` made the weights; backbone.json beside them says how, and how well
-it sees.
+output `label_names[i]` is "factor: value". `train` made the weights; backbone.json beside them records the settings and
+the accuracy.
 """
 
 from __future__ import annotations
@@ -71,22 +71,22 @@ def train(
 ) -> dict:
     """Trains the backbone from scratch and writes its weights (fp16) and backbone.json into `folder`.
 
-    Every step draws fresh images. The class token and, as in token labelling (Jiang et al. 2021, arXiv 2104.10858),
-    every patch token on the main object must tell all factors through the one head. Through linear maps that are
-    thrown away afterwards, every patch token must also tell which parts of its patch are main object and which
-    companion, and the class token and the object's patches must draw the object's silhouette, centred and scaled: its
-    class alone says too little at first to leave chance. With a score of supervised tokens an image instead of one, far
-    fewer images are needed. At first all images are easy ones (one solid object on a plain background), fewer and
-    fewer over the first 25 % of the steps. AdamW, warm-up over 5 % of the steps, then linear decay to 0.
+    Every step draws new images. The head predicts all factors from the class token and, as in token labelling (Jiang et
+    al. 2021, arXiv 2104.10858), from every patch token on the main object. Linear maps that are used in training only
+    predict two more targets: from every patch token, the parts of the patch that show the main object and the
+    companion; from the class token and the object's patches, the object's silhouette, centred and scaled. Without the
+    silhouette, accuracy stays at chance for long. About twenty supervised tokens per image in place of one save most of
+    the images. At first all images are easy (one solid object on a plain background); their share falls to 0 over the
+    first 25 % of the steps. AdamW, warm-up over 5 % of the steps, then linear decay to 0.
 
     Args:
         folder: where vit_tiny_concepts.safetensors and backbone.json go.
-        images: how many images to train on; `images // batch` steps.
-        held_out: how many images, never trained on, the accuracies are taken from.
+        images: number of train images; training takes `images // batch` steps.
+        held_out: number of images, never used in training, on which the accuracies are measured.
         architecture: changes to the architecture (`depth=2`, …), for trials.
 
     Returns:
-        what backbone.json holds: the settings, the held-out accuracy per factor, the file's sha256.
+        the content of backbone.json: the settings, the held-out accuracy per factor, the SHA-256 of the weights.
     """
     torch.manual_seed(seed)
     model = timm.create_model(NAME, **architecture)
@@ -173,7 +173,7 @@ def _start(model: VisionTransformer, seed: int) -> None:
 
 @torch.inference_mode()
 def accuracy(model: VisionTransformer, images: int, device: str | torch.device = "cpu") -> dict[str, float]:
-    """Returns the share of held-out images whose factor is read off rightly from the class token, per factor."""
+    """Returns the accuracy on held-out images from the class token, per factor."""
     model.eval()
     right = torch.zeros(len(concepts.FACTORS))
     for first in range(0, images, 100):

@@ -116,7 +116,7 @@ def coverage(
     Args:
         masks: masks.npy of `write`.
         paths: the images' names there.
-        see: the model's own resizing and cropping, image -> uint8 [3, height, width]; see `vit.pixel_transform`.
+        see: the model's resizing and cropping, image -> uint8 [3, height, width]; see `vit.pixel_transform`.
         patches: rows and columns of patches.
     """
     every, shares = np.load(masks, mmap_mode="r"), []

@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""The choice of the device, and products of matrices on it."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def resolve(name: str = "auto") -> torch.device:
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """While this is open, torch takes only operations that give the same bytes each time they run on this device.
+    """Context: torch uses only operations that give bitwise identical results in every run on this device.
 
     Raises:
-        RuntimeError: an operation has no such form. None does so on a CPU, where all give the same bytes anyway.
+        RuntimeError: an operation has no deterministic form. On a CPU all operations are deterministic.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic  # a module with a property, unknown to type checkers
@@ -86,7 +86,7 @@ def fast_int8(device: torch.device) -> bool:
 
 @cache
 def _exact_int8() -> bool:
-    """Returns whether products of int8 come out right: held to older instructions, oneDNN lets their sums overflow."""
+    """Returns whether products of int8 are exact: with older instructions, sums overflow in oneDNN."""
     a = torch.full((32, 64), 127, dtype=torch.int8)
     try:
         return bool((torch._int_mm(a, a.T) == 64 * 127**2).all())

@@ -1,5 +1,5 @@
-"""The one exception that means: the user can mend this."""
+"""The exception for errors that the user can correct."""
 
 
 class InputError(ValueError):
-    """What was wrong, where, and what to do, in one line. Jobs print it without a traceback."""
+    """An error that the user can correct: one line on its place, its cause and its remedy. Jobs print no traceback."""

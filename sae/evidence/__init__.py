@@ -1,1 +1,1 @@
-"""May a researcher believe a latent? Each module measures one kind of evidence, beside what chance gives."""
+"""The evidence for and against latents. Each module measures one kind, beside its value by chance."""

@@ -1,7 +1,7 @@
-"""Which classes a latent stands for: chosen on train images, confirmed on held-out ones, false discoveries controlled.
+"""The classes of latents: chosen on train images, confirmed on held-out images at a controlled false discovery rate.
 
-A latent calls an image by its strongest activation there. All is counted on the pairs (image, latent) that fire, so the
-cost grows with these and not with images times latents times classes.
+The activation of a latent on an image is its strongest one there. All counts run over the pairs (image, latent) that
+fire, so the cost grows with their number, not with images times latents times classes.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ def attributes(manifest: pd.DataFrame) -> dict[str, pd.Categorical]:
 def pairs(
     images: sparse.csr_array, classes: Mapping[str, pd.Categorical], train: np.ndarray, support: int = 5
 ) -> pd.DataFrame:
-    """Returns a row per latent and class that it fires on in a train image, both splits measured alike.
+    """Returns a row per latent and class of a train image on which it fires, with the numbers of both splits.
 
-    Images whose class is not known by an attribute do not count for it. The threshold is the one of the highest F1 on
-    train images; held-out images are judged at the same one.
+    An image without a class does not count for that attribute. The threshold has the highest F1 on train images; the
+    same threshold is used on held-out images.
 
     Args:
         images: each latent's strongest activation on each image, [n, F]; see `codes.Codes.images`.
         classes: per attribute the class of each image [n], missing where unknown.
-        train: which images are of the train split [n]; the others are held out.
+        train: bool [n], whether an image is of the train split; the others are held out.
         support: classes with fewer images in either split are not tested: their `p_held_out` and `q` are missing.
 
     Returns:
         latent, attribute, class, threshold; for train, and with the ending `_held_out`: support (images of the class),
-        score (mean activation over them, zeros included), lift (how much more often the class is found among images on
-        which the latent fires than among all), auroc, precision, recall, f1 and mcc at the threshold (Matthews 1975,
-        the correlation of the two yes-or-no answers: 0 by chance however frequent the class is). p_held_out: Fisher's
-        exact test, one-sided, of precision above the class's share (scipy's hypergeometric distribution); q: p after
-        Benjamini & Hochberg (1995), over *all* pairs of F latents with the classes that have support, fired or not.
-        confirmed: q at most 0.05.
+        score (mean activation over them, zeros included), lift (frequency of the class among the images on which the
+        latent fires, divided by its frequency among all images), auroc, precision, recall, f1 and mcc at the threshold
+        (Matthews 1975, the correlation of the two yes-or-no answers: 0 by chance however frequent the class is).
+        p_held_out: Fisher's exact test, one-sided, of precision above the class's share (scipy's hypergeometric
+        distribution); q: p after Benjamini & Hochberg (1995), over *all* pairs of F latents with the classes that have
+        support, fired or not. confirmed: q at most 0.05.
     """
     firing, splits = _Firing.of(images), {}
     nothing = {"label": pd.Categorical([None] * images.shape[0])}
@@ -90,7 +90,7 @@ def ranked(table: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def named(latents: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
-    """Adds the class that each latent stands for: that of the highest train mcc, of the tested ones of all attributes.
+    """Adds the class of each latent: the tested class with the highest train MCC, over all attributes.
 
     top_attribute, top_class, top_name, top_mcc, top_precision_held_out, top_recall_held_out, top_q and confirmed; where
     it is not confirmed on held-out images the latent has no class: top_attribute, top_class and top_name are missing.
@@ -108,7 +108,7 @@ def named(latents: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_latents(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns for each class the latent of the highest F1 on train images, with its numbers on held-out ones.
+    """Returns for each class the latent with the highest F1 on train images, with its numbers on held-out images.
 
     A row per attribute and class with support in both splits: latent, threshold, f1 and auroc (train), f1_held_out,
     auroc_held_out, precision_held_out, recall_held_out, support, support_held_out. A class on which no latent fires in
@@ -149,7 +149,7 @@ class _Firing:
 
 
 class _Split:
-    """The firing pairs of some images: all that depends on no class."""
+    """The firing pairs of some images; nothing here depends on a class."""
 
     def __init__(self, firing: _Firing, chosen: np.ndarray):
         kept = np.flatnonzero(chosen[firing.image])
@@ -239,7 +239,7 @@ def _grouped(group: np.ndarray, groups: int) -> np.ndarray:
 
 
 def _benjamini_hochberg(p: np.ndarray, tests: int) -> np.ndarray:
-    """Returns the q of each p among so many tests, the others of which have p = 1."""
+    """Returns the q of each p among this number of tests; the other tests have p = 1."""
     order = np.argsort(p)
     q = np.empty(len(p))
     q[order] = np.minimum.accumulate((p[order] * tests / np.arange(1, len(p) + 1))[::-1])[::-1]

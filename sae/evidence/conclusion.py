@@ -1,4 +1,4 @@
-"""The conclusion: what an SAE buys over baseline dictionaries. The answer may be: nothing."""
+"""The conclusion: the gain of the SAEs over the baselines, which may be none."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def page(summaries: pd.DataFrame, compared: pd.DataFrame, name: str) -> str:
     Args:
         summaries: tables of `summary.table` with layer, k, method and seed; SAEs and baselines.
         compared: from `summary.compare`.
-        name: the experiment's.
+        name: of the experiment.
     """
     best = against_best(compared)
     values = summaries.set_index([*POINT, "measure"])[["value", "low", "high"]].to_dict("index")

@@ -35,11 +35,11 @@ def cosine(x: np.ndarray, x_hat: np.ndarray) -> float:
 
 
 def recovered(clean: float, spliced: float, ablated: float) -> float:
-    """Share of the loss that an ablation costs which the SAE keeps: (ablated - spliced) / (ablated - clean).
+    """Share of the loss of an ablation that the SAE recovers: (ablated - spliced) / (ablated - clean).
 
-    1: as good as the untouched model; 0: no better than the ablation; below 0: worse. NaN where the ablation costs
-    less than 1e-3 nats: the rounding of stored activations costs as much, and a ratio of two such numbers means
-    nothing. Source: "loss recovered" of Bricken et al. 2023 (Towards Monosemanticity).
+    1: as good as the untouched model; 0: no better than the ablation; below 0: worse. NaN where the ablation costs less
+    than 1e-3 nats: the rounding of stored activations has costs of that size. Source: "loss recovered" of Bricken et
+    al. 2023 (Towards Monosemanticity).
     """
     return (ablated - spliced) / (ablated - clean) if ablated - clean > 1e-3 else float("nan")
 
@@ -114,7 +114,7 @@ class Fidelity:
             start = k
 
     def row(self, variance: np.ndarray) -> dict[str, Any]:
-        """Returns the numbers, given the variance of all these tokens by dimension, float64 [d].
+        """Returns the numbers; `variance` is that of all these tokens in each dimension, float64 [d].
 
         fvu, cosine: as the functions of these names. l0: mean number of latents above 0 per token. dead: share of the
         latents that fire on no token. dense: share that fire on more than 10 % of the tokens. density_histogram: how

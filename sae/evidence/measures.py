@@ -1,6 +1,6 @@
-"""The registry of measures: what each one is called, its unit and direction. Tables, figures and the explorer read it.
+"""The registry of measures: the name, definition, unit and direction of each. Tables, figures and the explorer use it.
 
-The thresholds that measures, figures and the explorer share stand here too.
+It also holds the thresholds that measures, figures and the explorer share.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Measure:
         key: its column of metrics, or its name in the table `measure` of `summary.table`.
         name: for titles, axes and lists.
         sentence: its definition.
-        higher: whether higher values are better; None where neither direction is.
+        higher: whether higher values are better; None if neither direction is better.
         unit: `share` (shown as a percentage) or `number`.
-        log: whether its values spread over powers of ten.
+        log: whether figures show it on a logarithmic axis.
     """
 
     key: str
@@ -142,8 +142,8 @@ _REGISTRY = (
     Measure(
         "causal_agreement",
         "effect on the latent's class",
-        "Rank of the latent's class among all classes by how much the removal of the latent lowers them, averaged"
-        " over the ablated latents. 1: the class falls most; 0.5: chance.",
+        "Rank of the latent's class among all classes by the loss of log-probability when the latent is removed, "
+        "averaged over the ablated latents. 1: the class loses most; 0.5: chance.",
     ),
 )
 MEASURES = {measure.key: measure for measure in _REGISTRY}

@@ -22,7 +22,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Filter:
-    """A filter of the table: matches latents whose value in `column` is among some values, above or below a number."""
+    """A filter of the table: it keeps latents whose value in `column` is in `among`, above `above` or below `below`."""
 
     name: str
     sentence: str
@@ -104,22 +104,22 @@ FILTERS = (
     ),
 )
 
-# The columns of latents.parquet that say on which tokens a latent fires.
+# The columns of latents.parquet on the tokens on which a latent fires.
 ON = {
-    "on_class": Column("on class tokens", "share", "Share of its firing that is on class tokens."),
-    "on_register": Column("on registers", "share", "Share of its firing that is on the other prefix tokens."),
-    "on_patch": Column("on patches", "share", "Share of its firing that is on patches."),
-    "on_border": Column("on the border", "share", "Share of its firing on patches that is on the outermost ones."),
+    "on_class": Column("on class tokens", "share", "Share of its firing tokens that are class tokens."),
+    "on_register": Column("on registers", "share", "Share of its firing tokens that are other prefix tokens."),
+    "on_patch": Column("on patches", "share", "Share of its firing tokens that are patches."),
+    "on_border": Column("on the border", "share", "Share of its firing patches that lie at the border of the image."),
     "on_high_norm": Column(
         "on high norms",
         "share",
-        "Share of its firing on tokens with a norm above four times the median of the patches.",
+        "Share of its firing tokens with a norm above four times the median of the patches.",
     ),
     "by_row": Column(
         "by row",
         "number",
         "Total variation distance between the rows in which it fires and all rows, minus the distance expected by "
-        "chance. 0: fires in all rows alike; near 1: in one row only.",
+        "chance. 0: it fires equally often in all rows; near 1: in one row only.",
     ),
     "by_column": Column("by column", "number", "The same distance for columns."),
     "by_place": Column("by patch", "number", "The same distance for single patches."),
@@ -135,26 +135,27 @@ PANELS = {
 
 _TOKEN_TYPES = {
     "prefix": "it fires on class or register tokens, not on patches",
-    "artefact": "it fires on tokens of unusually large norm, which carry little of what their patch shows",
+    "artefact": "it fires on tokens of unusually large norm, which hold little of their patch's content",
     "position": "it fires at certain positions (a row, a column or a patch), whatever the image shows there",
     "border": "it fires along the border, whatever the image shows there",
 }
 
 
 def headline(fact: Mapping[str, Any], best: pd.Series | None, other: pd.Series | None = None) -> str:
-    """Returns one sentence on what a latent responds to, and how sure that is.
+    """Returns one sentence on the images to which a latent responds, with the evidence for it.
 
     Args:
         fact: its row of latents.parquet.
-        best: the row of classes.parquet of the tested class with the highest MCC on train images; None: there is none.
-        other: the row of the confirmed class with the highest MCC, if that is another class.
+        best: the row of classes.parquet of the tested class with the highest MCC on train images; None if no class
+            was tested.
+        other: the row of the confirmed class with the highest MCC; None if that is `best` or if there is none.
     """
     if fact["status"] == "dead":
         return "Dead: it fires on no token of any image."
     if fact["token_type"]:
         return f"Probably not a visual feature: {_TOKEN_TYPES[fact['token_type']]}."
     if best is None:
-        return "No class could be tested: every class on whose images it fires has too few images."
+        return "No class could be tested: all classes on whose images it fires have too few images."
     name = _class(best)
     if not best["confirmed"]:
         if other is not None:
@@ -162,15 +163,17 @@ def headline(fact: Mapping[str, Any], best: pd.Series | None, other: pd.Series |
         return f"No class is confirmed: its best class on train images, {name}, may be a coincidence."
     right, flagged, support = (int(best[c]) for c in ("right_held_out", "flagged_held_out", "support_held_out"))
     return (
-        f"Responds to {name}: {right} of the {flagged} held-out images that it flags show this class, "
-        f"and it flags {right} of the {support} that show it."
+        f"Responds to {name}: it flags {right} of the {support} held-out images of this class, "
+        f"and {flagged} held-out images in all."
     )
 
 
 def checks(
     fact: Mapping[str, Any], best: pd.Series | None, monosemanticity: pd.Series, intervention: pd.Series | None
 ) -> list[tuple[str, str]]:
-    """Returns the evidence for and against a latent: pairs of `yes`, `no` or `open`, and a sentence. Dead: none.
+    """Returns the evidence for and against a latent: pairs of a verdict (`yes`, `no`, `open`) and a sentence.
+
+    The list is empty for a dead latent.
 
     Args:
         fact, best: see `headline`.
@@ -184,7 +187,7 @@ def checks(
 
 def _class_check(best: pd.Series | None) -> tuple[str, str]:
     if best is None:
-        return "open", "Class: none could be tested."
+        return "open", "No class could be tested."
     if not best["flagged_held_out"]:
         return "no", f"It flags no held-out image, so nothing confirms {_class(best)} (q = {best['q']:.2g})."
     base_rate = best["support_held_out"] / best["images_held_out"]
@@ -199,7 +202,7 @@ def _stability(fact: Mapping[str, Any]) -> tuple[str, str]:
     seeds, r = len(fact["partner_seeds"]), fact["stability_correlation"]
     others = "another seed" if seeds == 1 else f"{seeds} other seeds"
     if pd.isna(r):
-        return "open", f"Reproducibility with {others} is unknown: it fires on no held-out token."
+        return "open", f"Its reproducibility with {others} is unknown: it fires on no held-out token."
     verdict = "Reproduced" if r >= FOUND else "Not reproduced"
     return "yes" if r >= FOUND else "no", f"{verdict} with {others}: correlation {r:.2f} with its counterpart."
 
@@ -207,22 +210,23 @@ def _stability(fact: Mapping[str, Any]) -> tuple[str, str]:
 def _similarity(row: pd.Series) -> tuple[str, str]:
     value, chance, spread = (row[f"monosemanticity{suffix}"] for suffix in ("", "_chance", "_deviation"))
     if pd.isna(value) or not spread > 0:
-        return "open", "Similarity of its images is unknown: it fires on too few."
+        return "open", "The similarity of its images is unknown: it fires on too few images."
     above = (value - chance) / spread
     verdict = "more" if above > 2 else "no more"
     text = (
-        f"Its images are {verdict} similar than random ones: {value:.3f}, {above:+.1f} standard deviations from chance."
+        f"Its images are {verdict} similar than random ones: similarity {value:.3f}, {above:+.1f} standard deviations "
+        "from chance."
     )
     return "yes" if above > 2 else "no", text
 
 
 def _effect(intervention: pd.Series | None) -> tuple[str, str]:
     if intervention is None:
-        return "open", "Effect on the ViT not measured: it was not in the sample of ablated latents."
+        return "open", "Its effect on the ViT was not measured: it was not in the sample of ablated latents."
     if pd.isna(intervention["ratio"]):
         return (
             "open",
-            f"Removing it changes the ViT's output by {intervention['size']:.2g}; the control changes nothing.",
+            f"Removing it changes the ViT's output by {intervention['size']:.2g}; the control does not change it.",
         )
     text = (
         f"Removing it changes the ViT's output {intervention['ratio']:.2g} times as much as removing a random latent "

@@ -62,7 +62,7 @@ def test_firefox_shows_every_view_from_disk_too(tmp_path):
     (tmp_path / "profile").mkdir()
     firefox = Firefox(tmp_path / "profile")
     try:
-        views = {"": "What the latents of vit respond to", "#layer=0&k=4&seed=0": "SAE at layer 0, k 4, seed 0"}
+        views = {"": "Latents of vit", "#layer=0&k=4&seed=0": "SAE at layer 0, k 4, seed 0"}
         views |= {f"#layer=0&k=4&seed=0&latent={latent}": f"Latent {latent}", "#images=": "Images"}
         for link, title in views.items():
             firefox.call("WebDriver:Navigate", {"url": "about:blank"})

@@ -27,8 +27,7 @@ MOVES = pd.Series({"ratio": 2.0, "size": 0.2, "size_control": 0.1, "images": 4})
 
 def test_the_headline_says_no_more_than_is_known():
     assert words.headline(latent(), best()) == (
-        "Responds to “cat”: 9 of the 10 held-out images that it flags show this class, "
-        "and it flags 9 of the 12 that show it."
+        "Responds to “cat”: it flags 9 of the 12 held-out images of this class, and 10 held-out images in all."
     )
     assert words.headline(latent(status="dead"), None).startswith("Dead")
     for token_type in ("prefix", "artefact", "position", "border"):

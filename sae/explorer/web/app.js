@@ -1,5 +1,5 @@
 "use strict";
-// Shows the view that the address asks for, with the path to it, keys, theme and help.
+// Shows the view that the address names, with the path to it, keys, theme and help.
 
 const app = (() => {
   const { h, link, pointLink, pointName, pointOf } = core;

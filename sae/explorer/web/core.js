@@ -1,5 +1,5 @@
 "use strict";
-// Shared by every view: elements, numbers as text, links, grid points, CSV.
+// Helpers that every view uses: elements, numbers as text, links, grid points, CSV.
 
 const core = (() => {
   /**

@@ -1,5 +1,5 @@
 "use strict";
-// The first view: every point of the grid, coloured by one measure, with the baselines beside it.
+// The first page: a map of the grid points, coloured by one measure, with the baselines beside them.
 
 const grids = (() => {
   const { h, link, pointLink, pointName, ramp, show, viridis } = core;
@@ -18,7 +18,7 @@ const grids = (() => {
     const vit = `${grid.model} (width ${width}, ${blocks} blocks${outputs ? "" : ", no head"})`;
     const about = `Experiment ${grid.name}: ${saes.length} SAEs on ${vit}, tokens: ${grid.tokens}. Choose one below.`;
     return [
-      h("h1", {}, `What the latents of ${grid.model} respond to`),
+      h("h1", {}, `Latents of ${grid.model}`),
       h("p", { class: "quiet" }, about),
       grid.answer && h("p", { class: "answer" }, grid.answer),
       h(

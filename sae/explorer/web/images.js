@@ -1,5 +1,5 @@
 "use strict";
-// Images: all that can be opened; and for one image, or a patch of it, the latents that fire there, by layer.
+// The list of images; and the page of one image: the latents that fire on it or on one of its patches, by layer.
 
 const images = (() => {
   const { h, link, pathOf, pointLink, pointName, show } = core;
@@ -133,7 +133,7 @@ const images = (() => {
     const { all, facts: factsOf } = await pictures.load();
     const id = Number(params.image);
     if (!all.includes(id)) {
-      return core.notThere(`Image ${params.image} cannot be opened (explorer.images in the config says how many can).`);
+      return core.notThere(`Image ${params.image} cannot be opened; explorer.images in the config sets how many can.`);
     }
     const facts = factsOf(id);
     const first = core.pointOf(grid, params) ?? grid.points[0];
@@ -241,10 +241,10 @@ const images = (() => {
   function listNote(grid) {
     const { image, patch } = grid.kept;
     if (grid.tokens === "class")
-      return `These SAEs read the class token alone. Listed: its ${image} strongest latents.`;
+      return `These SAEs read the class token alone. The list holds its ${image} strongest latents.`;
     return [
-      `Listed for the whole image: its ${image} strongest latents; for a patch: the ${patch} strongest there, and `,
-      `those of the ${image} that fire on it. Point at a latent to see where it fires.`,
+      `The list holds the ${image} strongest latents of the whole image. For a patch, it holds the ${patch} strongest `,
+      `there, and those of the ${image} that fire on it. Point at a latent to see where it fires.`,
     ].join("");
   }
 

@@ -1,5 +1,5 @@
 "use strict";
-// One latent: the images it responds to, the evidence for and against it, and its counterparts elsewhere.
+// The page of one latent: its images, the evidence for and against it, and its counterparts in other SAEs.
 
 const latents = (() => {
   const { fileName, h, latentLink, link, pathOf, show } = core;
@@ -73,7 +73,7 @@ const latents = (() => {
     return items.length > 0 && h("ul", { class: "checks" }, items);
   }
 
-  /** The latent `step` places on in the order of the table last shown, or by number if it was not in that table. */
+  /** The latent `step` rows further in the table that was shown last; by number if the latent was not in that table. */
   function neighbour(point, table, latent, step) {
     const rows = points.orders.get(pathOf(point)) ?? table.latent;
     const order = rows.includes(latent) ? rows : table.latent;
@@ -234,11 +234,11 @@ const latents = (() => {
       ["class", "The classes with the highest MCC on train images, tested ones first.", "text"],
       [
         "split",
-        "The latent flags an image if its strongest activation there reaches a threshold, chosen on train images.",
+        "The latent flags an image if its strongest activation on it reaches a threshold that was chosen on train images.",
       ],
-      ["precision", `Share of the images that the latent flags that show the class. ${interval}`],
-      ["recall", `Share of the images that show the class that the latent flags. ${interval}`],
-      ["AUROC", "AUROC of its strongest activation on each image, for the class against all others. 0.5: chance."],
+      ["precision", `Share of the flagged images that show the class. ${interval}`],
+      ["recall", `Share of the images of the class that the latent flags. ${interval}`],
+      ["AUROC", "AUROC of the strongest activation on each image, for the class against all others. 0.5: chance."],
     ].map(([name, title, kind]) => h("th", { scope: "col", title, class: kind }, name));
     return h("div", { class: "wide" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, head)), rows));
   }
@@ -247,15 +247,15 @@ const latents = (() => {
   function effects(grid, point, latent, about) {
     const { intervention } = about;
     if (!intervention) {
-      const why = "Not measured: it was not in the sample of ablated latents (evidence.latents in the config).";
+      const why = "This latent was not in the sample of ablated latents (evidence.latents in the config).";
       return h("p", { class: "quiet" }, why);
     }
     const { images, measure, p, size } = intervention;
     const [removed, control, added] = size.map((s) => show(s));
     const text = [
-      `Removed on the ${images} held-out images on which it is strongest, it changes the output by ${removed} `,
-      `${measure === "kl" ? "nats (KL)" : measure}. Removing a random latent of the same norm changes it by ${control}`,
-      `${p === null ? "" : ` (p = ${p})`}. Added to images on which it is silent, it changes the output by ${added}.`,
+      `Removing it changes the output by ${removed} ${measure === "kl" ? "nats (KL)" : measure}, on the ${images} `,
+      `held-out images on which it is strongest. Removing a random latent of the same norm changes it by ${control}`,
+      `${p === null ? "" : ` (p = ${p})`}. Adding it to images on which it is silent changes it by ${added}.`,
     ].join("");
     const kinds = { ablate: "removed", control: "a random latent removed", steer: "added where silent" };
     const values = intervention.effects.map(([kind, attribute, name, effect, se]) => {
@@ -265,10 +265,10 @@ const latents = (() => {
     });
     if (!values.length) return h("p", {}, text);
     const shown = Object.values(kinds).filter((kind) => values.some((v) => v.kind === kind));
-    const bars = "Bars: effect of the latent on the log-odds, in nats, for the classes with the largest effects.";
+    const bars = "Bars: the largest effects on classes: change of the log-probability, relative to the mean class, in nats.";
     return charts.chart({
       name: `${fileName(grid, point)}-latent-${latent}-interventions`,
-      about: `${text} ${bars} A class loses this much when the latent is removed. Lines: ± 2 standard errors.`,
+      about: `${text} ${bars} Positive: a loss by removal, a gain by addition. Lines: ± 2 standard errors.`,
       spec: effectBars(values, shown),
       room: 15 * values.length + 60 * shown.length,
     });
@@ -278,7 +278,7 @@ const latents = (() => {
     const domain = [Math.min(0, ...values.map((v) => v.low)), Math.max(0, ...values.map((v) => v.high))];
     const y = { field: "class", type: "nominal", sort: null, title: null, axis: { labelLimit: 150, minExtent: 150 } };
     const chart = (kind) => {
-      const title = kind === kinds.at(-1) ? "effect on the log-odds, nats" : null;
+      const title = kind === kinds.at(-1) ? "effect on the log-probability, nats" : null;
       const x = { type: "quantitative", scale: { domain, nice: true }, axis: { tickCount: 5, title } };
       return {
         title: { text: kind, fontSize: 12, fontWeight: "normal" },
@@ -311,7 +311,7 @@ const latents = (() => {
   /** The latent's counterparts in the SAEs of other ks, layers and seeds. */
   async function relatives(grid, point, about) {
     const items = await Promise.all(about.relatives.map((relative) => relativeItem(grid, point, relative)));
-    const alone = "The grid has one layer, one k and one seed, so there is nothing to compare with.";
+    const alone = "The grid has one layer, one k and one seed. So there is no other SAE to compare with.";
     if (!items.length) return h("p", { class: "quiet" }, alone);
     const note = h("p", { class: "quiet" }, "By the correlation of activations on held-out tokens.");
     return [note, h("ul", { class: "links" }, items)];

@@ -4,7 +4,7 @@
 const points = (() => {
   const { csv, fileName, h, latentLink, link, pathOf, pointLink, pointName, save, show } = core;
 
-  /** The rows that each point's table showed last: the order in which "next" walks. */
+  /** The rows that each point's table showed last, in order; "next" follows this order. */
   const orders = new Map();
 
   async function view(grid, params, address) {

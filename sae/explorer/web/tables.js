@@ -1,5 +1,5 @@
 "use strict";
-// The latents of a grid point: which rows are shown, in which order; and a table that draws only the rows in sight.
+// The table of the latents of a grid point: filters, search and order; only the visible rows are drawn.
 
 const tables = (() => {
   const { h, pathOf } = core;
@@ -70,7 +70,7 @@ const tables = (() => {
   const ROW = 34; // pixels; style.css agrees
 
   /**
-   * A table of which only the rows in sight exist. Arrow keys, Home, End and Page keys move; Enter opens.
+   * A table that holds only the visible rows. Arrow keys, Home, End and Page keys move; Enter opens.
    * Returns {element, update(rows, sort)}.
    */
   function virtual({ columns, content, open, sorted, label }) {
