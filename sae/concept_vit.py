@@ -72,8 +72,8 @@ def train(
     """Trains the backbone from scratch and writes its weights (fp16) and backbone.json into `folder`.
 
     Every step draws new images. The head predicts all factors from the class token and, as in token labelling (Jiang et
-    al. 2021, arXiv 2104.10858), from every patch token on the main object. Linear maps that are used in training only
-    predict two more targets: from every patch token, the parts of the patch that show the main object and the
+    al. 2021, arXiv 2104.10858), from every patch token on the main object. Further linear maps, which only training
+    uses, predict two more targets: from every patch token, the parts of the patch that show the main object and the
     companion; from the class token and the object's patches, the object's silhouette, centred and scaled. Without the
     silhouette, accuracy stays at chance for long. About twenty supervised tokens per image in place of one save most of
     the images. At first all images are easy (one solid object on a plain background); their share falls to 0 over the

@@ -1,26 +1,26 @@
-"""Does a latent cause the class that it correlates with? It is removed from the ViT, or added, and classes move.
+"""The causal effect of latents: a latent is removed from the ViT or added to it, and the class probabilities change.
 
-Three changes are made to the residual stream after the SAE's layer, and the forward pass goes on from there. Each is
-a change Δx on the tokens of one image; everything else stays as the ViT computed it, the SAE's error included (Marks
-et al. 2024, arXiv 2403.19647), so that the latent is measured and not the quality of the reconstruction:
+Three changes are made to the residual stream after the SAE's layer, and the forward pass continues from there. Each is
+a change Δx on the tokens of one image. Everything else stays as the ViT computed it, the SAE's error included (Marks et
+al. 2024, arXiv 2403.19647). So the effect does not depend on the quality of the reconstruction:
 
     ablate    Δx(t) = -z_i(t) W_dec[i] / scale on an image where latent i fires: its contribution is removed
     control   the same tokens of the same images and the same ‖Δx(t)‖, but along -W_dec[j] of a random other latent j
     steer     Δx(t) = +z_i(t) W_dec[i] / scale on an image where i is silent: the activations that it has on one of
               its own images, at the same tokens, so that it is neither stronger nor in more places than in the ViT
 
-The effect on a class is how far its log-probability moves, in nats, against the mean over the classes of its group:
+The effect on a class is the change of its log-probability, in nats, relative to the mean over the classes of its group:
 the change of its centred log-ratio (Aitchison 1982, "The statistical analysis of compositional data"). A group is one
-softmax of the head (`vit.class_names`). Plain log-probabilities give the same order of classes within a group, but
-hardly move for a class of which the model is sure, and all move together for the others; a logit alone means nothing
-in a softmax. All effects are signed alike, above 0 where the latent speaks for the class:
+softmax of the head (`vit.class_names`). Plain log-probabilities give the same order of classes within a group. But they
+hardly change for a class of high probability, and then change together for all other classes. A single logit has no
+meaning in a softmax. Effects are above 0 where the latent raises the class:
 
     ablate, control    clr(class | clean) - clr(class | changed)
     steer              clr(class | changed) - clr(class | clean)
 
 The control matters: on images of a class almost any damage lowers that class, and a latent's strongest images are
 mostly of the class that it correlates with. If latents were no better than random directions, ablation and control
-would show the same distribution of effects. One control says little about one latent; many do.
+would show the same distribution of effects. The control of one latent is a single draw; compare many latents.
 
 `run` needs the ViT and torch; `tables` reads what it returns and needs neither.
 """
@@ -59,7 +59,7 @@ class Responses:
         latent: int64 [m], the latent that was ablated, controlled for or steered.
         kind: int64 [m], its place in KINDS.
         image: int64 [m], the image's place among the sample.
-        size: float64 [m], how far the outputs moved, see `tables`.
+        size: float64 [m], the change of the outputs, see `tables`.
         effects: float64 [m, outputs], the effect on each class; [m, 0] for a model without a head.
     """
 
@@ -75,7 +75,7 @@ class Responses:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Responses:
-        """Returns the responses that `to_arrays` gave."""
+        """Returns the responses from the arrays of `to_arrays`."""
         return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
@@ -92,9 +92,9 @@ class _Change:
 
 
 def choose(codes: Codes, count: int, seed: int = 0, at_least: int = 4) -> list[int]:
-    """Draws `count` latents blindly among those that fire on `at_least` images or more; fewer where there are fewer.
+    """Draws `count` random latents among those that fire on at least `at_least` images; all of these if they are fewer.
 
-    Blindly, so that means over them are means over the dictionary's latents of this kind.
+    The draw ignores everything else about the latents, so their mean estimates the mean over all of this kind.
     """
     assert codes.images is not None  # as in all codes but a second seed's
     often = np.flatnonzero(np.bincount(codes.images.indices, minlength=codes.z.shape[1]) >= at_least)
@@ -119,11 +119,12 @@ def run(
     Args:
         x: held-out images with *all* tokens at the dictionary's layer.
         codes: the dictionary's codes of its own tokens of the same images.
-        images: those on which a latent fires strongest; as many random silent ones for steering.
-        seed: draws the silent images and the control's direction, for each latent anew: its rows do not depend on
-            which others are looked at.
-        clean: the outputs that follow from the stored tokens `x` when nothing is changed, [len(x), outputs]: the same
-            for all dictionaries of a layer, see `untouched`.
+        images: number of images per latent: those on which it fires strongest, and as many random silent ones for
+            steering.
+        seed: of the silent images and the control's direction. Each latent has its own draw, so its rows do not depend
+            on the other latents.
+        clean: the outputs for the stored tokens `x` without any change, [len(x), outputs], see `untouched`. They are
+            the same for all dictionaries of a layer.
 
     Raises:
         InputError: `codes` and `x` are not of the same images, or the dictionary's layer is unknown.
@@ -159,14 +160,14 @@ def run(
 
 
 def untouched(vit: nn.Module, x: Activations, layer: int, places: np.ndarray | None = None) -> np.ndarray:
-    """Returns the outputs that follow from the stored tokens of `x`, of these places or all, [images, outputs]."""
+    """Returns the ViT's outputs for the stored tokens of `x`, at these places or all, [images, outputs]."""
     return _outputs(vit, x, layer, np.arange(len(x)) if places is None else places)
 
 
 def respond(clean: np.ndarray, changed: np.ndarray, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns how far outputs [n, outputs] moved, [n], and the effects on the classes, [n, outputs].
+    """Returns the size of the change of outputs [n, outputs], [n], and the effects on the classes, [n, outputs].
 
-    Outputs that move by no more than rounding count as unmoved.
+    Changes within rounding count as 0.
 
     Args:
         groups: the number of outputs of each softmax; empty for a model without a head, which has no effects, [n, 0].
@@ -193,9 +194,9 @@ def tables(
     """Returns a table of the latents and one of the effects on classes.
 
     Args:
-        names: the classes of the head, by group, from `vit.class_names`; empty where unknown: outputs get numbers.
-        classes: the class that correlates with a latent: latent, attribute, class. Of several rows of a latent the
-            first that the head knows counts, by the rule of `splice.targets`.
+        names: the classes of the head, by group, from `vit.class_names`; if empty, outputs get numbers as names.
+        classes: the classes that correlate with each latent: latent, attribute, class. The first row of a latent whose
+            class the head knows counts, by the rule of `splice.targets`.
         top: classes kept in the effects, by |effect|.
 
     Returns:
@@ -252,7 +253,7 @@ def tables(
 
 
 def wilcoxon(difference: np.ndarray) -> float:
-    """Returns the two-sided p of the Wilcoxon signed-rank test of n differences; those that are 0 are left out.
+    """Returns the two-sided p of the Wilcoxon signed-rank test of n differences; differences of 0 are left out.
 
     Exact where n, zeros included, is at most 50 without ties and zeros or at most 13 with them, else the normal
     approximation: as scipy.stats.wilcoxon, whose import takes a second.
@@ -390,7 +391,7 @@ def _agreement(
 
 
 def _most(effects: np.ndarray, names: Sequence[str], top: int, key: tuple[int, str, str]) -> list[tuple]:
-    """Returns rows of `effects` for the classes that move most, by effects [images, classes]."""
+    """Returns rows of `effects` for the classes with the largest effects, from effects [images, classes]."""
     mean, images = effects.mean(0), len(effects)
     error = effects.std(0, ddof=1) / np.sqrt(images) if images > 1 else np.full(len(mean), np.nan)
     order = np.argsort(-abs(mean), kind="stable")[:top]

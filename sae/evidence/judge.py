@@ -21,7 +21,7 @@ _OBJECT = ("shape", "colour", "texture", "size")  # attributes of the object who
 
 @dataclass(frozen=True)
 class Images:
-    """The images by which latents are judged.
+    """The images on which latents are evaluated.
 
     Attributes:
         rows: the manifest's rows of the ranked images.
@@ -50,7 +50,7 @@ class Dictionary:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is kept and what counts: the config's section `ranking`."""
+    """The sizes of the ranking's tables, and the support of a class: the config's section `ranking`."""
 
     images: int = 16
     classes: int = 10
@@ -142,7 +142,7 @@ def _of_sample(
 def _classes(
     ranking: Ranking, sample: Codes, labels: Mapping[str, pd.Categorical], drawn: np.ndarray
 ) -> dict[str, tuple[float, np.ndarray, int]]:
-    """Returns how well classes are found by their best latents, and how well latents tell their best classes."""
+    """Returns the measures of classes by their best latents, and of latents by their best classes."""
     if not len(ranking.best_latents):
         return {}
     answered, true, _known = summary.answers(sample.images, ranking.best_latents, labels)

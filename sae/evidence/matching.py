@@ -1,7 +1,7 @@
-"""Is a latent found again, by another seed, at another k, in the next layer? Matches, beside those by chance.
+"""Matches of latents across seeds, ks and layers, and their values by chance.
 
-Two latents of the same layer can be compared by what they write (the cosine of their decoder rows), any two by when
-they fire (the correlation of their activations on the same tokens).
+Two latents of the same layer can be compared by the cosine of their decoder rows, any two latents by the correlation of
+their activations on the same tokens.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def correlation(a: sparse.csr_array, b: sparse.csr_array) -> np.ndarray:
     """Pearson correlation of the activations of two SAEs' latents on the same tokens, zeros included.
 
     r_fg = (E[a_f b_g] - E[a_f] E[b_g]) / (std(a_f) std(b_g)), float32 [F, G], for codes a [n, F] and b [n, G] whose
-    rows are the same n tokens: of another seed, another k or another layer. 0 for a latent that never fires, or is the
-    same on every token.
+    rows are the same n tokens: of another seed, another k or another layer. 0 for a latent that never fires or whose
+    activation is the same on every token.
 
     Raises:
         InputError: a and b have different numbers of rows.
@@ -70,11 +70,12 @@ def assign(similarity: np.ndarray) -> pd.DataFrame:
 def stability(
     own: tuple[np.ndarray, sparse.csr_array], others: Mapping[int, tuple[np.ndarray, sparse.csr_array]]
 ) -> pd.DataFrame:
-    """How well each latent is found again by SAEs that differ from its own in the seed alone.
+    """The stability of each latent: its similarity with its counterparts in SAEs that differ in the seed alone.
 
-    Its SAE is matched with each other one to one, once on the cosine of their decoder rows and once on the correlation
-    of their activations; a latent's stability is its similarity with its partner, averaged over the other seeds. 1:
-    every seed has it; `null_stability` gives the values by chance. Latents that never fire take part in the matching.
+    Its SAE is matched one to one with every other SAE, once by the cosine of their decoder rows and once by the
+    correlation of their activations. A latent's stability is its similarity with its partner, averaged over the other
+    seeds. 1: every seed has the latent; `null_stability` gives the values by chance. Latents that never fire take part
+    in the matching.
 
     Sources: Hungarian matching across seeds, Paulo & Belrose 2025 (arXiv 2501.16615); stability as the mean similarity
     after it, Fel et al. 2025 (arXiv 2502.12892).
@@ -120,8 +121,8 @@ def null_stability(latents: int, tokens: np.ndarray, rng: np.random.Generator) -
     """The stability_cosine, [F] each, that two dictionaries of F = `latents` rows reach without having learnt anything.
 
     `random directions`: Gaussian rows. `random tokens`: tokens minus the mean token, 2F of them drawn without
-    replacement; what two dictionaries that merely copied some of the data would share. Left out where there are fewer
-    than 2F tokens. One pair is matched, so the values spread more than means over several seeds do.
+    replacement; two dictionaries that merely copied some of the data would reach these values. Left out where there are
+    fewer than 2F tokens. Only one pair is matched, so the values spread more than means over several seeds.
 
     Args:
         tokens: activations [n, d] of the layer.
@@ -148,7 +149,8 @@ def across_ks(r: np.ndarray, fired: np.ndarray, threshold: float = FOUND, partia
     """The outcome of each latent of one SAE in a second SAE of the same layer, at another k.
 
     A latent's best match is the latent of the other SAE with which its activations correlate most. Its children are the
-    latents of the second whose own best match it is, with r >= partial. The first of these that holds:
+    latents of the second SAE that have it as best match, with r >= partial. The outcome is the first of these that
+    applies:
 
         dead      it never fires
         lost      no latent of the second has r >= partial
@@ -158,10 +160,10 @@ def across_ks(r: np.ndarray, fired: np.ndarray, threshold: float = FOUND, partia
         changed   it and its best match are each other's, with r < threshold
         merged    its best match has another latent of the first as its own best match
 
-    Why an r, 0.954 by default, above which further children do not count: of a latent that two uncorrelated latents
-    share, r² adds up to at most 1, so that beside such a match nothing with r >= partial can be a part of it. Splitting
-    is Bricken et al.'s term (2023, Towards Monosemanticity); merging is not the feature absorption of Chanin et al.
-    2024 (arXiv 2409.14507), where a latent stays silent on tokens that a narrower one takes over.
+    Further children do not count above r = √(1 - partial²), 0.954 by default: if two uncorrelated latents share a
+    latent, their r² add up to at most 1, so beside such a match no latent with r >= partial can be a part of it.
+    Splitting is Bricken et al.'s term (2023, Towards Monosemanticity); merging is not the feature absorption of Chanin
+    et al. 2024 (arXiv 2409.14507), where a latent stays silent on tokens that a narrower one takes over.
 
     Args:
         r: `correlation` of the two SAEs, [F, G].
@@ -198,10 +200,10 @@ def across_ks(r: np.ndarray, fired: np.ndarray, threshold: float = FOUND, partia
 
 
 def shuffled_rows(z: sparse.csr_array, tokens_per_image: int, rng: np.random.Generator) -> sparse.csr_array:
-    """Codes z [n, F] with the images' rows dealt out anew: each image gets the tokens of another one, in their order.
+    """Codes z [n, F] with shuffled images: each image gets the tokens of another image, in their order.
 
-    How often and how strongly latents fire, and where in the image, stays: the matches that remain are due to chance or
-    to position.
+    The frequency, strength and position of firing stay the same, so the remaining matches are due to chance or to
+    position.
 
     Raises:
         InputError: n is no multiple of tokens_per_image, or there is one image only.

@@ -1,7 +1,7 @@
-"""Does a latent fire on images that look alike? The monosemanticity score, in time linear in the images.
+"""The monosemanticity score: the similarity of the images on which a latent fires, in time linear in the images.
 
 The score is of Pach et al. 2025 (arXiv 2504.02821), its linear form of Nasiri-Sarvi et al. 2026 (arXiv 2602.12403).
-The embedding that says which images are alike must not be the layer under study, or a latent is judged by itself.
+The embedding must not come from the layer under study: a latent would be judged by itself.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the score does without
 
 
 def monosemanticity(a: sparse.csr_array, e: np.ndarray) -> np.ndarray:
-    """Mean cosine of two different images' embeddings, weighted by how strongly the latent fires on both: [F], float64.
+    """Mean cosine of the embeddings of two different images, weighted by the latent's activations: [F], float64.
 
     Σ_{i≠j} a_i a_j <e_i, e_j> / Σ_{i≠j} a_i a_j  =  (‖Σ a_i e_i‖² - Σ a_i²‖e_i‖²) / ((Σ a_i)² - Σ a_i²)
 
-    1: it fires on images that look the same; about 0: on images as different as any two. A latent that fires on many
-    kinds of images scores low however sure it is that its images are alike: `chance` tells low scores from chance.
+    1: its images are identical; about 0: as different as any two images. A latent that fires on many kinds of images
+    has a low score even if the score is far above chance, see `chance`.
 
-    The e_i are centred at the mean over all images and then made unit vectors. The papers do not centre; but embeddings
-    often share a large mean direction, by which any two images are alike, and a latent that fires at random would score
-    as much. Centred, chance is about 0 whatever the embedding, and scores are lower than published ones. The papers
+    The e_i are centred at the mean over all images and then made unit vectors. The papers do not centre. But embeddings
+    often share a large mean direction, which makes any two images similar, so that a latent that fires at random gets a
+    high score. Centred, chance is about 0 whatever the embedding, and scores are lower than published ones. The papers
     scale a to [0, 1] for each latent; a factor changes nothing here, and their lower end is 0 too unless a latent fires
     on every image.
 
@@ -46,9 +46,9 @@ def monosemanticity(a: sparse.csr_array, e: np.ndarray) -> np.ndarray:
 
 
 def shuffled(a: sparse.csr_array, e: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The score where the images change places at random and every latent keeps its activations: [F], float64.
+    """The score with the images in random order, each latent's activations kept: [F], float64.
 
-    One draw for all latents, to lay beside their scores; `chance` gives the mean and the spread of all draws.
+    One draw for all latents, for comparison with their scores; `chance` gives the mean and the spread of all draws.
     """
     return monosemanticity(a, e[rng.permutation(len(e))])
 

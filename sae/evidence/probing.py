@@ -1,4 +1,4 @@
-"""Sparse probing: how well one latent, or a few, tell a class, beside all dimensions of the raw activations.
+"""Sparse probing: classes predicted from one or a few latents, compared with all dimensions of the raw activations.
 
 Sources: Gurnee et al. 2023 (arXiv 2305.01610) for k-sparse probes, Karvonen et al. 2025 (SAEBench, arXiv 2503.09532)
 for their use on SAEs.
@@ -24,7 +24,7 @@ _COLUMNS = ["attribute", "class", "probe", *_MEASURED, "support_train", "support
 
 @dataclass(frozen=True)
 class Probes:
-    """The answers of probes on held-out images.
+    """The results of probes on held-out images.
 
     table: a row per attribute, class and probe: attribute, class, probe (the number of latents as text; `dense`;
     `shuffled`), auroc, balanced_accuracy, f1 (see `measure`), support_train and support_held_out (images of the class),
@@ -67,22 +67,22 @@ def probe(
 ) -> Probes:
     """Fits one-vs-rest probes for every class on the train images and measures them on the others.
 
-    A probe is a logistic regression on standardised inputs, with classes weighted to count alike. The k latents it
-    reads are those with the best AUROC by themselves, for the class or against it, on the train images: unlike the
-    difference of means, AUROC is not swayed by a few strong activations, and a monotone change of a latent does not
-    change it. The latents are not chosen jointly: two of the best may tell the same.
+    A probe is a logistic regression on standardised inputs, with both classes of equal weight. The k latents it reads
+    are those with the best AUROC by themselves, for the class or against it, on the train images: unlike the difference
+    of means, AUROC is not swayed by a few strong activations, and a monotone change of a latent does not change it. The
+    latents are not chosen jointly: two of the best may be redundant.
 
     The probe `shuffled` reads max(sizes) latents and is chosen and fitted on the class's train labels in random order:
-    it shows how much is gained by chance when the best of many latents are chosen, on average an AUROC of 0.5. Images
-    whose class is not known take no part in an attribute.
+    it shows the effect of chance when the best of many latents are chosen; its mean AUROC is 0.5. Images without a
+    class do not count for that attribute.
 
     Args:
         latents: image-level activations [n, F], above 0 where stored, such as `Codes.images`.
         labels: attribute -> the class of each image [n], None or NaN where it is not known.
-        train: bool [n], which images probes are fitted on; all others are held out.
-        sizes: how many latents a probe reads.
-        minimum_support: images that a class, and the rest, must have in each split to be probed.
-        most_classes: at most so many classes of all attributes together, those with the most images.
+        train: bool [n], whether probes are fitted on an image; all others are held out.
+        sizes: numbers of latents that the probes read.
+        minimum_support: smallest number of images in each split, of a class and of all other images, for a probe.
+        most_classes: largest number of classes over all attributes; those with the most images are taken.
         seed: of the shuffled labels.
 
     Raises:
@@ -149,9 +149,9 @@ def probe_dense(
 def measure(scores: np.ndarray, truth: np.ndarray) -> pd.DataFrame:
     """Returns auroc, balanced_accuracy and f1 for each column of scores and truth [n, rows], see `Probes`.
 
-    auroc: see `auroc`. balanced_accuracy: (share of the class's images above 0 + share of the rest's at or below 0) /
-    2; 0.5 for any constant answer. f1: 2·TP / (2·TP + FP + FN). Scores that are NaN are left out. NaN where a column
-    has no image of the class, or none of the rest.
+    auroc: see `auroc`. balanced_accuracy: (share of the class's images above 0 + share of the other images at or below
+    0) / 2; 0.5 for any constant score. f1: 2·TP / (2·TP + FP + FN). Scores that are NaN are left out. NaN where a
+    column has no image of the class, or no other image.
     """
     known = ~np.isnan(scores)
     yes, no = known & truth, known & ~truth
@@ -164,14 +164,14 @@ def measure(scores: np.ndarray, truth: np.ndarray) -> pd.DataFrame:
 
 
 def auroc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Returns the chance that an image of the class scores higher than one of the rest, a tie counting half.
+    """Returns the probability that an image of the class scores higher than another image; a tie counts half.
 
     Args:
         scores, truth: [n, rows], see `Probes`. Scores that are NaN are left out.
         weights: how often each image counts, [draws, n]; None: once.
 
     Returns:
-        float64 [draws, rows]; NaN where no image of the class counts, or none of the rest.
+        float64 [draws, rows]; NaN where no image of the class counts, or no other image.
     """
     times = np.ones((len(scores), 1)) if weights is None else np.asarray(weights, np.float64).T
     found = np.full((times.shape[1], scores.shape[1]), np.nan)
@@ -190,9 +190,9 @@ def auroc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = No
 
 
 def latent_ranks(latents: sparse.csc_array) -> sparse.csc_array:
-    """Returns how far above the silent images the others rank by each latent, float64 [n, F], stored like `latents`.
+    """Returns each image's rank by each latent, minus the silent images' rank, float64 [n, F], stored like `latents`.
 
-    All silent images share one mean rank, as all images of equal activation do. All that is stored must be above 0.
+    All silent images share one mean rank, like all images of equal activation. Stored values must be above 0.
     """
     n, fires = latents.shape[0], np.diff(latents.indptr)
     latent = np.repeat(np.arange(latents.shape[1]), fires)
@@ -225,10 +225,10 @@ def latent_auroc(ranks: sparse.csc_array, y: np.ndarray) -> np.ndarray:
 
 
 def logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Fits p logistic regressions at once, by Newton's method: a few inputs need a few steps.
+    """Fits p logistic regressions at once, by Newton's method; a few inputs need only a few steps.
 
-    Minimises Σ_i w_i log(1 + exp(-s_i (β·x_i + β_0))) + ‖β‖² / 2, with s_i = ±1 and weights w_i by which both classes
-    count alike and sum to n: scikit-learn's LogisticRegression(C=1, class_weight="balanced").
+    Minimises Σ_i w_i log(1 + exp(-s_i (β·x_i + β_0))) + ‖β‖² / 2, with s_i = ±1 and weights w_i that sum to n and give
+    both classes equal weight: scikit-learn's LogisticRegression(C=1, class_weight="balanced").
 
     Args:
         x: standardised inputs, float64 [p, k, n].
@@ -285,7 +285,7 @@ def _attributes(labels: Mapping[str, Sequence], train: np.ndarray, minimum: int,
 
 
 def _select(ranks: sparse.csc_array, y: np.ndarray, most: int) -> np.ndarray:
-    """Returns the latents that tell each class best by themselves, the best first, [classes, most]."""
+    """Returns the latents with the best AUROC for each class, the best first, [classes, most]."""
     return np.argsort(-np.abs(latent_auroc(ranks, y) - 0.5), axis=1, kind="stable")[:, :most]
 
 

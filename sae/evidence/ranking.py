@@ -1,4 +1,4 @@
-"""Which images, patches and classes turn a latent on, and which do not."""
+"""The ranking: the images, patches and classes of each latent."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def rank(
 ) -> Ranking:
     """Ranks images and classes for every latent.
 
-    An image counts by its strongest token alone: one patch per image, the first one where several are equally strong.
-    Images of equal activation are ordered by id; of near duplicates (the manifest's `group`) only the strongest is
-    kept. Beside the strongest images stand some around the quartiles of a latent's activation over the images on which
-    it fires, and some on which it is silent, drawn at random: the maxima alone make every latent look clear.
+    An image counts by its strongest token alone; of equally strong tokens, the first counts. Images of equal activation
+    are ordered by id. Only the strongest of near duplicates (the manifest's `group`) is kept. The tables also hold
+    images around the quartiles of the activation over the images on which the latent fires, and random images on which
+    it is silent: the strongest images alone make every latent look clear.
 
     Args:
         codes: of the dictionary, with its tally.

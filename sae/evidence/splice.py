@@ -1,4 +1,4 @@
-"""The SAE put back into the ViT: the predictions that survive the reconstruction.
+"""The SAE inside the ViT: the predictions after a reconstruction replaces a layer's output.
 
 A head may hold several groups of outputs (a softmax per attribute, see `vit.class_names`). Agreement, cross-entropy
 and accuracy are means over the groups; KL is their sum, the divergence of the joint prediction.
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def sample(manifest: pd.DataFrame, images: int) -> list[int]:
-    """Returns the ids of at most `images` held-out images, a random choice that new images hardly change."""
+    """Returns the ids of at most `images` held-out images, a random choice that hardly changes with new images."""
     held_out = used(manifest, HELD_OUT)
     return sorted(held_out.sort_values("sha256")["id"].head(images).tolist())
 
 
 def targets(manifest: pd.DataFrame, names: dict[str, list[str]]) -> np.ndarray:
-    """Returns the head's right output for each image and group, int64 [images, groups]; -1 where it is unknown.
+    """Returns the head's output of the true class for each image and group, int64 [images, groups]; -1 if unknown.
 
     The group `label` is compared with the last part of the image's label (a synset for ImageNet's head), any other
     group with the manifest's attribute of its name.
@@ -42,7 +42,7 @@ def targets(manifest: pd.DataFrame, names: dict[str, list[str]]) -> np.ndarray:
 
 
 def accuracy(logits: np.ndarray, truth: np.ndarray, names: dict[str, list[str]]) -> dict[str, float]:
-    """Returns the share of right predictions for each group, over the images whose class is known; groups with any."""
+    """Returns the accuracy for each group that has images whose class is known, over these images."""
     shares: dict[str, float] = {}
     for part, column, group in zip(_groups(logits, names), truth.T, names, strict=bool(names)):
         known = column >= 0
@@ -54,7 +54,7 @@ def accuracy(logits: np.ndarray, truth: np.ndarray, names: dict[str, list[str]])
 def ablated(
     vit: nn.Module, x: Activations, layer: int, chosen: slice, mean: np.ndarray, batch: int = 64
 ) -> dict[str, np.ndarray]:
-    """Returns the ViT's outputs when it goes on from stored activations, unchanged and ablated.
+    """Returns the ViT's outputs when it continues from stored activations, unchanged and ablated.
 
     Args:
         x: images with *all* tokens after block `layer`.
@@ -89,7 +89,7 @@ def metrics(
     names: dict[str, list[str]],
     head: bool = True,
 ) -> dict[str, float | str]:
-    """Returns how the ViT's output changes when a reconstruction, or an ablation, takes the place of its tokens.
+    """Returns the change of the ViT's output when a reconstruction, or an ablation, replaces its tokens.
 
     Args:
         clean: the untouched model's outputs [images, outputs].

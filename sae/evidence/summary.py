@@ -1,8 +1,9 @@
-"""What an SAE buys: the few numbers by which dictionaries are compared, each with its uncertainty.
+"""The measures by which dictionaries are compared, each with its uncertainty.
 
 Every number is a mean over latents, classes or tokens, and comes with draws: the same number on held-out images drawn
-again with replacement (bootstrap, Efron 1979). The images of a draw are the same for all dictionaries, so that the
-difference of two is judged on the same images. Numbers about a sample of latents (interventions) draw these instead.
+again with replacement (bootstrap, Efron 1979). The images of a draw are the same for all dictionaries, so that two
+dictionaries are compared on the same images. For numbers about a sample of latents (interventions), the latents are
+drawn again instead.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ def weights(images: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
 def table(parts: dict[str, tuple[float, np.ndarray, int]]) -> pd.DataFrame:
     """Returns a row per measure: measure, value, low and high (the middle 95 % of the draws), n, draws.
 
-    The draws are moved so that their mean is the value (the bias that the bootstrap estimates, Efron & Tibshirani 1993,
-    ch. 10, taken off): drawn images repeat, which lowers numbers about latents that fire on few.
+    The draws are shifted so that their mean is the value, which removes the bootstrap's bias (Efron & Tibshirani 1993,
+    ch. 10): drawn images repeat, which lowers numbers about latents that fire on few images.
 
     Args:
-        parts: measure -> its value, its draws and the number of what it is a mean over.
+        parts: measure -> its value, its draws, and the number of latents, classes or images in the mean.
     """
     rows = []
     for measure, (value, draws, n) in parts.items():
@@ -57,7 +58,7 @@ def fidelity(error: np.ndarray, spread: np.ndarray, w: np.ndarray) -> tuple[floa
 def answers(
     images: sparse.csr_array, pairs: pd.DataFrame, labels: Mapping[str, pd.Categorical]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the latents' answers on images and the truth, for pairs of a latent and a class.
+    """Returns whether latents flag images, and the truth, for pairs of a latent and a class.
 
     Args:
         images: the strongest activations [n, F].
@@ -132,7 +133,7 @@ def probed(probes: Probes, size: int, w: np.ndarray) -> tuple[float, np.ndarray,
 
 
 def stability(codes: Codes, other: Codes, partner: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
-    """Mean over the latents that fire of the correlation of their activations with their partners' of another seed.
+    """Mean correlation of activations between the latents that fire and their partners in another seed.
 
     0 for a partner that never fires.
 
@@ -159,7 +160,7 @@ def stability(codes: Codes, other: Codes, partner: np.ndarray, w: np.ndarray) ->
 
 
 def interventions(latents: pd.DataFrame, seed: int = 0) -> dict[str, tuple[float, np.ndarray, int]]:
-    """The share of latents that move the output more than the control, and mean agreement.
+    """The share of latents whose ablation changes the output more than the control, and the mean agreement.
 
     Args:
         latents: the first of `interventions.tables`.

@@ -1,6 +1,6 @@
-"""The tokens on which a latent fires: class or patch, border, high norm, one place; and whether they lie on the object.
+"""The tokens on which a latent fires: their kind, position and norm, and whether they lie on the object.
 
-A latent that tells where a token is, or that it is an artefact, is no feature of the images' content.
+A latent that encodes the position of a token, or artefact tokens, is not a feature of the images' content.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def localisation(
     Returns:
         a row for each of `objects` that has a best latent: attribute, class, latent; patch_auroc: of the activation as
         a detector of patches that lie at least half on the object in images of the class, among all patches of all
-        images; patch_precision, patch_recall: of firing at all; pointing: the share of the class's images on which it
-        fires where the strongest patch touches the object (pointing game, Zhang et al. 2016, arXiv 1608.00507);
-        pointing_chance: the share of the patches of these images that touch it. And by image and row, bool: whether
-        the strongest patch touches it, and whether the image counts.
+        images; patch_precision, patch_recall: of "the latent fires" as that detector; pointing: the share of the
+        class's images on which it fires where the strongest patch touches the object (pointing game, Zhang et al. 2016,
+        arXiv 1608.00507); pointing_chance: the share of the patches of these images that touch it. And by image and
+        row, bool: whether the strongest patch touches it, and whether the image counts.
     """
     touched, inside = coverage > 0.1, coverage >= 0.5
     by_latent, rows = codes.z.tocsc(), []

@@ -1,4 +1,4 @@
-"""The SAE put back into the ViT: properties that hold for every SAE."""
+"""The SAE inside the ViT: properties that hold for every SAE."""
 
 from types import SimpleNamespace
 
