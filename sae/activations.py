@@ -37,7 +37,7 @@ class Activations:
 
     def __init__(self, arrays: list[np.ndarray], ids: np.ndarray, rows: np.ndarray, chosen: slice):
         self._arrays, self._chosen = arrays, chosen
-        self._rows = rows  # [images, 2]: which array, which of its images
+        self._rows = rows  # [images, 2]: the array, and the image's place in it
         self.ids = ids
         self.dense: np.ndarray | None = None
         self.width = arrays[0].shape[2]
@@ -85,7 +85,11 @@ class Activations:
 
     @classmethod
     def of(cls, x: np.ndarray | torch.Tensor) -> Activations:
-        """Wraps an array [n, d]: each row counts as an image of one token."""
+        """Wraps an array [n, d]: each row counts as an image of one token.
+
+        Raises:
+            InputError: the array has other dimensions or no row.
+        """
         array = x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
         if array.ndim != 2 or not len(array):
             raise InputError(f"activations of shape {array.shape}: need numbers in [n, d] with n > 0")

@@ -157,6 +157,9 @@ class SparseAutoencoder(nn.Module):
 
         Args:
             k: keep the k largest latents of each token, in place of the method's own rule. None: the method's rule.
+
+        Raises:
+            InputError: x has another width, or k is not between 1 and F.
         """
         if k is not None and not 1 <= k <= self.config.latents:
             raise InputError(f"k {k}: must lie between 1 and the number of latents, {self.config.latents}")
@@ -166,7 +169,11 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: Array) -> Array:
-        """Latents [n, F], array or tensor -> reconstructed activations [n, d] of the same kind, in the units of x."""
+        """Latents [n, F], array or tensor -> reconstructed activations [n, d] of the same kind, in the units of x.
+
+        Raises:
+            InputError: z has another width.
+        """
         x = (self._tensor(z, self.config.latents) @ self.W_dec + self.b_dec) / self.scale + self.mean
         return self._like(x, z)
 

@@ -189,8 +189,10 @@ def accuracy(model: VisionTransformer, images: int, device: str | torch.device =
 def _draw_batch(
     seed: int, first: int, count: int, model: VisionTransformer, device: str | torch.device, easy: int = 0
 ) -> tuple[torch.Tensor, ...]:
-    """Returns pixels [n, 3, side, side] in -1..1, factor indices [n, factors], what covers each patch (main object
-    and companion over a grid of cells in it, 0..1, [n, patches, 2, cells]) and the silhouettes, 0..1, [n, 64]."""
+    """Returns pixels [n, 3, side, side] in -1..1, factor indices [n, factors], coverage and silhouettes [n, 64], 0..1.
+
+    Coverage is the share of each of a patch's cells that the main object and the companion cover, 0..1, [n, patches, 2,
+    cells]."""
     drawn = [concepts.draw(seed, first + i, _EASY if i < easy else None) for i in range(count)]
     pixels = torch.from_numpy(np.stack([c.image for c in drawn])).permute(0, 3, 1, 2)
     targets = torch.tensor([[v.index(c.factors[k]) for k, v in concepts.FACTORS.items()] for c in drawn])

@@ -57,6 +57,7 @@ class Concept:
 
     @property
     def label(self) -> str:
+        """The label of the image: colour and shape of its main object."""
         return f"{self.factors['colour']} {self.factors['shape']}"
 
 
@@ -160,7 +161,7 @@ def _paint(
     mark: int,
 ) -> None:
     """Paints one object onto `canvas` and marks it in `mask`, both in place."""
-    reach = math.ceil(1.25 * radius) + 1  # every shape stays within 1.25 radii: the rest of the canvas is left alone
+    reach = math.ceil(1.25 * radius) + 1  # every shape stays within 1.25 radii: the canvas outside does not change
     left, top = (max(0, int(c) - reach) for c in centre)
     window = np.s_[top : int(centre[1]) + reach + 1, left : int(centre[0]) + reach + 1]
     turn = rng.uniform(-0.3, 0.3)

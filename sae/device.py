@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from sae.errors import InputError
 
-_ONEDNN: set[torch.dtype] = set()  # what oneDNN multiplies here
+_ONEDNN: set[torch.dtype] = set()  # number formats that oneDNN multiplies on this machine
 if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     _ONEDNN.add(torch.float32)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -57,7 +57,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
     fill = settings.fill_uninitialized_memory
     if device.type != "cpu":
         torch.use_deterministic_algorithms(True)
-        settings.fill_uninitialized_memory = False  # what is read has been written: only slower
+        settings.fill_uninitialized_memory = False  # all memory is written before it is read, so filling it is a waste
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""From pixels to what the ViT makes of them: the activations of one layer, and the outputs of the untouched model."""
+"""From pixels to the activations of one layer, and to the outputs of the untouched ViT."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def extract(
         ids: the images' ids in the manifest, in the same order.
         batch: images in one forward pass.
         dtype: of the forward pass, float32, bfloat16 or float16 (the last two by autocast).
-        provenance: called at the end; returns the record of what made the shard.
+        provenance: called at the end; returns the shard's provenance.
 
     Raises:
         InputError: there is no such layer, or an activation is not finite in float16.
@@ -85,7 +85,7 @@ def extract(
 
 @dataclass(frozen=True)
 class Reference:
-    """The untouched ViT's view of the images.
+    """The untouched ViT's results on the images.
 
     Attributes:
         features: the head's input for every used image, by id: the class token or the pooled patches of the last
@@ -134,14 +134,19 @@ def embed(vit: nn.Module, shards: Sequence[str | Path], batch: int = 64) -> np.n
     """Returns the head's input for every image of the shards, float32 [n, D]; see `Reference.features`.
 
     Args:
-        vit: may be another model than the one under study. Its own normalisation is applied, and pixels of another
-            size than it takes are resized; cropping by the other model's preprocessing stays.
+        vit: may be another model than the ViT under study. Its normalisation is applied, and pixels are resized to its
+            input size. The crop is that of the ViT under study.
     """
     return np.concatenate([_head_input(vit, tokens) for _pixels, tokens in _forward(vit, shards, batch)])
 
 
 def describe(vit: nn.Module, manifest: pd.DataFrame, ids: Sequence[int], logits: np.ndarray) -> dict[str, Any]:
-    """Returns the facts about the untouched ViT: its shape, its classes, and its accuracy on the images `ids`."""
+    """Returns the facts about the untouched ViT: its shape, its classes, and its accuracy on the images `ids`.
+
+    Args:
+        manifest: with a row for each of the images.
+        logits: of the images, [len(ids), outputs].
+    """
     names = vits.class_names(vit)
     truth = splice.targets(manifest.set_index("id").loc[list(ids)], names)
     return {
@@ -157,8 +162,8 @@ def describe(vit: nn.Module, manifest: pd.DataFrame, ids: Sequence[int], logits:
 def thumbnails(pixels: np.ndarray) -> np.ndarray:
     """Returns means over 8 x 8 cells in three colours, 0 to 1: float32 [n, 192], all of a colour together.
 
-    They tell which colours lie where, not which objects: the embedding of images where no better one is independent
-    of the layer under study. Cells overlap by a pixel where 8 does not divide a side.
+    They encode the places of colours, not the objects. They serve as the embedding of images if no better one is
+    independent of the layer under study. Cells overlap by a pixel where 8 does not divide a side.
 
     Args:
         pixels: uint8 [n, height, width, 3].

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and that record their origin."""
+"""Files that are complete or absent, and that record their provenance."""
 
 from __future__ import annotations
 
@@ -40,11 +40,17 @@ def sha256(path: str | Path) -> str:
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Writes JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     with whole(path) as part:
         part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
+    """Returns the content of a JSON file."""
     return json.loads(Path(path).read_text())
 
 
@@ -60,14 +66,14 @@ def write_table(path: str | Path, table: pd.DataFrame, provenance: dict[str, Any
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
-    """Returns the origin of a Parquet table of this project."""
+    """Returns the provenance of a Parquet table of this project."""
     import pyarrow.parquet as pq
 
     return json.loads(pq.read_schema(path).metadata[b"provenance"])
 
 
 def read_points(paths: Sequence[str]) -> pd.DataFrame:
-    """Reads tables of grid points, with the layer, k, method and seed that stand in their paths."""
+    """Reads tables of grid points and adds layer, k, method and seed from their paths."""
     import pandas as pd
 
     table = pd.read_parquet(list(paths), partitioning="hive")

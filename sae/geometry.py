@@ -12,7 +12,7 @@ from sae.errors import InputError
 
 @dataclass(frozen=True)
 class Geometry:
-    """A model's shape, read from the model itself, so that users never type it.
+    """The shape of a model, read from the model, so that users need not enter it.
 
     Attributes:
         blocks: number of blocks, and so of layers.
@@ -45,7 +45,7 @@ class Geometry:
         return select(self.prefix, tokens)
 
     def position(self, token: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the patch rows and columns of token indices (of all tokens); -1 for prefix tokens."""
+        """Returns the patch rows and columns of token indices [n] (of all tokens), [n] each; -1 for prefix tokens."""
         patch = token - len(self.prefix)
         row, column = np.divmod(patch, self.patches[1])
         return np.where(patch < 0, -1, row), np.where(patch < 0, -1, column)
@@ -58,7 +58,7 @@ def select(prefix: Sequence[str], tokens: str) -> slice:
         prefix: the kinds of the tokens in front of the patches.
 
     Raises:
-        InputError: `class` is asked of a model that has no class token.
+        InputError: tokens is `class` and the model has no class token.
     """
     if tokens == "class" and "class" not in prefix:
         raise InputError("tokens: class: this model has no class token; use patches or all")

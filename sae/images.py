@@ -36,28 +36,29 @@ _CHUNK = 256  # images in memory at once
 def build_manifest(
     folder: str | Path, labels: str | Path | None = None, held_out: float = 0.2, threads: int = 1
 ) -> pd.DataFrame:
-    """Lists every image under `folder`, with what is wrong with it and whether it is used.
+    """Lists every image under `folder`, with its status and the reason if it is not used.
 
     An image's label is its sub-folder ("animals/cat"), none for images that lie in `folder` itself. Where the
-    topmost sub-folders are all called train, val, test or the like, they give the split instead of a label. The
-    split is otherwise decided by the content's hash, so that new images never move old ones.
+    topmost sub-folders are all called train, val, test or the like, they give the split instead of a label. Otherwise a
+    hash of the content decides the split, so that new images never change the split of old ones.
 
     Args:
-        folder: searched through all levels; links are followed; names that begin with a dot are passed over.
+        folder: searched at all levels; links are followed; names that begin with a dot are skipped.
         labels: a CSV with the columns path (relative to `folder`, or absolute) and, each optional, label and split
             (train or held_out); every further column is kept as an attribute of the image. Images that it does not
             list are not used.
-        held_out: the share of images that no training sees, 0..1.
+        held_out: the share of images that are not used for training, 0..1.
         threads: how many images are read at once.
 
     Returns:
         one row per image file in the order of the paths, the columns of COLUMNS, then the attributes. `status` is
-        ok, broken, duplicate, huge or unlisted; only ok images are used. `reason` says why a status is not ok, or what
-        was done to an ok image that is not a plain upright RGB one. `group`: the id of the first used image that looks
-        the same, see `near_duplicates`; mostly its own.
+        ok, broken, duplicate, huge or unlisted; only ok images are used. `reason` explains a status other than ok, or
+        the conversion of an ok image that is not plain upright RGB. `group`: the id of the first used image that looks
+        the same, see `near_duplicates`; the image's own id if there is none.
 
     Raises:
-        InputError: the folder is missing, empty or has no readable image; the CSV does not fit it; a split is empty.
+        InputError: the folder is missing, empty or has no readable image; the CSV does not fit the folder; a split is
+            empty.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -158,7 +159,7 @@ def decode(
 
 
 def listing(folder: str | Path, labels: str | Path | None = None) -> str:
-    """Returns a hash of what lies in the folder now: names, sizes and times of the images and of the labels CSV.
+    """Returns a hash of the folder's present content: names, sizes and times of the images and of the labels CSV.
 
     Raises:
         InputError: the folder or the CSV is missing.
@@ -178,7 +179,7 @@ def listing(folder: str | Path, labels: str | Path | None = None) -> str:
 
 
 def used(manifest: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
-    """Returns the rows of the images that are used, of one split or of both, in the order of their ids."""
+    """Returns the rows of the used images, of one split or of both, in the order of their ids."""
     chosen = manifest["status"] == "ok"
     if split is not None:
         chosen &= manifest["split"] == split
@@ -186,15 +187,15 @@ def used(manifest: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
 
 
 def sample(rows: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Returns at most so many rows, by their content: new images hardly change which, and both splits have their share.
+    """Returns at most `most` rows, a sample by content that hardly changes with new images and favours no split.
 
-    The hash's first digits decide the split, so its last ones decide here.
+    The hash's first digits decide the split, so the sample uses its last ones.
     """
     return rows.loc[rows["sha256"].str[32:].sort_values(kind="stable").index[:most]].sort_values("id")
 
 
 def summary(manifest: pd.DataFrame) -> str:
-    """Returns what a person wants to know of a manifest: how many images are used, and every reason why not."""
+    """Returns a text about a manifest: the number of used images, and the reasons for the others."""
     counts = manifest["status"].value_counts()
     splits = used(manifest)["split"].value_counts()
     lines = [
@@ -269,7 +270,7 @@ def _image_files(folder: Path) -> Iterator[str]:
 
 
 def _inspect(path: Path) -> dict:
-    """Returns the manifest's facts about one file; never raises for a file that is bad."""
+    """Returns the manifest's values for one file; a broken file raises no error."""
     row = {"sha256": "", "width": 0, "height": 0, "mode": "", "status": "ok", "reason": "", "thumbnail": None}
     try:
         content = path.read_bytes()
@@ -281,7 +282,7 @@ def _inspect(path: Path) -> dict:
                 if image.width * image.height > _MOST_PIXELS:
                     raise Image.DecompressionBombError
                 reasons = _peculiarities(image)
-                if image.getexif().get(0x0112, 1) >= 5:  # a quarter turn: what a person sees is the other way round
+                if image.getexif().get(0x0112, 1) >= 5:  # a quarter turn: width and height change places
                     row |= {"width": image.height, "height": image.width}
                 image.draft("RGB", (64, 64))  # JPEG: every block is still read, few pixels are computed
                 image.load()
@@ -301,7 +302,7 @@ def _inspect(path: Path) -> dict:
 
 
 def _peculiarities(image: Image.Image) -> list[str]:
-    """Returns what `read_image` will do to this image, in words; nothing for a plain upright RGB one."""
+    """Returns a description of the conversion by `read_image`; empty for a plain upright RGB image."""
     reasons = []
     orientation = image.getexif().get(0x0112, 1)
     if (frames := getattr(image, "n_frames", 1)) > 1:
@@ -341,7 +342,7 @@ def _folder_labels(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _listed_labels(table: pd.DataFrame, folder: Path, labels: Path) -> pd.DataFrame:
-    """Lays the CSV's columns over the table; images that it does not list become `unlisted`."""
+    """Writes the CSV's columns into the table; images that are not in the CSV become `unlisted`."""
     try:
         listed = pd.read_csv(labels, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Every workflow job runs inside `job`: it writes the log, explains errors, and records the origin of the outputs."""
+"""Every workflow job runs inside `job`: it writes the log, explains errors, and records the outputs' provenance."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _HASHED_UP_TO = 2**26  # bytes; shards of activations are larger and carry check
 def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
     """Runs a rule's script: copies its messages to the rule's log and explains user errors.
 
-    An InputError ends the process with its one line and exit code 1; anything else is a mistake of ours and keeps
-    its traceback. The log of a job that succeeds ends with its time and its peak memory.
+    An InputError ends the process with its one line and exit code 1. Any other error is a bug and keeps its traceback.
+    The log of a job that succeeds ends with its time and its peak memory.
 
     Args:
         snakemake: the object that Snakemake gives a script.
 
     Yields:
-        a function that returns the origin of the outputs: rule, wildcards, settings, hashes of the inputs, versions,
-        git commit, threads, times and peak memory (MB).
+        a function that returns the outputs' provenance: rule, wildcards, settings, hashes of the inputs, versions, git
+        commit, threads, times and peak memory (MB).
     """
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
 
@@ -106,7 +106,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Returns the git commit of the code, marked where files differ from it; None outside a git checkout."""
+    """Returns the git commit of the code, marked if files differ from it; None outside a git checkout."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -1,4 +1,4 @@
-"""One layer: its statistics before training, and all that depends on the layer but on no dictionary."""
+"""One layer: its statistics before training, and all values that depend on the layer but on no dictionary."""
 
 from __future__ import annotations
 
@@ -43,31 +43,32 @@ class Layer:
 
     @cached_property
     def geometry(self) -> Geometry:
+        """The geometry of the ViT."""
         return Geometry(**self.reference["geometry"])
 
     @property
     def selected(self) -> slice:
-        """Which tokens of an image the dictionaries of this run read."""
+        """The tokens of an image that the dictionaries of this run read."""
         return self.geometry.select(self.statistics["tokens"])
 
     @cached_property
     def sample(self) -> np.ndarray:
-        """The held-out images that went through the ViT: their ids, ascending."""
+        """The held-out images that went through the ViT: their ids, int64 [m], ascending."""
         return np.array(self.reference["ids"], np.int64)
 
     @cached_property
     def held_out(self) -> np.ndarray:
-        """The ids of all held-out images, ascending."""
+        """The ids of all held-out images, int64 [images], ascending."""
         return images.used(self.manifest, images.HELD_OUT)["id"].to_numpy()
 
     @cached_property
     def train(self) -> np.ndarray:
-        """The ids of all train images, ascending."""
+        """The ids of all train images, int64 [images], ascending."""
         return images.used(self.manifest, images.TRAIN)["id"].to_numpy()
 
     @cached_property
     def ranked(self) -> pd.DataFrame:
-        """The rows of the images by which latents are judged, by id; see `ranked`."""
+        """The manifest's rows of the ranked images, by id; see the function `ranked`."""
         return ranked(self.manifest, self.sample)
 
     @property
@@ -81,10 +82,10 @@ class Layer:
 
 
 def ranked(manifest: pd.DataFrame, sample: Sequence[int] | np.ndarray) -> pd.DataFrame:
-    """Returns the rows of the images by which latents are judged: all used ones, or a choice by content of very many.
+    """Returns the rows of the ranked images: all used ones, or a sample by content if they are too many.
 
     Args:
-        sample: ids of images that are among them in any case.
+        sample: ids of images that are always included.
     """
     used = images.used(manifest)
     chosen = used["id"].isin(images.sample(used, _MOST_RANKED)["id"]) | used["id"].isin(sample)
@@ -93,7 +94,7 @@ def ranked(manifest: pd.DataFrame, sample: Sequence[int] | np.ndarray) -> pd.Dat
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """All that depends on a layer but on no dictionary.
+    """The values that depend on a layer but on no dictionary.
 
     Attributes:
         variance: of all held-out tokens by dimension, float64 [d].
@@ -112,11 +113,13 @@ class LayerFacts:
     null_tokens: np.ndarray
 
     def save(self, path: str | Path) -> None:
+        """Writes layer.safetensors."""
         with whole(path) as part:
             save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, part)
 
     @classmethod
     def load(cls, path: str | Path) -> LayerFacts:
+        """Returns the facts that `save` wrote."""
         return cls(**load_file(path))
 
 
@@ -149,7 +152,7 @@ def facts(layer: Layer, vit: Any, number: int, latents: int, batch: int) -> Laye
 
 
 def probed(rows: pd.DataFrame) -> np.ndarray:
-    """Returns which of the ranked images probes read: at most 4,000, places [n]."""
+    """Returns the places of the ranked images that probes read, [n], at most 4,000."""
     return np.flatnonzero(rows["id"].isin(images.sample(rows, _MOST_PROBED)["id"]))
 
 
@@ -161,7 +164,7 @@ def dense_features(layer: Layer) -> np.ndarray:
 
 
 def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) -> dict[str, Any]:
-    """Returns what a person should know of a layer before training on it, from the images `ids` (the train split).
+    """Returns the statistics of a layer before training, over the images `ids` (the train split).
 
     mean [d] and scale: (x - mean)·scale has E‖x‖² = d. gamma = ‖mean‖/‖std‖ predicts dead latents in SAEs that do not
     centre (arXiv 2605.31518). norms: mean, median and 99th percentile of ‖x‖ by token role. largest_dimensions: the

@@ -1,19 +1,19 @@
-"""Which images look the same: copies in another format or size, slightly changed ones."""
+"""Near duplicates: copies of an image in another format or size, or with slight changes."""
 
 from __future__ import annotations
 
 import numpy as np
 
-THUMBNAIL = (9, 8)  # columns and rows of what tells near duplicates
-_NEAR_BITS, _NEAR_COLOURS = 3, 12  # bits of 64, and levels of 256, by which they may differ
+THUMBNAIL = (9, 8)  # columns and rows of the thumbnails that are compared
+_NEAR_BITS, _NEAR_COLOURS = 3, 12  # largest differences: bits of 64, levels of 256
 
 
 def near_duplicates(thumbnails: np.ndarray) -> np.ndarray:
-    """Returns for each image the place of the first one that looks the same, itself where none does.
+    """Returns for each image the place of the first image that looks the same; its own place if there is none.
 
     Two images look the same where their thumbnails of 9 x 8 pixels differ by at most 12 of 256 levels (root mean
-    square), and in at most 3 of the 64 bits that say which of two neighbours is brighter (dHash, Krawetz 2013); so
-    does what is linked by a chain of such.
+    square), and in at most 3 of the 64 bits that say which of two neighbours is brighter (dHash, Krawetz 2013); so do
+    images that a chain of such pairs connects.
 
     Args:
         thumbnails: uint8 [n, 8, 9, 3].

@@ -33,7 +33,7 @@ def code(script: str | Path) -> str:
 
 @cache
 def _hash(path: Path) -> str:
-    """Returns a hash of a file's syntax tree, which no comment changes, and of the data beside it that it names."""
+    """Returns a hash of a file's syntax tree, without comments, and of the data files beside it that it names."""
     tree = _tree(path)
     digest = hashlib.sha256(ast.dump(tree).encode())
     strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
@@ -47,7 +47,7 @@ def _hash(path: Path) -> str:
 
 @cache
 def _named(path: Path) -> frozenset[str]:
-    """Returns what a file imports from `sae`, and the homes of what it uses as `sae.name`; not all are modules."""
+    """Returns the names that a file imports from `sae`, and the modules of each `sae.name`; not all are modules."""
     names: set[str] = set()
     todo: list[ast.AST] = [_tree(path)]
     while todo:

@@ -1,4 +1,4 @@
-"""A timm Vision Transformer: its shape, its own preprocessing, reading its residual stream and writing to it.
+"""A timm Vision Transformer: its shape, its preprocessing, and reading and writing its residual stream.
 
 Layers are timm's block indices from 0: layer 6 is the residual stream after `blocks[6]`, tokens [n, tokens, width].
 """
@@ -113,13 +113,13 @@ def check_layer(layer: int, blocks: int) -> None:
 
 
 def pixel_transform(model: nn.Module) -> Callable[[Image.Image], np.ndarray]:
-    """Returns the model's own resizing and cropping: RGB image -> uint8 [3, height, width]."""
+    """Returns the model's resizing and cropping: RGB image -> uint8 [3, height, width]."""
     transform = timm.data.create_transform(**_data_config(model), is_training=False, use_prefetcher=True)
     return lambda image: np.asarray(transform(image))
 
 
 def normalise(model: nn.Module) -> Callable[[np.ndarray], torch.Tensor]:
-    """Returns the model's own normalisation: uint8 pixels [n, height, width, 3] -> float32 [n, 3, height, width]."""
+    """Applies the model's normalisation: uint8 pixels [n, height, width, 3] -> float32 [n, 3, height, width]."""
     config = _data_config(model)
     device = next(model.parameters()).device
     mean, std = (torch.tensor(config[key], device=device)[:, None, None] for key in ("mean", "std"))
@@ -169,7 +169,7 @@ def read(model: nn.Module, x: torch.Tensor, layer: int) -> torch.Tensor:
 
 @contextmanager
 def edit(model: nn.Module, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """While open, every forward pass goes on from `change(tokens)` in place of the tokens after block `layer`."""
+    """Context: every forward pass continues from `change(tokens)` in place of the tokens after block `layer`."""
     blocks = as_timm(model).blocks
     check_layer(layer, len(blocks))
     handle = blocks[layer].register_forward_hook(lambda _module, _inputs, output: change(output))
@@ -181,10 +181,10 @@ def edit(model: nn.Module, layer: int, change: Callable[[torch.Tensor], torch.Te
 
 @contextmanager
 def splice(model: nn.Module, layer: int, sae: SparseAutoencoder, tokens: str | None = None) -> Iterator[None]:
-    """While open, the SAE's reconstruction takes the place of the tokens after block `layer`.
+    """Context: the SAE's reconstruction replaces the tokens after block `layer`.
 
     Args:
-        tokens: which tokens are replaced, `patches`, `class` or `all`; None: those that the SAE was trained on.
+        tokens: the tokens to replace, `patches`, `class` or `all`; None: those that the SAE was trained on.
     """
     chosen = geometry(model).select(tokens or sae.config.tokens)
 
@@ -200,10 +200,10 @@ def splice(model: nn.Module, layer: int, sae: SparseAutoencoder, tokens: str | N
 
 @torch.inference_mode()
 def resume(model: nn.Module, tokens: torch.Tensor, layer: int) -> torch.Tensor:
-    """Returns the logits [n, outputs] of a forward pass that goes on from `tokens` after block `layer`.
+    """Returns the logits [n, outputs] of a forward pass that continues from `tokens` after block `layer`.
 
     The blocks up to `layer` are not run, so a late layer costs little. Plain ViTs take their position information
-    before the blocks or as an argument of each block, so nothing of the skipped part is missed.
+    before the blocks or as an argument of each block, so the skipped part is not needed.
     """
     blocks = as_timm(model).blocks
     check_layer(layer, len(blocks))
@@ -273,7 +273,7 @@ def _first_line(error: Exception) -> str:
 class _Linear(nn.Linear):
     """A linear layer whose products are `device.linear`'s: a ViT takes a quarter less time on AMD's CPUs.
 
-    A class of its own rather than a new layer, so that parameters, their names and references to the layer stay.
+    Only the layer's class changes, so that its parameters, their names and references to the layer stay.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

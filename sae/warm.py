@@ -2,8 +2,8 @@
 
 A run has some hundred jobs, and importing torch, timm, scikit-learn and matplotlib takes longer than the work of most.
 `start` begins one background process with the run. A script whose first statement is `hand_over()` asks it for a
-fork, in which everything is imported, and waits for the fork's exit status. Without a warm process, or if its Python
-or its code is not the script's own, the script runs as it would anyway. The peak memory that a job in a fork reports
+fork, in which everything is imported, and waits for the fork's exit status. Without a warm process, or if its Python or
+its code differs from the script's, the script runs in its own process. The peak memory that a job in a fork reports
 counts the libraries that it shares with the warm process.
 """
 
@@ -154,7 +154,7 @@ def _kill(fork: int) -> None:
 
 def _run(request: dict[str, Any]) -> None:
     """Runs a script in this fork, as `python script` would in a process of its own."""
-    os.setpgid(0, 0)  # so that what the script starts can be ended with it
+    os.setpgid(0, 0)  # so that the script's children can be ended with it
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     _end_with_parent(signal.SIGKILL)

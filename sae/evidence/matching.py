@@ -213,7 +213,7 @@ def shuffled_rows(z: sparse.csr_array, tokens_per_image: int, rng: np.random.Gen
         raise InputError(f"{z.shape[0]} tokens: not two or more images of {tokens_per_image} tokens each")
     circle = rng.permutation(images)
     source = np.empty(images, np.int64)
-    source[circle] = np.roll(circle, 1)  # along one circle no image keeps its own
+    source[circle] = np.roll(circle, 1)  # along one circle no image keeps its tokens
     return z[(source[:, None] * tokens_per_image + np.arange(tokens_per_image)).ravel()]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 DENSE = 0.1  # share of the held-out tokens; a latent that is active on more is called dense
 FOUND = 0.5  # correlation from which a latent of another SAE counts as the same latent
 RELATED = 0.3  # correlation from which a latent of another SAE counts as related
-COVERED = 0.5  # F1 from which the best latent of a class counts as finding it
+COVERED = 0.5  # F1 from which a class counts as covered by its best latent
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def chance(a: sparse.csr_array, e: np.ndarray) -> tuple[float, np.ndarray]:
     mean = b_sum / (n * (n - 1))
     if n < 4:
         return mean, np.full(a.shape[1], np.nan)
-    # Pairs of entries that share both places, one place, or none; those with none are what is left of the square.
+    # Pairs of entries that share both places, one place, or none; the pairs with none are the rest of the square.
     one_a, one_b = a_rows - a_squares, b_rows - b_squares
     none_a, none_b = a_sum**2 - 2 * a_squares - 4 * one_a, b_sum**2 - 2 * b_squares - 4 * one_b
     square = 2 * a_squares * b_squares / (n * (n - 1))

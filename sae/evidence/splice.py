@@ -42,7 +42,11 @@ def targets(manifest: pd.DataFrame, names: dict[str, list[str]]) -> np.ndarray:
 
 
 def accuracy(logits: np.ndarray, truth: np.ndarray, names: dict[str, list[str]]) -> dict[str, float]:
-    """Returns the accuracy for each group that has images whose class is known, over these images."""
+    """Returns the accuracy for each group that has images whose class is known, over these images.
+
+    Args:
+        logits: [n, outputs]. truth: [n, groups], see `targets`. names: the classes of each group.
+    """
     shares: dict[str, float] = {}
     for part, column, group in zip(_groups(logits, names), truth.T, names, strict=bool(names)):
         known = column >= 0

@@ -80,7 +80,12 @@ def answers(
 
 
 def recovery(answer: np.ndarray, true: np.ndarray, w: np.ndarray) -> dict[str, tuple[float, np.ndarray, int]]:
-    """Mean over classes of the F1 of their best latents, and the share that reaches `COVERED`, from `answers`."""
+    """Mean over classes of the F1 of their best latents, and the share that reaches `COVERED`.
+
+    Args:
+        answer, true: bool [images, classes], from `answers`.
+        w: see `weights`, [draws, images].
+    """
 
     def f1(w: np.ndarray) -> np.ndarray:
         both = w @ predicted + w @ actual

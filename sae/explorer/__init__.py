@@ -1,1 +1,1 @@
-"""The page on which every latent can be looked at: one folder that opens from disk, without a server or a network."""
+"""The explorer, a page for every latent: one folder that opens from disk, without a server or a network."""

@@ -54,7 +54,7 @@ def grid(
 ) -> dict[str, Any]:
     """Returns the first part that the page loads: all numbers of the grid, of SAEs and baselines, and how to show them.
 
-    The page itself knows no measure, column, filter, threshold or colour: it shows those that stand here.
+    The page's scripts contain no measure, column, filter, threshold or colour: they read all of them from here.
 
     Args:
         metrics: of all points, with layer, k, method and seed.
@@ -126,7 +126,7 @@ def image_list(manifest: pd.DataFrame, opened: Sequence[int], pictured: Sequence
 
 
 def pictures(folder: Path, manifest: pd.DataFrame, shards: Sequence[str], ids: Sequence[int]) -> None:
-    """Writes the images as the model sees them, each once: `id`.webp."""
+    """Writes each image as the model sees it, once: `id`.webp."""
     with whole(folder) as part:
         part.mkdir()
         ordered = sorted({*ids})

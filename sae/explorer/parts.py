@@ -12,7 +12,7 @@ import numpy as np
 
 
 def write(folder: Path, name: str, value: Any) -> None:
-    """Writes `folder`/`name`.js, a script that hands `value` to the page.
+    """Writes `folder`/`name`.js, a script that gives `value` to the page.
 
     Characters outside ASCII are escaped, so that the file can be read in any encoding. NaN is refused.
     """

@@ -1,4 +1,4 @@
-"""The explorer's data of one grid point: its latents, and what fires on each image."""
+"""The explorer's data of one grid point: its latents, and the latents that fire on each image."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Point:
         codes: of the SAE, with the tokens of all images to be shown.
         decoder: W_dec [F, d].
         tables: about its latents.
-        seeds: of the grid; counterparts in other ones can be named, but not followed.
+        seeds: of the grid; counterparts in other seeds have a name but no link.
     """
 
     where: Mapping[str, Any]
@@ -129,7 +129,7 @@ def _fire(
 
 
 def _runs(*keys: np.ndarray) -> list[slice]:
-    """Returns where equal keys stand, in sorted arrays."""
+    """Returns the places of equal keys in sorted arrays."""
     if not len(keys[0]):
         return []
     change = np.any([key[1:] != key[:-1] for key in keys], axis=0)
@@ -175,7 +175,7 @@ def _on_images(codes: Codes, wanted: np.ndarray) -> dict[int, dict[str, Any]]:
 
 
 def _levels(values: np.ndarray, scale: float) -> np.ndarray:
-    """Returns activations in steps of 1/255 of the scale; nothing that fires becomes 0."""
+    """Returns activations in steps of 1/255 of the scale; activations above 0 become at least 1."""
     return np.clip(np.rint(values * (255 / scale)) if scale else values, 1, 255)
 
 
@@ -283,7 +283,7 @@ def _pictures(
 
 
 def _shown(classes: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows that are shown of each latent, the tested first, with exact intervals of the held-out shares."""
+    """Returns the rows to show for each latent, tested classes first, with exact intervals of the held-out shares."""
     order = np.lexsort((-classes["mcc"], classes["q"].isna(), classes["latent"]))
     rows = classes.iloc[order].groupby("latent", sort=False).head(_CLASSES)
     for name, of in (("precision", "flagged"), ("recall", "support")):
@@ -301,7 +301,7 @@ def interval(hits: Any, n: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _class_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Returns the classes of one latent, each split's counts apart."""
+    """Returns the classes of one latent, with the counts of each split."""
     counts, scores = ["support", "flagged", "right"], ["auroc", "mcc", "score"]
     return [
         {
@@ -319,7 +319,7 @@ def _class_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _names(rows: pd.DataFrame) -> list[str]:
-    """Returns what classes are called; two of an attribute that are called the same, as ImageNet's cranes, by both."""
+    """Returns the names of classes; classes of an attribute with equal names, such as ImageNet's cranes, get both."""
     names = rows["class"].astype(str).map(images.describe)
     kinds = rows[["attribute", "class"]].assign(name=names).drop_duplicates()
     twice = kinds[kinds.duplicated(["attribute", "name"], keep=False)].set_index(["attribute", "class"]).index
@@ -328,7 +328,7 @@ def _names(rows: pd.DataFrame) -> list[str]:
 
 
 def _effect(intervention: pd.Series, effects: pd.DataFrame) -> dict[str, Any]:
-    """Returns how far the ViT's output moves without a latent and with more of it, and the classes that move most."""
+    """Returns the changes of the ViT's output by ablation and steering, and the largest effects on classes."""
     strongest = effects.sort_values("effect", key=abs, ascending=False, kind="stable")
     rows = strongest.groupby("kind", sort=False).head(_MOVED).sort_values("effect", ascending=False, kind="stable")
     return {

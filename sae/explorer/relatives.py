@@ -1,4 +1,4 @@
-"""Where else a latent is found: near it in its own SAE, and in SAEs of other ks, layers and seeds."""
+"""The relatives of a latent: neighbours in the same SAE, and counterparts in SAEs of other ks, layers and seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ _OUTCOMES = {
 
 
 def nearest(decoder: np.ndarray, alive: np.ndarray) -> list[list[list[float]]]:
-    """Returns for each latent those with the most similar decoder rows: pairs of latent and cosine."""
+    """Returns for each latent those with the most similar decoder rows: pairs of latent and cosine.
+
+    Args:
+        decoder: W_dec [F, d].
+        alive: bool [F], the latents that may be named.
+    """
     unit = decoder / np.maximum(np.linalg.norm(decoder, axis=1, keepdims=True), 1e-30)
     found, block = [], 1024
     for first in range(0, len(unit), block):
@@ -43,8 +48,10 @@ def relatives(
     point: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> dict[int, list[dict[str, Any]]]:
-    """Returns the counterparts of each latent elsewhere: by latent, a list of `to` (the key in which the link differs),
-    latent (None: no counterpart), r, note (a comment on the match), and known (whether the link leads anywhere).
+    """Returns the counterparts of each latent in other SAEs, as lists by latent.
+
+    Keys: to (the key in which the other SAE differs, with its value), latent (None: no counterpart), r, note (a comment
+    on the match), and known (whether the explorer has a page of the counterpart).
 
     In other seeds: its counterpart. At the next k: its match or its parts; at the k before: up to three latents whose
     match it is. In the layers before and after: its best match.
@@ -52,7 +59,7 @@ def relatives(
     Args:
         latents, across_ks, across_layers: see `point.Tables`.
         point: layer and k of the SAE.
-        seeds: of the grid; counterparts in other seeds are not `known`: they can be named, but not followed.
+        seeds: of the grid; counterparts in other seeds are not `known`: they have a name but no link.
     """
     found: dict[int, list[dict[str, Any]]] = {}
 

@@ -1,4 +1,4 @@
-"""The explorer's words: its columns, numbers and filters, and the sentences about each latent."""
+"""The explorer's texts: its columns, numbers and filters, and the sentences about each latent."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _TOKEN_COLOURS = {"patch": ACCENT, "class": INK, "register": CONTROL, "distillat
 
 @styled
 def overview(manifest: pd.DataFrame, model: dict[str, Any], name: str, pixels: np.ndarray) -> Figure:
-    """Some images as the ViT sees them, how many were used and why not all, and the ViT's accuracy.
+    """Some images as the ViT sees them, the numbers of used and unused images, and the ViT's accuracy.
 
     Args:
         model: model.json.

@@ -1,4 +1,4 @@
-"""The figure of interventions: how far latents move the ViT's output, and whether their class moves."""
+"""The figure of interventions: the change of the ViT's output, and the effect on the latents' classes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sae.images import describe
 
 @styled
 def interventions(latents: pd.DataFrame, effects: pd.DataFrame, title: str, most: int = 8) -> Figure:
-    """Draws size against control, the agreement with the correlated class, and the latents that move most.
+    """Draws the size against the control, the agreement with the correlated class, and the latents of the largest size.
 
     Args:
         latents, effects: interventions.parquet and effects.parquet.
-        most: latents in the right panel, those with the largest effect size.
+        most: number of latents in the right panel; those with the largest size are shown.
     """
     figure = Figure(figsize=(13, 4.2))
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 1.2])

@@ -1,4 +1,4 @@
-"""Figures of one dictionary's latents: how often they fire, on which images, for which classes."""
+"""Figures of one dictionary's latents: their density, their images and their classes."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def density(latents: pd.DataFrame, title: str) -> Figure:
 def choose_latents(latents: pd.DataFrame, count: int, flagged: bool = False, seed: int = 0) -> dict[str, list[int]]:
     """Chooses the latents of a sheet: half picked for their class, half drawn at random from those alive.
 
-    Picked are the confirmed latents of highest top_mcc, one per class, so that one loud class does not fill the sheet.
-    Where no latent has a class, all are drawn.
+    The picked latents are the confirmed ones of highest top_mcc, one per class, so that no class fills the sheet. If no
+    latent has a class, all are drawn at random.
 
     Args:
         latents: latents.parquet.
-        flagged: also latents with a token type, that is, which follow a position or artefact tokens.
+        flagged: whether to include latents with a token type, which follow a position or artefact tokens.
 
     Returns:
         heading -> latents.
@@ -92,7 +92,8 @@ def sheet(
     heat: dict[tuple[int, int], np.ndarray],
     title: str,
 ) -> Figure:
-    """A row per latent: its strongest images, some of lower quartiles, some on which it is silent; lit where it fires.
+    """A row per latent: its strongest images, images of each quartile and silent ones; patches are bright where it
+    fires.
 
     Args:
         groups: headings and the latents under them, from `choose_latents`.
@@ -112,7 +113,7 @@ def sheet(
     rows = sum(map(len, groups.values()))
     width, height = 3.0 + _PITCH * (most + 5), 0.8 + 1.52 * max(1, rows) + 0.55 * len(groups)
     figure = Figure(figsize=(width, height), layout="none")  # type: ignore[arg-type]  # matplotlib's annotation leaves "none" out
-    axes = figure.add_axes((0, 0, 1, 1))  # one for all pictures: 132 axes of their own take a second
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all pictures: 132 axes take a second
     axes.set(xlim=(0, width), ylim=(height, 0))  # inches from the top left
     if not rows:
         say(axes, "No latent fires: there is nothing to show.")

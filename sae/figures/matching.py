@@ -33,7 +33,7 @@ _SHUFFLED = "control: images shuffled"
 
 @styled
 def stability(table: pd.DataFrame, nulls: dict[str, np.ndarray], title: str) -> Figure:
-    """How well another seed finds the latents again, beside dictionaries that learnt nothing.
+    """The stability of latents across seeds, beside that of dictionaries without training.
 
     Args:
         table: latents with their stability_cosine; latents without a stability_correlation, which never fire, are left
@@ -102,7 +102,7 @@ def across_ks(tables: dict[str, pd.DataFrame], title: str) -> Figure:
 
 @styled
 def across_layers(matches: pd.DataFrame, control: pd.DataFrame, layers: Sequence[int], title: str) -> Figure:
-    """How many latents are new, go on or end at each layer, and how many layers they last.
+    """The latents that are new, continue or end at each layer, and the number of layers in which they continue.
 
     Args:
         matches: from `evidence.matching.across_layers`.

@@ -13,7 +13,7 @@ from sae.figures.style import ACCENT, BASELINE_MARKS, INK, QUIET, headline, say,
 
 @styled
 def probes(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """How well probes on few latents detect classes: a faint dot per class, a large mark for their mean.
+    """The AUROC of probes on few latents: a faint dot per class, a large mark for the mean.
 
     Args:
         tables: name of the dictionary -> `Probes.table`, the dictionary in question first, then those that it is

@@ -1,4 +1,4 @@
-"""The look that all figures share. It holds while a figure is drawn and saved; a notebook's own settings stay."""
+"""The style of all figures. It holds while a figure is drawn and saved; a notebook's settings do not change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ styled = matplotlib.rc_context(
 
 @styled
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes the figure as SVG or PNG, by the ending; the same figure gives the same bytes."""
+    """Writes the figure as SVG or PNG, by the file's ending; equal figures give identical files."""
     with whole(path) as part:
         figure.savefig(part, dpi=110, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
 

@@ -1,1 +1,1 @@
-"""Small loops compiled by numba: one training step, and the k largest of each row."""
+"""Small loops compiled by numba: one training step, and the k largest values of each row."""

@@ -1,9 +1,9 @@
-"""The loops of the sparse step on a CPU, compiled by numba: operations that k-sparse codes make cheap.
+"""The loops of the sparse step on a CPU, compiled by numba: operations that are cheap on k-sparse codes.
 
 Each kernel works on a range of rows or latents of its arrays and releases the GIL, so that threads share the work; the
 result does not depend on how the threads share it. All take float32 or float64. u is [n, d]. Codes are pairs (latent,
 value): those of token t stand at places offsets[t] to offsets[t + 1], latents ascending. Tokens come in chunks of a few
-hundred, whose rows of width d fit into a core's own cache: what is gathered in random order is gathered there.
+hundred, whose rows of width d fit into a core's cache, where random access is fast.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-# Sums may be reordered, which is what lets them use vector instructions. NaN and infinity keep their meaning. No kernel
+# Sums may be reordered, so that they can use vector instructions. NaN and infinity keep their meaning. No kernel
 # that sums floats may call another, but for functions that numba itself puts in place of their calls: whether another
 # comes from the cache or was just compiled changes how the sums are reordered, and a run that goes on after an
 # interruption would end in other bytes than it would have.
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 compiled: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
-BLOCK = 256  # latents, whose gradients stay in a core's own cache
+BLOCK = 256  # latents whose gradients stay in a core's cache
 
 
 @intrinsic
@@ -44,7 +44,7 @@ def _compile_real(number):
 
 
 def _store(numbers, out):
-    """Copies floats; returns what the copies are to be multiplied by, which is 1 but for int8.
+    """Copies floats; returns the factor of the copies, which is 1 except for int8.
 
     Into bfloat16's bits, from float32: to the nearest, of two equally near ones to the even. Into int8: to the nearest
     of the multiples of the largest / 127.
@@ -82,7 +82,7 @@ def _compile_store(numbers, out):
 def fold(first, last, encoder, bias, decoder, gain, shift, low_encoder, low_bias, low_decoder, scales):
     """Writes encoder ∘ gain, bias + encoder · shift, and the decoder: as they are, or as bfloat16's bits.
 
-    The encoder also as int8; scales [F] become what its rows are to be multiplied by.
+    The encoder also as int8; scales [F] become the factors of its rows.
     """
     numbers, folded = np.empty(encoder.shape[1], encoder.dtype), np.empty(last - first, encoder.dtype)
     for i in range(first, last):
@@ -107,7 +107,7 @@ def standardise(raw, row, mean, scale, target, low):
 
 @compiled
 def quantise(first, last, u, low, scales):
-    """Writes u, also given as bfloat16's bits, to low [n, d], int8; scales [n] become what to multiply its rows by."""
+    """Writes u, also given as bfloat16's bits, to low [n, d], int8; scales [n] become the factors of its rows."""
     numbers = np.empty(u.shape[1], scales.dtype)
     for t in range(first, last):
         for c in range(len(numbers)):
@@ -127,7 +127,7 @@ def dequantise(products, rows, columns, bias):
 
 @compiled
 def errors(first, last, offsets, latents, values, decoder, bias, target, sign, ends, missed, slopes, squares, by_bias):
-    """Writes how far each prefix of the dictionary misses sign · target.
+    """Writes the error of each prefix of the dictionary against sign · target.
 
     missed[g, t] = Σ_{h ≥ g} (Σ_{i < ends[h]} z_i decoder[i] + bias - sign · target[t]): the summed error of all
     prefixes that contain block g; up to a factor, the gradient for that block's contribution. One prefix, ends = [F],
@@ -138,7 +138,7 @@ def errors(first, last, offsets, latents, values, decoder, bias, target, sign, e
         target: [n, d], also as bfloat16's bits. sign: 1 or -1.
         ends: [G], ascending, the last F. missed: [G, n, d], also as bfloat16's bits.
         slopes: as values; becomes missed · decoder[i] of each code.
-        squares: [prefixes], becomes the Σ of squares of what each misses.
+        squares: [prefixes], becomes the Σ of squares of each prefix's error.
         by_bias: [d], becomes Σ_t missed[0, t].
     """
     prefixes, width, zero = len(ends), target.shape[1], bias.dtype.type(0)
@@ -272,8 +272,8 @@ def gradients(first, last, starts, tokens, z, g, missed, ends, u, factor, by_enc
 def finish(first, last, by_encoder, by_bias, by_decoder, encoder, decoder, gain, shift, unit_norm, squares, by_input):
     """Turns the gradient by the folded encoder into that by W_enc.
 
-    Where the encoder sees gain ∘ u + shift: dW_enc = gain ∘ by_encoder + by_bias ⊗ shift. With `unit_norm`, what points
-    along the decoder's rows is removed from the decoder's gradient.
+    Where the encoder sees gain ∘ u + shift: dW_enc = gain ∘ by_encoder + by_bias ⊗ shift. With `unit_norm`, the
+    component along the decoder's rows is removed from the decoder's gradient.
 
     Args:
         first: a multiple of BLOCK.

@@ -1,4 +1,4 @@
-"""Which latents are active: the k largest pre-activations of each token, found by comparing 64 numbers at once.
+"""The choice of active latents: the k largest pre-activations of each token, by comparisons of 64 numbers at once.
 
 Pre-activations come as integers with the same bits, from bfloat16, float32 or float64: for positive floats these are
 ordered as the floats are, and a range of them can be halved. Compiled as `kernels` are.
@@ -16,7 +16,7 @@ from numba.np import arrayobj
 from sae.kernels.step import compiled
 
 _GROUP = 8
-_LANES = 64  # numbers that are compared at once, and the bits of what comes out
+_LANES = 64  # numbers that are compared at once; the result is one word of this many bits
 
 
 @intrinsic
@@ -72,7 +72,7 @@ def _lowest(_typing, bits):
 
 @compiled
 def _exceeding(numbers, cut):
-    """Returns how many exceed the cut; there must be a multiple of 64 numbers."""
+    """Returns the number of values above the cut; the number of all values must be a multiple of 64."""
     count = 0
     for start in range(0, len(numbers), _LANES):
         count += _ones(_above(numbers, start, cut))
@@ -81,7 +81,7 @@ def _exceeding(numbers, cut):
 
 @compiled
 def _find(numbers, cut, places):
-    """Writes which exceed the cut, ascending; returns how many they are."""
+    """Writes the places of the values above the cut, ascending; returns their number."""
     found = 0
     for start in range(0, len(numbers), _LANES):
         bits = _above(numbers, start, cut)
@@ -94,7 +94,7 @@ def _find(numbers, cut, places):
 
 @compiled
 def _whole(count):
-    """Returns the multiple of 64 that is not less."""
+    """Returns the smallest multiple of 64 that is not below the number."""
     return (count + _LANES - 1) // _LANES * _LANES
 
 
@@ -115,7 +115,7 @@ def largest(bits, k, row, shift, indices, values):
     """
     m, latents = bits.shape
     integer = bits.dtype.type
-    octave = 1 << (7 if bits.itemsize == 2 else 23 if bits.itemsize == 4 else 52)  # what doubles a number
+    octave = 1 << (7 if bits.itemsize == 2 else 23 if bits.itemsize == 4 else 52)  # added to its bits, doubles a float
     whole, groups = latents // _GROUP, (latents + _GROUP - 1) // _GROUP
     maxima = np.zeros(_whole(groups), bits.dtype)
     hits = np.empty(groups, np.int32)

@@ -1,4 +1,4 @@
-"""Training: the config, the loop, and two ways to do one step."""
+"""Training: the config, the loop, and two implementations of a step."""
 
 from sae.training.config import Source, TrainConfig
 from sae.training.loop import default_lr, train

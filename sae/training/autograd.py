@@ -10,7 +10,7 @@ from sae.training.step import Rows, Step
 
 _CPU_CHUNK, _GPU_CHUNK = 2**20, 2**23  # how many pre-activations are held at once
 _BANDWIDTH = 0.1  # of JumpReLU's slope, where E‖x̃‖² = d
-_CALIBRATION = 0.75  # share of the run in which JumpReLU's thresholds are measured, before they are trained
+_CALIBRATION = 0.75  # share of the run before JumpReLU's thresholds are trained; until then they are measured
 _DEVIATION = 10.0  # weight of (L0/k - 1)²
 _PENALTY_START, _PENALTY_RATE = 3e-3, 0.1  # relu's c, and how fast log c follows L0
 
@@ -81,7 +81,7 @@ class AutogradStep(Step):
         self.count += 1
 
     def _eager(self, raw: torch.Tensor) -> None:
-        """Does the step op by op; on CUDA in a stream of its own, as torch asks of what comes before a recording."""
+        """Does the step op by op; on CUDA in a separate stream, which torch requires before a recording."""
         if self.device.type != "cuda":
             self._step(raw)
             return
@@ -92,7 +92,7 @@ class AutogradStep(Step):
         theirs.wait_stream(ours)
 
     def _replay(self, raw: torch.Tensor) -> None:
-        """Does the step by a CUDA graph, recorded when this number of rows comes for the first time."""
+        """Does the step by a CUDA graph, which is recorded for each new number of rows."""
         key = (len(raw), self._reviving)
         if key not in self._graphs:
             rows = raw.clone()
@@ -180,7 +180,7 @@ class AutogradStep(Step):
         return pre.to(part.dtype)
 
     def _codes(self, pre: torch.Tensor, cut: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """Pre-activations [m, F] -> the latents [m, F], and the sum over tokens of what the penalty weighs."""
+        """Pre-activations [m, F] -> the latents [m, F], and the penalised quantity summed over tokens."""
         model, method = self.model, self.model.config.method
         if method in ("topk", "matryoshka"):
             values, indices = pre.topk(model.config.k, dim=-1, sorted=False)
@@ -194,7 +194,7 @@ class AutogradStep(Step):
 
     @torch.no_grad()
     def _of_the_batch(self, target: torch.Tensor) -> torch.Tensor:
-        """Returns the value that the k·n largest pre-activations of a batch reach, and lets the threshold follow it."""
+        """Returns the smallest of the k·n largest pre-activations of a batch, and lets the threshold follow it."""
         wanted = self.model.config.k * len(target)
         best = target.new_zeros(0)
         for part in target.split(self.rows):
@@ -207,7 +207,7 @@ class AutogradStep(Step):
 
     @torch.no_grad()
     def _calibrate(self, raw: torch.Tensor) -> None:
-        """Lets relu start with k latents per token, and jumprelu have as many until its thresholds are trained."""
+        """Lets relu start with k latents per token, and keeps jumprelu at k until its thresholds are trained."""
         if self.model.config.method == "relu" and self.count == 0:
             self.model.b_enc.sub_(self._of_the_batch(self.model.standardise(raw)))
         elif self.model.config.method == "jumprelu" and self.count < _CALIBRATION * self.steps:

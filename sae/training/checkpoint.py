@@ -19,12 +19,12 @@ _SHARE = 0.01  # of the time, at most, goes into checkpoints
 
 
 class Checkpoint:
-    """One file with everything that the rest of a run depends on, replaced as a whole.
+    """One file with all the state that a run needs to continue; each write replaces the whole file.
 
     Args:
         path: None: no checkpoints.
         identity: The arguments of the run; a file of another run is refused.
-        every: Seconds between writes, at least; 0: always due.
+        every: Smallest number of seconds between writes; 0: write after every step.
     """
 
     def __init__(self, path: str | Path | None, identity: dict[str, Any], every: float):
@@ -34,7 +34,7 @@ class Checkpoint:
         self.step = 0  # of the file
 
     def load(self) -> tuple[dict[str, torch.Tensor], list[Any]] | None:
-        """Returns the tensors and the progress that were written, None where there is no file.
+        """Returns the saved tensors and progress; None if there is no file.
 
         Raises:
             InputError: the file is damaged or belongs to another run.
@@ -58,9 +58,11 @@ class Checkpoint:
         return state, facts["progress"]
 
     def due(self) -> bool:
+        """Returns whether it is time to write."""
         return self._path is not None and time.monotonic() >= self._next
 
     def write(self, step: Step, progress: tuple[Any, ...]) -> None:
+        """Writes the state of the step, and the progress, which must be JSON."""
         if self._path is None:
             return
         began = time.monotonic()
@@ -72,5 +74,6 @@ class Checkpoint:
         self._next = time.monotonic() + (max(self._every, took / _SHARE) if self._every else 0)
 
     def remove(self) -> None:
+        """Deletes the file, if there is one."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How an SAE is trained, and where its activations come from."""
+"""The configuration of a training, and the source of its activations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TrainConfig:
         whole_images: Batches keep the tokens of an image together.
         precision: Of the matrix products: fp32; bf16; int8: bf16, but the encoder's product uses 8-bit integers (the
             k-sparse methods on a CPU); auto: the fastest on the device. Weights, sums and Adam's state stay fp32.
-        deterministic: On a GPU, use only operations that give the same bytes each time. Slower.
+        deterministic: On a GPU, use only operations with bitwise identical results in every run, which is slower.
         lr: Adam's learning rate; None: see `training.default_lr`.
         betas: Adam's β₁ and β₂.
         lr_per_epoch: Factor of the learning rate after each epoch.
@@ -90,7 +90,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Source:
-    """Where activations come from.
+    """The source of activations.
 
     Attributes:
         layer: The ViT's block that gave them; None: unknown.

@@ -42,7 +42,7 @@ def default_lr(latents: int, steps: int, batch: int) -> float:
     6.364e-3 · (800 / steps)^¼ · (batch / 4096)^0.6, at most 1e-2, times √(3072 / latents) above 3,072 latents. The
     slope by latents is Gao et al.'s (2024, arXiv 2406.04093), whose constant was made for billions of tokens. The rest
     was chosen on layers of two ViTs and a planted dictionary, in runs of 100 to 900 steps with batches of 512 to 4,096
-    tokens: half of it leaves an FVU a tenth to a sixth higher, twice of it kills latents of a late layer.
+    tokens: half the rate leaves an FVU a tenth to a sixth higher, twice the rate kills latents of a late layer.
     """
     rate = min(1e-2, 6.364e-3 * (800 / steps) ** 0.25 * (batch / 4096) ** 0.6)
     return rate * min(1.0, math.sqrt(3072 / latents))
@@ -60,8 +60,8 @@ def train(
 ) -> SparseAutoencoder:
     """Trains an SAE on activations; see `step` for the loss and `SparseAutoencoder` for the methods.
 
-    On a CPU the same arguments give the same bytes on the same machine, whether or not the run was interrupted, and
-    for the k-sparse methods with any number of threads. On a GPU `config.deterministic` does so.
+    On a CPU the same arguments give bitwise identical weights on the same machine, also after an interruption, and for
+    the k-sparse methods with any number of threads. On a GPU this needs `config.deterministic`.
 
     Args:
         x: Activations [n, d], or a store of them.
@@ -77,8 +77,8 @@ def train(
         The SAE. Its `record` has tokens, steps, seconds, tokens_per_s, precision, device.
 
     Raises:
-        InputError: x is not finite or too small for one batch, the device cannot do what is asked, the loss stopped
-            being finite, or the checkpoint belongs to other arguments.
+        InputError: x is not finite or too small for one batch, the device lacks the precision, the loss stopped being
+            finite, or the checkpoint belongs to other arguments.
     """
     x = x if isinstance(x, Activations) else Activations.of(x)
     source, target = source or Source(), devices.resolve(device)
@@ -166,7 +166,7 @@ def fastest_step(model: SparseAutoencoder, config: TrainConfig, tokens: int, ste
 
 
 def _identity(x: Activations, step: Step, source: Source, seed: int) -> dict[str, Any]:
-    """Returns all that a run depends on: a checkpoint of another run must not be continued."""
+    """Returns all settings on which a run depends: a run may not continue from a checkpoint of other settings."""
     device = step.model.b_dec.device.type
     data = hashlib.sha256(source.mean.tobytes() + source.variance.tobytes() + x.ids.tobytes()).hexdigest()[:16]
     return {

@@ -1,4 +1,4 @@
-"""The parts of a sparse step: memory that is used again, the encoder's product, and one pass over a batch."""
+"""The parts of a sparse step: reused memory, the encoder's product, and one pass over a batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Codes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Memory:
-    """Arrays with arbitrary content, used again in every step: new pages cost a tenth of a step.
+    """Arrays with arbitrary content, reused in every step: new memory pages cost a tenth of a step.
 
     Args:
         low: Type of the numbers that are multiplied.
@@ -33,6 +33,7 @@ class Memory:
         self._kept: dict[str, np.ndarray] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Returns the array of this name, of this shape."""
         size = math.prod(shape)
         if name not in self._kept or len(self._kept[name]) < size:
             self._kept[name] = _aligned(size, dtype)
@@ -44,7 +45,7 @@ class Memory:
         return torch.from_numpy(self.array(name, shape, integer)).view(self._low)
 
     def products(self, rows: int, latents: int) -> torch.Tensor:
-        """Returns memory for integer products, separate for each thread."""
+        """Returns memory for integer products, int32 [rows, latents], separate for each thread."""
         return torch.from_numpy(self.array(f"products {threading.get_ident()}", (rows, latents), np.int32))
 
 

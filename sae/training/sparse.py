@@ -81,7 +81,7 @@ class SparseStep(Step):
         self._folded = False
 
     def _fold(self, first: int, last: int) -> None:
-        """Renews what is multiplied of these latents."""
+        """Renews the folded encoder and decoder rows of these latents."""
         low = (plain(value) for value in self._low.values())
         step.fold(first, last, *self._of_latents().values(), *self._affine(), *low, self._scales)
 
@@ -168,9 +168,9 @@ class SparseStep(Step):
         return float(squares.sum() + sum(small))
 
     def _encode(self, raw: torch.Tensor | Rows, dead: np.ndarray) -> tuple[Pass, Pass | None]:
-        """Encodes and decodes rows [n, d]; then, where there are dead latents, what the reconstruction misses by these.
+        """Encodes and decodes rows [n, d]; then, if there are dead latents, encodes and decodes the residual by these.
 
-        Chunk by chunk, so that nothing that is gathered has left the cache before it is needed again.
+        It works chunk by chunk, so that gathered rows are still in the cache when they are needed again.
         """
         model, n = self.model, len(raw)
         width, k, real = model.config.width, model.config.k, self._values["b_dec"].dtype
@@ -238,10 +238,10 @@ class SparseStep(Step):
     def _of_the_batch(self, encoder: Encoder, wanted: int) -> Codes:
         """Returns the codes of BatchTopK: the `wanted` largest positive pre-activations of the batch.
 
-        What exceeds a guess is collected, so that the others need no memory; a guess that was too high is halved.
+        Only values above a guess are collected, to save memory; if the guess was too high, it is halved.
         """
         n, latents = len(encoder.seen), len(encoder.bias)
-        octave = 1 << encoder.mantissa  # what halving takes from the bits of a float
+        octave = 1 << encoder.mantissa  # halves a float when subtracted from its bits
         if self._cut:
             guess = max(0, self._cut - octave // 2)
         else:

@@ -1,4 +1,4 @@
-"""The SAE before its first step."""
+"""The initial SAE."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SCALED_BY = 2048  # tokens
 
 
 def untrained(x: Activations, config: TrainConfig, source: Source, seed: int = 0) -> SparseAutoencoder:
-    """Returns the SAE that training starts from: decoder rows of norm 1, the encoder a copy of them (tied start).
+    """Returns the SAE at the start of training: decoder rows of norm 1, the encoder a copy of them (tied start).
 
     Args:
         x: The train set's activations, read where the start depends on tokens.

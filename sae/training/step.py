@@ -55,7 +55,7 @@ class Step(ABC):
 
     Args:
         model: The SAE, trained in place.
-        dead_after: A latent is dead after it was silent for more than so many tokens.
+        dead_after: A latent is dead after it was silent for more than this number of tokens.
         steps: Of the whole run.
         precision: Of the matrix products; weights, sums and Adam's state stay as they are. fp32: as the weights, which
             may be float64. bf16: rounded to bfloat16. int8: as bf16, but the encoder's product uses 8-bit integers,
@@ -86,7 +86,7 @@ class Step(ABC):
 
     @abstractmethod
     def report(self) -> dict[str, float]:
-        """Returns of the last step: loss, error (mean squared, in the space of reconstruction), l0, share dead."""
+        """Returns loss, error (the loss's mean squared error), l0 and the share of dead latents of the last step."""
 
     @abstractmethod
     def gradients(self, raw: torch.Tensor | Rows) -> float | None:
@@ -109,7 +109,7 @@ class Step(ABC):
                 value.copy_(state[name])
 
     def close(self) -> None:  # noqa: B027
-        """Gives the threads back, if the step took any."""
+        """Ends the step's threads, if it has any."""
 
     def _rate(self) -> float:
         """Returns this step's weight in a running mean over about the last 20th of the run's steps."""
