@@ -1,4 +1,4 @@
-"""Codes: the latents of one dictionary on images, measured once (see `measure`) and read by all that looks at latents.
+"""Codes: the latents of one dictionary on images, written once by `measure` and read by all later rules.
 
 docs/data.md describes the file, `codes.safetensors`, so that other programs can read it too.
 """
@@ -6,14 +6,13 @@ docs/data.md describes the file, `codes.safetensors`, so that other programs can
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 from scipy import sparse
 
 from sae.errors import InputError
@@ -21,6 +20,7 @@ from sae.files import whole
 
 VERSION = 1
 NAME = "codes.safetensors"
+_TYPES = {"int64": "I64", "int32": "I32", "float64": "F64", "float32": "F32"}  # numpy's names and those of safetensors
 # Edges of the activation histograms: 24 bins, a factor of √2 each, outer bins open. Latents of a standardised SAE
 # fire at about 0.1 to 30.
 HISTOGRAM_EDGES = 2.0 ** np.arange(-6, 6.01, 0.5)
@@ -28,7 +28,7 @@ HISTOGRAM_EDGES = 2.0 ** np.arange(-6, 6.01, 0.5)
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts over all tokens of the ranked images, of both splits.
+    """Counts over all tokens of the ranked images of both splits.
 
     rows: int64 [2], tokens that were held out, and train tokens. fired: int64 [2, F], of these the tokens on which each
     latent fires. total: float64 [F], the sum of its activations. histogram: int64 [F, 24], its activations by
@@ -46,7 +46,7 @@ class Tally:
 
     @classmethod
     def empty(cls, latents: int, tokens: int) -> Tally:
-        """Returns a tally of nothing yet, to be counted up in place."""
+        """Returns a tally of zeros, to be counted up in place."""
         bins = len(HISTOGRAM_EDGES) - 1
         shapes = {"rows": 2, "fired": (2, latents), "total": latents, "histogram": (latents, bins)}
         shapes |= {"by_token": (latents, tokens), "high": latents, "high_rows": 1}
@@ -62,7 +62,7 @@ class Codes:
         ids: int64 [n], the images whose tokens are stored, ascending.
         tokens: tokens of an image, in the order of the activations; patches come last, row by row.
         images: float32 [N, F], each latent's strongest activation on each ranked image; None for a second seed.
-        places: int64 [N, F], the token at which that is, the first of equal ones; an entry wherever `images` has one.
+        places: int64 [N, F], the token of that activation, the first of equal ones; an entry wherever `images` has one.
         image_ids: int64 [N], the ranked images, ascending.
         error: float64 [m], Σ‖x - x̂‖² over the tokens of each image of the held-out sample.
         tally: see `Tally`; None for a second seed.
@@ -83,7 +83,7 @@ class Codes:
         return self.z.shape[1]
 
     def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns row (image · tokens + token), latent and value of everything in z."""
+        """Returns the rows (image · tokens + token), latents and values of all entries of z, three arrays [nnz]."""
         return np.repeat(np.arange(self.z.shape[0]), np.diff(self.z.indptr)), self.z.indices, self.z.data
 
     def of(self, ids: Sequence[int] | np.ndarray) -> Codes:
@@ -102,7 +102,7 @@ class Codes:
         return replace(part, images=self.images[row], places=self.places[row], image_ids=ids)
 
     def last(self, tokens: int) -> Codes:
-        """Returns the codes of the last `tokens` tokens of each image: its patches, where there are so many."""
+        """Returns the codes of the last `tokens` tokens of each image, such as its patches."""
         rows = np.arange(self.z.shape[0]).reshape(-1, self.tokens)[:, -tokens:].ravel()
         return replace(self, z=self.z[rows], tokens=tokens, tally=None)
 
@@ -111,7 +111,7 @@ class Codes:
     ) -> dict[tuple[int, int], np.ndarray]:
         """Returns (latent, image id) -> the latent's activation on each patch, float32 [rows, columns].
 
-        Nothing where there is no map to draw, because only the class token was encoded.
+        Empty if only the class token was encoded.
 
         Args:
             pairs: of latent and image id.
@@ -135,42 +135,67 @@ class Codes:
         """Writes codes.safetensors into `folder`.
 
         Args:
-            facts: JSON of what made it, for the file's metadata.
+            facts: the provenance as JSON, for the file's metadata.
         """
-        index = np.uint16 if max(self.latents, self.tokens) <= 2**16 else np.uint32
         arrays = {
             "ids": self.ids,
             "tokens.indptr": self.z.indptr.astype(np.int64),
-            "tokens.indices": self.z.indices.astype(index),
+            "tokens.indices": self.z.indices.astype(np.int32, copy=False),
             "tokens.values": self.z.data,
         }
         if self.images is not None and self.places is not None and self.tally is not None:
             arrays |= {
                 "image_ids": self.image_ids,
                 "images.indptr": self.images.indptr.astype(np.int64),
-                "images.indices": self.images.indices.astype(index),
+                "images.indices": self.images.indices.astype(np.int32, copy=False),
                 "images.values": self.images.data,
-                "images.places": self.places.data.astype(index),
+                "images.places": self.places.data,
                 "error": self.error,
             }
             arrays |= {f"tally.{name}": value for name, value in vars(self.tally).items()}
         told = {"version": VERSION, "latents": self.latents, "tokens": self.tokens, "facts": facts}
-        arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-        with whole(Path(folder) / NAME) as part:
-            save_file(arrays, part, {name: json.dumps(value) for name, value in told.items()})
+        _write(Path(folder) / NAME, arrays, {name: json.dumps(value) for name, value in told.items()})
+
+
+class Growing:
+    """Sparse matrices of one pattern that grow on disk row by row, so that memory does not grow with the images.
+
+    Args:
+        columns: of each matrix.
+        dtypes: of the matrices' values.
+    """
+
+    def __init__(self, columns: int, *dtypes: type):
+        self._columns, self._rows = columns, [np.zeros(1, np.int64)]
+        kinds = map(np.dtype, (np.int32, *dtypes))
+        self._files = [(tempfile.TemporaryFile(), kind) for kind in kinds]  # noqa: SIM115 -- open as long as this lives
+
+    def add(self, *matrices: sparse.csr_array) -> None:
+        """Appends the rows of these matrices, one for each dtype; the first has the pattern of all."""
+        self._rows.append(np.diff(matrices[0].indptr))
+        for (file, dtype), values in zip(self._files, (matrices[0].indices, *(m.data for m in matrices)), strict=True):
+            file.write(np.ascontiguousarray(values, dtype).data)
+
+    def matrices(self) -> list[sparse.csr_array]:
+        """Returns the matrices [rows, columns] so far, their entries as memory maps."""
+        indptr = np.cumsum(np.concatenate(self._rows))
+        arrays = []
+        for file, dtype in self._files:
+            file.flush()
+            arrays.append(np.memmap(file, dtype, "r", shape=indptr[-1]) if indptr[-1] else np.empty(0, dtype))
+        shape = len(indptr) - 1, self._columns
+        return [sparse.csr_array((values, arrays[0], indptr), shape) for values in arrays[1:]]
 
 
 def codes(folder: str | Path) -> Codes:
     """Returns the codes saved in `folder` (…/codes/layer=6/k=32/method=topk/seed=0).
 
     Raises:
-        InputError: there are none, or they are of another version.
+        InputError: the folder holds no codes, or codes of another version.
     """
     path = Path(folder) / NAME
     try:
-        with safe_open(path, "numpy") as file:
-            told = {name: json.loads(text) for name, text in file.metadata().items()}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no dictionary
+        told, arrays = _read(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no codes here") from error
     if told["version"] != VERSION:
@@ -178,17 +203,50 @@ def codes(folder: str | Path) -> Codes:
     latents, tokens, ids = told["latents"], told["tokens"], arrays["ids"]
 
     def matrix(name: str, values: str, rows: int) -> sparse.csr_array:
-        pattern = arrays[f"{name}.indices"].astype(np.int32), arrays[f"{name}.indptr"]
+        pattern = arrays[f"{name}.indices"], arrays[f"{name}.indptr"]
         return sparse.csr_array((arrays[values], *pattern), (rows, latents))
 
     z = matrix("tokens", "tokens.values", len(ids) * tokens)
     if "image_ids" not in arrays:
         return Codes(z, ids, tokens)
     image_ids = arrays["image_ids"]
-    arrays["images.places"] = arrays["images.places"].astype(np.int64)
     images, places = (matrix("images", f"images.{name}", len(image_ids)) for name in ("values", "places"))
     tally = Tally(**{name: arrays[f"tally.{name}"] for name in Tally.__dataclass_fields__})
     return Codes(z, ids, tokens, images, places, image_ids, arrays["error"], tally)
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], told: Mapping[str, str]) -> None:
+    """Writes safetensors array by array: the library's own function holds a copy of all of them in memory."""
+    header: dict[str, Any] = {"__metadata__": dict(told)}
+    end = 0
+    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))  # the widest first: all are aligned
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": _TYPES[array.dtype.name],
+            "shape": array.shape,
+            "data_offsets": [end, end + array.nbytes],
+        }
+        end += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with whole(path) as part, part.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            np.ascontiguousarray(array).tofile(file)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Reads safetensors as memory maps: a job that looks at a few images reads a few pages."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    told = {name: json.loads(text) for name, text in header.pop("__metadata__").items()}
+    names, arrays = {short: name for name, short in _TYPES.items()}, {}
+    for name, entry in header.items():
+        dtype, shape, start = names[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+        full = np.prod(shape) > 0
+        arrays[name] = np.memmap(path, dtype, "r", start, shape) if full else np.empty(shape, dtype)
+    return told, arrays
 
 
 def _places(all_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:

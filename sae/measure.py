@@ -1,6 +1,6 @@
-"""Measuring: the one place where a finished dictionary meets tokens, each token once.
+"""The measurement of a finished dictionary: it encodes each token once.
 
-All that follows (evidence, figures, the explorer) reads what this writes: codes, metrics, and the ViT's responses.
+The evidence, the figures and the explorer read its results: codes, metrics, and the ViT's responses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sae.activations import OUTLIER, Activations
 from sae.autoencoder import SparseAutoencoder
 from sae.evidence import interventions, splice
 from sae.evidence.fidelity import Fidelity
-from sae.latent_codes import HISTOGRAM_EDGES, Codes, Tally
+from sae.latent_codes import HISTOGRAM_EDGES, Codes, Growing, Tally
 from sae.layer import Layer, LayerFacts
 
 _PRE_ACTIVATIONS = 2**23  # how many are held at a time
@@ -29,7 +29,7 @@ _PRE_ACTIVATIONS = 2**23  # how many are held at a time
 
 @dataclass(frozen=True)
 class Setup:
-    """One layer, the ViT, and how much is measured of each dictionary.
+    """One layer, the ViT, and the extent of the measurement of each dictionary.
 
     Attributes:
         layer: the store and its images.
@@ -38,7 +38,7 @@ class Setup:
         logits: its outputs for the sample, untouched, float32 [m, outputs].
         batch: images in one forward pass.
         ks: other numbers of latents to keep per token.
-        latents, images: how many latents are ablated and steered, and on how many images each.
+        latents, images: number of latents to ablate and steer, and of images per latent.
     """
 
     layer: Layer
@@ -70,7 +70,7 @@ class Measured:
 
 @torch.inference_mode()
 def encode(model: SparseAutoencoder, x: Activations) -> Codes:
-    """Returns the codes of all tokens of `x`: enough of a second seed to compare with."""
+    """Returns the codes of all tokens of `x`. Of a second seed, the comparison needs nothing else."""
     latents, parts = model.config.latents, []
     for ids, block in _blocks(model, x, "encoding"):
         _rows, _pre, (values, indices) = _encode(model, block)
@@ -79,7 +79,7 @@ def encode(model: SparseAutoencoder, x: Activations) -> Codes:
 
 
 def measure(model: SparseAutoencoder, setup: Setup, keep_all: bool = True) -> Measured:
-    """Encodes every held-out and every ranked image once, and asks the ViT about the sample.
+    """Encodes every held-out and every ranked image once, and runs the ViT on the sample.
 
     Args:
         keep_all: keep the codes of all ranked images token by token; else those of the sample alone.
@@ -108,7 +108,8 @@ def _pass(
     x = layer.tokens(layer.statistics["tokens"], np.union1d(ranked, layer.held_out))
     tokens, limit = x.tokens, OUTLIER * layer.statistics["norms"]["patch"]["median"]
     sums, tally = Fidelity(latents, setup.ks), Tally.empty(latents, tokens)
-    parts: dict[str, list] = {name: [] for name in ("z", "ids", "images", "places", "image_ids", "error")}
+    z, strongest = Growing(latents, np.float32), Growing(latents, np.float32, np.int64)
+    parts: dict[str, list[np.ndarray]] = {"ids": [], "image_ids": [], "error": []}
     for ids, block in _blocks(model, x, "measuring"):
         raw, pre, (values, indices) = _encode(model, block)
         held_out = np.isin(ids, layer.held_out)
@@ -123,15 +124,16 @@ def _pass(
         chosen = codes.of(ids[np.isin(ids, ranked)])
         high = (raw.norm(dim=1) > limit).cpu().numpy().reshape(-1, tokens)[np.isin(ids, ranked)]
         _count(tally, chosen, np.isin(chosen.ids, layer.train), high.ravel())
-        for name in ("images", "places", "image_ids"):
-            parts[name].append(getattr(chosen, name))
+        strongest.add(chosen.images, chosen.places)
+        parts["image_ids"].append(chosen.ids)
         stored = chosen if keep_all else codes.of(ids[np.isin(ids, layer.sample)])
-        parts["z"].append(stored.z)
+        z.add(stored.z)
         parts["ids"].append(stored.ids)
-    matrices = {name: sparse.vstack(parts[name], format="csr") for name in ("z", "images", "places")}
-    arrays = {name: np.concatenate(parts[name]) for name in ("ids", "image_ids", "error")}
+    images, places = strongest.matrices()
+    arrays = {name: np.concatenate(values) for name, values in parts.items()}
     variance = setup.facts.variance
-    return Codes(**matrices, **arrays, tokens=tokens, tally=tally), sums.row(variance), sums.other_ks(variance)
+    found = Codes(z.matrices()[0], tokens=tokens, images=images, places=places, tally=tally, **arrays)
+    return found, sums.row(variance), sums.other_ks(variance)
 
 
 class _Spliced:
