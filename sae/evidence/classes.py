@@ -259,7 +259,7 @@ def _fisher(table: pd.DataFrame) -> np.ndarray:
 def hypergeometric_tail(right: np.ndarray, n: np.ndarray, support: np.ndarray, flagged: np.ndarray) -> np.ndarray:
     """Returns P(X >= right) where `flagged` of n images are drawn and X of the `support` images of a class are found.
 
-    As scipy.stats.hypergeom.sf(right - 1, n, support, flagged), whose import takes a second.
+    As scipy.stats.hypergeom.sf(right - 1, n, support, flagged), whose import takes a second. All are arrays [pairs].
     """
     right, n, support, flagged = (np.asarray(part, np.float64) for part in (right, n, support, flagged))
     # The terms fall away from the mean: summed upwards from `right` above it, else downwards from `right` - 1.

@@ -117,6 +117,11 @@ def selectivity(
     """Mean over all alive latents of the MCC with their classes, from `answers`; 0 for a latent without a class.
 
     The class and threshold were chosen on train images, so that chance gives 0 on held-out ones.
+
+    Args:
+        answer, true, known: bool [images, latents with a class], from `answers`.
+        w: see `weights`, [draws, images].
+        alive: number of latents that fire.
     """
 
     def mean_mcc(w: np.ndarray) -> np.ndarray:
@@ -131,7 +136,7 @@ def selectivity(
 
 
 def probed(probes: Probes, size: int, w: np.ndarray) -> tuple[float, np.ndarray, int]:
-    """Mean over classes of the held-out AUROC of the probes that read `size` latents."""
+    """Mean over classes of the held-out AUROC of the probes that read `size` latents; w [draws, probed images]."""
     chosen = np.flatnonzero(probes.table["probe"] == str(size))
     draws = np.nanmean(probing.auroc(probes.scores[:, chosen], probes.truth[:, chosen], w), 1)
     return float(np.nanmean(probes.table["auroc"].to_numpy()[chosen])), draws, len(chosen)

@@ -38,7 +38,7 @@ def stability(table: pd.DataFrame, nulls: dict[str, np.ndarray], title: str) -> 
     Args:
         table: latents with their stability_cosine; latents without a stability_correlation, which never fire, are left
             out.
-        nulls: from `null_stability`.
+        nulls: name -> cosines of the control's latents [n], from `null_stability`.
     """
     shown = table.loc[table["stability_correlation"].notna(), "stability_cosine"].to_numpy()
     series = {"these latents": shown} | {f"control, {name}": values for name, values in nulls.items()}

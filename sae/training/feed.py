@@ -56,7 +56,11 @@ class Feed:
 
 
 def ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
-    """Yields the items; a thread makes up to `depth` of them in advance. An error in making one is raised here."""
+    """Yields the items; a thread makes up to `depth` of them in advance.
+
+    Raises:
+        BaseException: the error that making an item raised.
+    """
     line: Queue[tuple[str, Any]] = Queue(depth)
     leaving = False
 
