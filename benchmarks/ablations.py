@@ -1,9 +1,9 @@
-"""What each part of the training recipe does to reconstruction and dead latents: one thing changed at a time.
+"""The effect of each part of the training recipe on FVU and dead latents: one setting is changed at a time.
 
     uv run python benchmarks/ablations.py
     uv run python benchmarks/ablations.py --data results/pets/activations/layer=6/shard=*.npy --out ablations-pets
 
-Without --data on a planted dictionary. Results go to benchmarks/results/<out>.md.
+Without --data, it uses a planted dictionary. Results go to benchmarks/results/<out>.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one training step costs against the number of latents, the width, k and the batch: sparse kernels and autograd.
+"""The cost of one training step by number of latents, width, k and batch: sparse kernels and autograd.
 
     uv run python benchmarks/cost.py
 

@@ -1,4 +1,4 @@
-"""What the tools are trained and judged on: a planted dictionary, or activations that the workflow wrote.
+"""The data of the comparison: a planted dictionary, or activations that the workflow wrote.
 
 Every tool reads the same two files: train.npy, float32 [n, d] in random order, and held_out.npy.
 """
@@ -23,7 +23,7 @@ _BLOCK = 100_000  # rows drawn at a time
 
 @dataclass(frozen=True)
 class Planted:
-    """A set of known directions, a few of which make up each token."""
+    """A set of known directions; each token is a sum of a few of them."""
 
     width: int = 192
     features: int = 4096

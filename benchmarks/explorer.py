@@ -1,10 +1,10 @@
-"""How large the explorer's first view is and how soon it is there, in headless Chromium, from disk.
+"""The size and the loading time of the explorer's views, in headless Chromium, from disk.
 
     uv run python benchmarks/explorer.py                                     # a synthetic grid: 12 points, 1,000 images
     uv run python benchmarks/explorer.py --open results/concepts/explorer    # one that the workflow made
 
-Prints, per view: milliseconds from the start of the navigation to the view's being shown, and to the last of its charts
-being drawn (medians), and the bytes of the files that it loaded.
+Prints for each view: milliseconds from the start of the navigation until the view is shown and until its last chart is
+drawn (medians), and the bytes of the files that it loaded.
 """
 
 from __future__ import annotations

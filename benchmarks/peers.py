@@ -1,4 +1,4 @@
-"""Trains the same SAEs with this project and with its peers, one at a time, and compares speed and what was learnt.
+"""Trains the same SAEs with this project and with other trainers, in turn, and compares speed and quality.
 
     uv run python benchmarks/peers.py
     uv run python benchmarks/peers.py --data results/pets/activations/layer=6/shard=*.npy --out pets
@@ -198,7 +198,7 @@ def recovery(planted: np.ndarray | None, decoder: np.ndarray) -> float | None:
 
 
 def random_recovery(planted: np.ndarray | None, latents: int) -> float | None:
-    """Returns what a dictionary of random directions recovers."""
+    """Returns the recovery of a dictionary of random directions."""
     if planted is None:
         return None
     return recovery(planted, np.random.default_rng(1).standard_normal((latents, planted.shape[1]), np.float32))

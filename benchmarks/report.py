@@ -36,8 +36,8 @@ def table(facts: dict[str, Any], names: dict[str, str], random: float | None) ->
     """Returns the results as Markdown; numbers are medians over rounds.
 
     Args:
-        facts: what `peers.py` writes as JSON.
-        names: how tools are called.
+        facts: the JSON that `peers.py` writes.
+        names: the names of the tools.
         random: the recovery of a dictionary of random directions.
     """
     rows = facts["rows"]
@@ -166,6 +166,6 @@ def _describe(data: dict[str, Any]) -> str:
     if data["kind"] == "stored":
         return f"{data['rows']:,} patch tokens of {len(data['shards'])} shard(s) of stored activations"
     return (
-        f"{data['rows']:,} synthetic tokens, {data['features']} planted directions of which about {data['active']} are "
+        f"{data['rows']:,} synthetic tokens, {data['features']} planted directions, about {data['active']} of them "
         f"in a token, γ = ‖mean‖/‖std‖ = {data['offset']:g}"
     )

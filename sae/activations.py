@@ -79,7 +79,7 @@ class Activations:
             keep = np.isin(found, np.asarray(ids))
             found, rows = found[keep], rows[keep]
         if not len(found):
-            raise InputError(f"{shards[0]}: none of the images asked for is in this layer's shards")
+            raise InputError(f"{shards[0]}: none of the requested images is in these shards; extract this layer again")
         order = np.argsort(found)
         return cls(arrays, found[order], rows[order], chosen)
 

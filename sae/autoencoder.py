@@ -188,7 +188,7 @@ class SparseAutoencoder(nn.Module):
     def _tensor(self, x: np.ndarray | torch.Tensor, columns: int) -> torch.Tensor:
         x = torch.as_tensor(x, dtype=torch.float32, device=self.b_dec.device)
         if x.ndim != 2 or x.shape[1] != columns:
-            raise InputError(f"array of shape {tuple(x.shape)}: this SAE takes [n, {columns}] here")
+            raise InputError(f"array of shape {tuple(x.shape)}: this SAE needs an array [n, {columns}]")
         return x
 
     def _like(self, result: torch.Tensor, given: Array) -> Array:

@@ -117,7 +117,7 @@ def reference(
     every = used(manifest)["id"].to_numpy()
     sampled, first = np.isin(every, ids), 0
     if sampled.sum() < len(ids):
-        raise InputError(f"image {np.setdiff1d(ids, every)[0]}: it is in no pixel shard")
+        raise InputError(f"image {np.setdiff1d(ids, every)[0]}: it is in no pixel shard; pass all of them")
     features, small, logits = [], [], []
     for pixels, tokens in _forward(vit, shards, batch):
         chosen = torch.from_numpy(sampled[first : first + len(pixels)]).to(tokens.device)

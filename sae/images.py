@@ -168,7 +168,7 @@ def listing(folder: str | Path, labels: str | Path | None = None) -> str:
     if not folder.is_dir():
         raise InputError(f"images {folder}: no such folder; give a folder of images, or `concepts`")
     if labels is not None and not Path(labels).expanduser().is_file():
-        raise InputError(f"labels {labels}: no such file")
+        raise InputError(f"labels {labels}: no such file; correct the path or remove the key")
     files = [] if labels is None else [Path(labels).expanduser()]
     digest = hashlib.sha256()
     for path in [*files, *(folder / name for name in sorted(_image_files(folder)))]:
@@ -358,11 +358,12 @@ def _listed_labels(table: pd.DataFrame, folder: Path, labels: Path) -> pd.DataFr
     listed["path"] = listed["path"].str.removeprefix("./")
     repeated = listed["path"][listed["path"].duplicated()]
     if len(repeated):
-        raise InputError(f"labels {labels}: {repeated.iloc[0]} is listed more than once")
+        raise InputError(f"labels {labels}: {repeated.iloc[0]} is listed more than once; keep one row")
     missing = sorted(set(listed["path"]) - set(table["path"]))
     if missing:
         raise InputError(
-            f"labels {labels}: {len(missing)} of its images are not in {folder}, the first is {missing[0]}"
+            f"labels {labels}: {len(missing)} of its images are not in {folder}, the first is {missing[0]}; "
+            "correct the paths, or the key images"
         )
 
     unlisted = ~table["path"].isin(listed["path"])
@@ -371,7 +372,7 @@ def _listed_labels(table: pd.DataFrame, folder: Path, labels: Path) -> pd.DataFr
     if "split" in listed:
         wrong = sorted({s for s in listed["split"].dropna() if s.lower() not in _SPLIT_NAMES})
         if wrong:
-            raise InputError(f"labels {labels}: split {wrong[0]!r} is neither train nor held_out")
+            raise InputError(f"labels {labels}: split {wrong[0]!r} is neither train nor held_out; write one of these")
         listed["split"] = [_SPLIT_NAMES[s.lower()] if isinstance(s, str) else None for s in listed["split"]]
     for column in listed:
         table[column] = listed[column]

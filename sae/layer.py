@@ -177,7 +177,7 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
     selected = Activations.open(shards, tokens, ids)
     mean, variance = moments(selected)
     if variance.sum() == 0:
-        raise InputError(f"{shards[0]}: every token has the same activation; there is nothing to learn")
+        raise InputError(f"{shards[0]}: every token has the same activation; choose another layer or other images")
     gamma = float(np.linalg.norm(mean) / np.sqrt(variance.sum()))
     order = np.argsort(-variance)[:5]
     share = variance[order] / variance.sum()

@@ -109,7 +109,7 @@ def geometry(model: nn.Module) -> Geometry:
 def check_layer(layer: int, blocks: int) -> None:
     """Raises InputError unless 0 <= layer < blocks."""
     if not 0 <= layer < blocks:
-        raise InputError(f"layer {layer}: this model has blocks 0..{blocks - 1}")
+        raise InputError(f"layer {layer}: this model has blocks 0..{blocks - 1}; choose one of these")
 
 
 def pixel_transform(model: nn.Module) -> Callable[[Image.Image], np.ndarray]:
@@ -252,7 +252,7 @@ def _fit_weights(model: nn.Module, weights: dict[str, torch.Tensor], name: str, 
         detail = str(error).splitlines()[-1].strip()
         raise InputError(f"model.checkpoint {path}: does not fit {name}: {detail}") from error
     if missing or extra:
-        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the model has not"
+        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the model does not have"
         raise InputError(f"model.checkpoint {path}: does not fit {name}: it {what}")
 
 

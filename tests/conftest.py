@@ -1,4 +1,4 @@
-"""What several tests share: a folder of pictures, small models, and running the workflow as a user does."""
+"""Fixtures and helpers: a folder of pictures, small models, and running the workflow as a user does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """One thread, and the same random numbers for what a test or its fixtures draw without a seed: untrained ViTs."""
+    """Sets one thread, and a seed for random numbers without a seed of their own, as in untrained ViTs."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
 

@@ -13,7 +13,7 @@ X = np.random.default_rng(0).standard_normal((200, 32)).astype(np.float32)
 
 
 def model(method="topk", k=3, latents=96, input="standardised"):
-    """An SAE with random weights, of which about k latents are active on a token."""
+    """An SAE with random weights; about k of its latents are active on a token."""
     torch.manual_seed(0)
     m = SparseAutoencoder(SAEConfig(32, latents, k, method, input), torch.randn(32), 0.7).requires_grad_(False)
     for p in (m.W_enc, m.W_dec, m.b_enc, m.b_dec):
@@ -67,7 +67,7 @@ def test_arrays_give_arrays_and_tensors_give_tensors():
     assert isinstance(tensor, torch.Tensor)
     np.testing.assert_array_equal(tensor.numpy(), z)
     np.testing.assert_allclose(m(torch.from_numpy(X)).numpy(), m.decode(z), atol=1e-4)
-    with pytest.raises(InputError, match=r"\(200, 96\): this SAE takes \[n, 32\] here"):
+    with pytest.raises(InputError, match=r"\(200, 96\): this SAE needs an array \[n, 32\]"):
         m.encode(z)
 
 
@@ -91,4 +91,4 @@ def test_the_kernel_chooses_what_torch_chooses(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(autoencoder, "topk", None)
             torch.testing.assert_close(m.encode(X), fast)
-        assert fast[:, -1].any()  # the latent that stands for what is left over
+        assert fast[:, -1].any()  # the latent that fills free places

@@ -1,4 +1,4 @@
-"""Dictionaries that are no SAEs: that each is what it says, and measured like one."""
+"""Baselines: their directions are correct, and they are measured like SAEs."""
 
 import subprocess
 import sys

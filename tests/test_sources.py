@@ -27,7 +27,7 @@ def hashes(copy: Path, *names: str) -> list[str]:
 
 
 def changed(copy: Path, file: str, text: str, *names: str) -> list[bool]:
-    """Says of which scripts the hash changes when text is added to a file."""
+    """Returns the scripts whose hash changes when text is added to a file."""
     before = hashes(copy, *names)
     with (copy / file).open("a") as opened:
         opened.write(text)

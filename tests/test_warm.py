@@ -47,6 +47,7 @@ import torch
 from threadpoolctl import threadpool_info
 import numpy
 print("said to the terminal")
+torch.manual_seed(0)
 threads = {pool["num_threads"] for pool in threadpool_info()} | {torch.get_num_threads()}
 text = f"{snakemake.params.says} {Path(__file__).name} {threads} {torch.rand(1).item()}"
 Path(snakemake.output[0]).write_text(text)

@@ -64,7 +64,7 @@ sys.meta_path.insert(0, Finder())
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A working directory in which the small experiment has run; encoded.txt there counts the tokens it encoded."""
+    """A working directory after a run of the small experiment; its encoded.txt counts the encoded tokens."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "counting").mkdir()
     (folder / "counting/sitecustomize.py").write_text(COUNT)
@@ -339,7 +339,7 @@ def test_the_snakemake_report_works_without_a_network(finished, ending):
             text = "".join(
                 archive.read(n).decode(errors="replace") for n in archive.namelist() if n.endswith((".html", ".js"))
             )
-    for word in ("3 Layers compared", "4 Latents", "0003", "drawn blindly", "What went in"):
+    for word in ("3 Layers compared", "4 Latents", "0003", "drawn at random", "The inputs"):
         assert word in text, word
 
 

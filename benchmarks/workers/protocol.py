@@ -1,4 +1,4 @@
-"""What all workers share: their settings, the order of the data, the clock, and what they hand back.
+"""The part that all workers share: their settings, the order of the data, the clock, and their results.
 
 A worker is one process that trains one SAE with one tool, in that tool's own environment:
 
@@ -133,7 +133,7 @@ def serve(train: Train, package: str, variants: Sequence[str] = ("float32",)) ->
     if settings.variant is None and len(variants) > 1:
         variant, failed = _fastest(train, settings, x, variants)
         file.write_text(json.dumps(asdict(replace(settings, variant=variant, failed_variants=failed))))
-        os.execv(sys.executable, [sys.executable, *sys.argv])  # afresh: the memory of what was tried must not count
+        os.execv(sys.executable, [sys.executable, *sys.argv])  # anew: the memory of trials must not count
     before = _start_memory(settings.device)
     _timed(train, _warm_up(settings, x, variant))
     job = Job(settings, x[:rows], epochs, variant, settings.as_shipped)
@@ -162,7 +162,7 @@ def bf16_is_fast(device: str) -> bool:
 
 
 def device_asked_for() -> str:
-    """Returns the settings' device, for what must be decided before a tool is imported."""
+    """Returns the settings' device, for decisions before a tool is imported."""
     return json.loads(Path(sys.argv[1]).read_text())["device"]
 
 

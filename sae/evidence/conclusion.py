@@ -36,7 +36,7 @@ def sentences(best: pd.DataFrame) -> list[str]:
         line = f"{measure.name[0].upper()}{measure.name[1:]}: better than every baseline at {better} of {len(part)} "
         line += f"grid points, worse than the best one at {worse}, undecided at {undecided}"
         lines.append(line + (f" (best baseline there: {rivals})." if rivals else "."))
-    first = f"Over {at_points}, the SAE buys nothing: no measure is better than with the best baseline at most of them."
+    first = f"Over {at_points}, the SAE gains nothing: no measure is better than the best baseline at most of them."
     if bought:
         first = f"Over {at_points}, the SAE is mostly better than every baseline in: {'; '.join(bought)}."
     if lost:

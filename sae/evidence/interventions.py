@@ -132,10 +132,10 @@ def run(
     from sae import vit as vits
 
     if not np.array_equal(codes.ids, x.ids):
-        raise InputError("codes and activations are not of the same images")
+        raise InputError("codes and activations are of different images; pass those of the same images")
     layer = dictionary.config.layer
     if layer is None:
-        raise InputError("this dictionary does not say which layer it belongs to")
+        raise InputError("this dictionary has no layer: set SAEConfig.layer, or train it with Source(layer=…)")
     directions = (dictionary.W_dec / dictionary.scale).detach()
     norms = directions.double().norm(dim=1).cpu().numpy()
     changes = list(_changes(codes, list(latents), norms, images, seed))

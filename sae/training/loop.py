@@ -159,7 +159,7 @@ def fastest_step(model: SparseAutoencoder, config: TrainConfig, tokens: int, ste
         precision = "int8" if int8 else "bf16" if devices.fast_bf16(target) else "fp32"
     if precision == "int8" and not int8:
         raise InputError(
-            f"precision int8: method {config.method} on this {target.type} cannot multiply so; write auto, bf16 or fp32"
+            f"precision int8: not possible for method {config.method} on this {target.type}; write auto, bf16 or fp32"
         )
     kind: type[Step] = SparseStep if sparse else AutogradStep
     return kind(model, config, config.dead_after * tokens, steps, precision)

@@ -1,4 +1,4 @@
-"""Which classes latents stand for: against plain computations, planted classes, and chance."""
+"""The classes of latents: against plain computations, planted classes, and chance."""
 
 import numpy as np
 import pandas as pd

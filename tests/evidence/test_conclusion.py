@@ -1,4 +1,4 @@
-"""The conclusion: what SAEs buy over baselines, in words and as a page."""
+"""The conclusion: SAEs against baselines, in sentences and as a page."""
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ def test_the_page_says_whether_the_sae_beats_the_best_baseline(ours, verdict):
 
 
 def test_the_sentences_say_what_is_bought_or_that_it_is_nothing():
-    for ours, words in ((0.3, "the SAE buys nothing"), (0.9, "mostly better than every baseline in: concept recovery")):
+    for ours, words in ((0.3, "the SAE gains nothing"), (0.9, "better than every baseline in: concept recovery")):
         compared = summary.compare(table_of({"topk": ours, "pca": 0.5, "random": 0.2}), ["topk"], ["pca", "random"])
         first, *lines = conclusion.sentences(conclusion.against_best(compared))
         assert words in first and first.startswith("Over 1 grid point,")

@@ -31,7 +31,7 @@ def setting(request, tmp_path_factory):
 
 
 def identity(width, tokens="patches"):
-    """An SAE that gives back what it is given: a latent for each signed dimension, all of them allowed."""
+    """An SAE that returns its input: a latent for each signed dimension, all of them allowed."""
     m = SparseAutoencoder(SAEConfig(width, 2 * width, 2 * width, layer=LAYER, tokens=tokens)).requires_grad_(False)
     m.W_enc[:] = torch.cat([torch.eye(width), -torch.eye(width)])
     m.W_dec[:] = m.W_enc
@@ -39,7 +39,7 @@ def identity(width, tokens="patches"):
 
 
 def constant(width, value, tokens="patches"):
-    """An SAE that always says the same vector."""
+    """An SAE that returns a constant vector."""
     m = SparseAutoencoder(SAEConfig(width, 4, 1, layer=LAYER, tokens=tokens), torch.from_numpy(value).float())
     m.b_enc.data.fill_(-1e9)
     return m.eval().requires_grad_(False)

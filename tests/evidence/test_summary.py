@@ -1,4 +1,4 @@
-"""The numbers that conclude: known answers, chance, intervals, and a verdict that can be `nothing`."""
+"""The measures of the conclusion: known values, chance, intervals, and a verdict that can be `nothing`."""
 
 import numpy as np
 import pandas as pd

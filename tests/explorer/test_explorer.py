@@ -1,4 +1,4 @@
-"""The explorer's data: what is written of latents and images is what the SAEs compute."""
+"""The explorer's data: the latents and images on the page agree with the SAEs."""
 
 import base64
 import json

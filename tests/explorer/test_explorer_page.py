@@ -18,7 +18,7 @@ from sae.explorer import parts
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 POINT = (0, 4, 0)
-# Elements whose text stands out less from what is behind it than WCAG's 4.5 to 1.
+# Elements whose text has a lower contrast with its background than WCAG's 4.5 to 1.
 POOR_CONTRAST = """() => {
     const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
     const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map((c) => linear(c / 255));

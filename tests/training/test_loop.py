@@ -234,7 +234,7 @@ def test_a_start_from_tokens_points_at_them_and_a_scaled_one_has_their_size(data
         ({"method": "relu", "lr": 1e30, "clip": None, "epochs": 2}, "step 2: the loss is not finite"),
         ({"batch": 2001}, "batch 2001: there are only 2000 tokens"),
         ({"batch": 2001, "whole_images": True}, "batch 2001: there are only 2000 images"),
-        ({"method": "relu", "precision": "int8"}, "precision int8: method relu on this cpu cannot multiply so"),
+        ({"method": "relu", "precision": "int8"}, "precision int8: not possible for method relu on this cpu"),
         ({"method": "jumprelu", "precision": "int8"}, "precision int8: method jumprelu on this cpu"),
     ],
 )
@@ -261,7 +261,7 @@ def test_auto_is_the_precision_that_this_device_multiplies_fastest(data, monkeyp
     assert sae.train(x, replace(SHORT, method="relu")).record["precision"] == other
     monkeypatch.setattr(device, "fast_int8", lambda _device: False)
     assert sae.train(x, SHORT).record["precision"] == other
-    with pytest.raises(InputError, match="precision int8: method topk on this cpu cannot multiply so"):
+    with pytest.raises(InputError, match="precision int8: not possible for method topk on this cpu"):
         sae.train(x, replace(SHORT, precision="int8"))
 
 

@@ -25,7 +25,7 @@ NEVER = 1e12  # tokens
 
 
 def asked(**changes):
-    """A config of which the steps read the training alone: the model has its own k and size."""
+    """A config for steps, which read its training settings alone: the model has its k and size."""
     return sae.TrainConfig(**{"k": 1, "latents": 1} | changes)
 
 

@@ -1,4 +1,4 @@
-# The residual stream of each layer, and all that depends on the layer alone.
+# The residual stream of each layer, and the values that depend on the layer alone.
 
 
 rule extract:

@@ -1,4 +1,4 @@
-# What dictionaries make of tokens, measured once; and the evidence that follows from it.
+# The codes of each dictionary, measured once, and the evidence from them.
 # Baselines take the same scripts as SAEs, those of a grid point together.
 
 
@@ -28,7 +28,7 @@ rule measure:
         "../scripts/measure.py"
 
 
-# A seed that is not in the grid shows which latents are found again: its codes on the held-out sample are enough.
+# A seed outside the grid serves stability alone: its codes on the held-out sample are enough.
 rule measure_second_seed:
     input:
         **SAE,

@@ -1,4 +1,4 @@
-# What all rules share; no rules here.
+# Settings and functions that all rules share; no rules here.
 import os
 import sys
 from functools import cache
@@ -30,9 +30,9 @@ SHARDS = [f"{i:04d}" for i in range(config["shards"])]
 THREADS = config["threads"]
 GPU = int(config["device"].startswith("cuda"))
 SEEDS = GRID["seeds"]
-# A method with one seed gets a second one, to see which latents are found again.
+# A method with one seed gets a second seed, so that stability can be measured.
 SECOND_SEEDS = [] if len(SEEDS) > 1 else [SEEDS[0] + 1]
-# The baselines that need no training; and those of which two seeds are not the same dictionary.
+# The baselines that need no training; and the baselines that differ between seeds.
 BUILT = [method for method in BASELINES if method != "frozen"]
 SEEDLESS = ("neurons", "pca")
 SEEDED = [method for method in BASELINES if method not in SEEDLESS]
@@ -132,7 +132,7 @@ def of_methods(files, methods):
 
 
 def of_other_seeds(pattern, wildcards, methods=None):
-    """Returns the files of the seeds that show whether latents of this one are found again, method by method."""
+    """Returns the files of the other seeds, with which the stability of this seed is measured, method by method."""
     seed = int(wildcards.seed)
     others = sorted({*SEEDS, *SECOND_SEEDS} - {seed})
     return [
@@ -150,14 +150,14 @@ def of_other_seeds(pattern, wildcards, methods=None):
 def rule_params(script, **values):
     """Returns a rule's params: one dict, sorted by key, since Snakemake compares params as a set of bare values.
 
-    The hash of the code makes a change of what the script imports rerun the rule, and shows in the reason.
+    With the hash of the code, a change of the script's imports reruns the rule and shows in the reason.
     """
     code = sources.code(HERE / "workflow/scripts" / script)
     return dict(sorted({"code": code, **values}.items()))
 
 
 def many_jobs_here(workflow):
-    """Says whether a warm process pays: it takes as long to start as a few jobs, and helps this Python's jobs alone."""
+    """Returns whether a warm process pays: it takes as long to start as a few jobs, and helps this Python's jobs alone."""
     try:
         elsewhere = "conda" in map(str, workflow.deployment_settings.deployment_method)
         here = workflow.is_main_process and workflow.local_exec and not elsewhere
@@ -201,7 +201,7 @@ def folder_listing(wildcards):
     return None if BUILT_IN else _listing()
 
 
-# What compares the grid's points, where there is more than one to compare.
+# Results that compare grid points, if there are several.
 COMPARISONS = [
     f"{R}/report/layers.svg",
     f"{R}/report/layers.csv",

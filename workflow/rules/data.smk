@@ -83,7 +83,7 @@ rule reference:
         "../scripts/reference.py"
 
 
-# Maintainers train the shipped ViT again by this; its settings stand in the script.
+# Maintainers train the shipped ViT again with this rule; the script holds its settings.
 rule backbone:
     output:
         directory(f"{R}/backbone"),

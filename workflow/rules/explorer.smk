@@ -1,4 +1,4 @@
-# The page on which every latent can be looked at: one folder that opens from disk.
+# The explorer, a page for every latent: one folder that opens from disk.
 
 
 rule explorer_point:

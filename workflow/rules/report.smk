@@ -291,14 +291,14 @@ rule conclusion:
         page=report(
             f"{R}/report/conclusion.html",
             caption="../report/conclusion.rst",
-            category="0 What an SAE buys here",
+            category="0 SAEs against baselines",
             labels={"figure": "the answer, with every number"},
         ),
         table=f"{R}/report/conclusion.csv",
         figure=report(
             f"{R}/report/conclusion.svg",
             caption="../report/conclusion.rst",
-            category="0 What an SAE buys here",
+            category="0 SAEs against baselines",
             labels={"figure": "the numbers as a picture"},
         ),
     log:

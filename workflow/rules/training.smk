@@ -19,7 +19,7 @@ rule train:
     resources:
         gpu=GPU,
     params:
-        # No output: Snakemake deletes those of a job that failed, and from this one an interrupted training goes on.
+        # Not an output: Snakemake deletes the outputs of a failed job, and an interrupted training continues from this.
         checkpoint=f"{R}/checkpoints/{P}.safetensors",
         settings=rule_params(
             "train.py",

@@ -17,5 +17,5 @@ with jobs.job(snakemake):
         part.write_text(conclusion.page(summaries, compared, settings["name"]))
     with files.whole(snakemake.output.table) as part:
         compared.to_csv(part, index=False)
-    title = f"What an SAE buys: {settings['name']}"
+    title = f"SAEs against baselines: {settings['name']}"
     style.save(figures.conclusion(summaries, settings["methods"], title), snakemake.output.figure)
