@@ -14,6 +14,7 @@ import gc
 import hashlib
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -162,12 +163,17 @@ def _run(request: dict[str, Any]) -> None:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.argv, sys.path[:] = request["argv"], request["path"]
+    import numpy as np
+    import torch
     from threadpoolctl import threadpool_limits
-    from torch import set_num_threads
 
+    # Without a seed, no two forks draw the same random numbers: as in processes of their own.
+    torch.seed()
+    np.random.seed()
+    random.seed()
     threads = int(os.environ["OMP_NUM_THREADS"])  # Snakemake sets it to the rule's threads
     threadpool_limits(threads)
-    set_num_threads(threads)
+    torch.set_num_threads(threads)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__ = sys.argv[0]
     exec(compile(Path(sys.argv[0]).read_bytes(), sys.argv[0], "exec"), main.__dict__)
