@@ -21,7 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network, not eve
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the files that take longest, so that no worker is left alone with one at the end."""
-    longest = ("test_workflow", "test_own_images", "test_explorer_page")
+    longest = ("test_workflow", "test_own_images", "test_explorer_page", "test_warm", "test_docs")
     items.sort(key=lambda item: item.path.stem not in longest)
 
 
@@ -53,12 +53,12 @@ Run = Callable[..., subprocess.CompletedProcess]
 
 
 def snakemake(
-    folder: Path, *arguments: str, config: dict | None = None, **environment: str
+    folder: Path, *arguments: str, config: dict | None = None, cores: int | None = 2, **environment: str
 ) -> subprocess.CompletedProcess:
     """Runs the workflow with `folder` as the working directory, its config laid over the default one."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    command += ["--cores", "2", *arguments]
+    command += [*(["--cores", str(cores)] if cores else []), *arguments]
     if config is not None:
         file = folder / "experiment.yaml"
         file.write_text(yaml.safe_dump(config))

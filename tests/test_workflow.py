@@ -328,6 +328,7 @@ def test_the_snakemake_report_works_without_a_network(finished, ending):
         "--report",
         f"report.{ending}",
         config=CONFIG,
+        cores=None,
         http_proxy="http://127.0.0.1:9",
         https_proxy="http://127.0.0.1:9",
     )
