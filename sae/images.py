@@ -66,7 +66,7 @@ def build_manifest(
     paths = sorted(_image_files(folder))
     if not paths:
         known = " ".join(sorted(EXTENSIONS))
-        raise InputError(f"images {folder}: no image in it or below it; the endings looked for are {known}")
+        raise InputError(f"images {folder}: no image in it or below it; known endings: {known}")
     rows = []
     with ThreadPoolExecutor(threads) as pool, tqdm(total=len(paths), desc="manifest", unit="image") as progress:
         for first in range(0, len(paths), _CHUNK):
@@ -351,7 +351,7 @@ def _listed_labels(table: pd.DataFrame, folder: Path, labels: Path) -> pd.DataFr
         raise InputError(f"labels {labels}: no column `path`; it has {', '.join(listed.columns)}")
     clash = sorted(set(listed.columns) & ({*COLUMNS, "thumbnail"} - {"path", "label", "split"}))
     if clash:
-        raise InputError(f"labels {labels}: the column {clash[0]} is one of the manifest's own; rename it")
+        raise InputError(f"labels {labels}: the column {clash[0]} has a name that the manifest uses; rename it")
     roots = (folder.resolve().as_posix() + "/", folder.as_posix() + "/")
     for root in roots:
         listed["path"] = listed["path"].str.removeprefix(root)

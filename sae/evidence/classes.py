@@ -20,7 +20,7 @@ RATE = 0.05  # of false discoveries among the confirmed
 
 
 def attributes(manifest: pd.DataFrame) -> dict[str, pd.Categorical]:
-    """Returns the classes by which latents are judged: the label, and other columns that group the images.
+    """Returns the attributes with which latents are compared: the label, and other columns that group the images.
 
     A column that is (nearly) different for every image, such as a caption, groups nothing and is left out.
     """
@@ -247,7 +247,7 @@ def _benjamini_hochberg(p: np.ndarray, tests: int) -> np.ndarray:
 
 
 def _fisher(table: pd.DataFrame) -> np.ndarray:
-    """Returns P(at least so many right | as many flagged at random) of each row, each case computed once."""
+    """Returns P(at least this number right | the same number flagged at random) of each row."""
     cases = table[["right_held_out", "images_held_out", "support_held_out", "flagged_held_out"]].to_numpy(np.int64)
     if not len(cases):
         return np.zeros(0)

@@ -50,7 +50,7 @@ def overview(manifest: pd.DataFrame, model: dict[str, Any], name: str, pixels: n
         right.set_xlim(0, 1.18)
         right.grid(axis="y", visible=False)
         right.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        right.set(title="How well the ViT recognises them", xlabel=f"accuracy on {len(model['ids']):,} held-out images")
+        right.set(title="Accuracy of the untouched ViT", xlabel=f"accuracy on {len(model['ids']):,} held-out images")
     else:
         say(right, "The accuracy is unknown:\nthe images have no labels that the ViT can predict.")
     geometry = Geometry(**model["geometry"])
@@ -97,7 +97,7 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
             alpha=0.85,
             label=f"{token_type} tokens: median {norm['median']:.1f}",
         )
-    left.set(xscale="log", title="How long the token vectors are", xlabel="norm ‖x‖", ylabel="share of these tokens")
+    left.set(xscale="log", title="Lengths of the token vectors", xlabel="norm ‖x‖", ylabel="share of these tokens")
     if seen:
         left.set(xlim=(min(seen) / 1.5, max(seen) * 2), ylim=(0, 1.25 * left.get_ylim()[1]))  # room for the legend
     plain_numbers(left.xaxis)
@@ -106,7 +106,7 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
 
     variance = np.sort(np.array(facts["variance"]))[::-1]
     right.plot(np.arange(1, len(variance) + 1), np.cumsum(variance) / variance.sum(), color=ACCENT, label="this layer")
-    right.plot([0, len(variance)], [0, 1], color=QUIET, linestyle=":", label="if all dimensions varied alike")
+    right.plot([0, len(variance)], [0, 1], color=QUIET, linestyle=":", label="if all dimensions had equal variance")
     top = facts["largest_dimensions"][0]
     right.set(
         title=f"Dimension {top['dimension']} alone has {top['share']:.1%} of the variance",

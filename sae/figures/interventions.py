@@ -36,7 +36,7 @@ def interventions(latents: pd.DataFrame, effects: pd.DataFrame, title: str, most
 def _sizes(ax: Axes, latents: pd.DataFrame) -> None:
     shown = latents[(latents["size"] > 0) & (latents["size_control"] > 0)]
     if shown.empty:
-        say(ax, "no latent moves the output")
+        say(ax, "no latent changes the output")
         return
     low, high = shown[["size", "size_control"]].min().min() / 2, shown[["size", "size_control"]].max().max() * 2
     ax.plot([low, high], [low, high], color=INK, linestyle=":", linewidth=1)
@@ -54,14 +54,14 @@ def _sizes(ax: Axes, latents: pd.DataFrame) -> None:
     plain_numbers(ax.xaxis)
     plain_numbers(ax.yaxis)
     if len(shown) < len(latents):
-        words = f"{len(latents) - len(shown)} not shown: nothing moves"
+        words = f"{len(latents) - len(shown)} not shown: no change"
         ax.text(0.98, 0.02, words, transform=ax.transAxes, ha="right", color=INK, fontsize=8)
 
 
 def _agreement(ax: Axes, latents: pd.DataFrame) -> None:
     known = latents.dropna(subset="agreement")
     if known.empty:
-        say(ax, "no latent has a class\nthat the ViT predicts and that moves")
+        say(ax, "no latent has a class\nthat the ViT predicts and that changes")
         return
     bins, (median, median_control) = np.linspace(0, 1, 11).tolist(), known[["agreement", "agreement_control"]].median()
     ax.hist(known["agreement"], bins=bins, color=ACCENT, label=f"latent removed: median {median:.2f}")
@@ -71,8 +71,8 @@ def _agreement(ax: Axes, latents: pd.DataFrame) -> None:
     ax.plot(median, 0.79, "v", color=ACCENT, transform=ax.get_xaxis_transform())
     ax.plot(median_control, 0.79, "v", ms=10, mfc="none", color=INK, transform=ax.get_xaxis_transform())
     ax.set(
-        title=f"Does its class fall most? n = {len(known)}",
-        xlabel="rank of its class (1: falls most; 0.5: chance)",
+        title=f"Rank of the latent's class, n = {len(known)}",
+        xlabel="rank by loss (1: loses most; 0.5: chance)",
         ylabel="latents",
         xlim=(0, 1),
         ylim=(0, 1.3 * ax.get_ylim()[1]),
@@ -84,7 +84,7 @@ def _agreement(ax: Axes, latents: pd.DataFrame) -> None:
 def _strongest(ax: Axes, latents: pd.DataFrame, effects: pd.DataFrame, most: int) -> None:
     shown = latents.dropna(subset="causal_class").nlargest(most, "size")
     if shown.empty:
-        say(ax, "no class is known to move")
+        say(ax, "no class is known to change")
         return
     keys = ["latent", "attribute", "class"]
     chosen = shown.rename(columns={"causal_attribute": "attribute", "causal_class": "class"})
@@ -105,8 +105,8 @@ def _strongest(ax: Axes, latents: pd.DataFrame, effects: pd.DataFrame, most: int
     ax.set_ylim(-2, len(chosen) - 0.5)  # room for the legend
     ax.axvline(0, color=INK, linewidth=0.8)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("fall of the class against the others (nats)")
-    ax.set_title(f"The class that falls most, for the {len(chosen)} strongest latents", x=-0.35)
+    ax.set_xlabel("loss of log-probability, against the mean class (nats)")
+    ax.set_title(f"The class that loses most, for the {len(chosen)} strongest latents", x=-0.35)
     ax.legend(fontsize=8, loc="lower right")
 
 

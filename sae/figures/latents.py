@@ -41,7 +41,7 @@ def density(latents: pd.DataFrame, title: str) -> Figure:
     right.scatter(alive["frequency_held_out"], alive["mean_activation"], s=5, color=ACCENT, alpha=0.4, linewidths=0)
     right.set(
         xscale="log",
-        title="How strongly they fire (a dot per latent)",
+        title="Mean activations (a dot per latent)",
         xlabel="share of the held-out tokens on which a latent fires",
         ylabel="mean activation on these tokens",
     )
@@ -225,7 +225,7 @@ def class_bars(
         ax.set_title(f"latent {latent}" + ("" if attribute == "label" else f": {attribute}"))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     figure.supxlabel(
-        "mean over the images of a class of the latent's strongest activation on the image\n"
+        "the latent's strongest activation on an image, averaged over the images of a class\n"
         "in brackets: train + held-out images of the class; ✓ confirmed on held-out images",
         fontsize=9,
     )

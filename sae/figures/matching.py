@@ -19,13 +19,13 @@ _OUTCOMES = {
     "same": ("same: each is the other's best match", INK, "white"),
     "split": ("split: several latents match it", ACCENT, "white"),
     "changed": ("changed: each is the other's best match, but a weak one", "#f0b490", INK),
-    "merged": ("merged: its best match is a better match of another latent", "#6b7280", "white"),
-    "lost": ("lost: no latent is like it", "#cfd3d8", INK),
+    "merged": ("merged: its match has another latent as best match", "#6b7280", "white"),
+    "lost": ("lost: it has no match", "#cfd3d8", INK),
     "dead": ("dead: it never fires", "#ffffff", INK),
 }
 _STEPS = {  # column of `layer_summary`: meaning, colour of the bar, of the number in it
     "appear": ("new: no match in the layer before", ACCENT, "white"),
-    "persist": ("goes on: a match in the next layer", INK, "white"),
+    "persist": ("continues: a match in the next layer", INK, "white"),
     "end": ("ends: no match in the next layer", QUIET, INK),
 }
 _SHUFFLED = "control: images shuffled"
@@ -62,7 +62,7 @@ def stability(table: pd.DataFrame, nulls: dict[str, np.ndarray], title: str) -> 
         )
         axes.axvline(median, color=colour, linestyle=line, linewidth=1)
     axes.set(
-        xlabel="cosine with the matching latent of another seed (1: found again exactly; mean over seeds)",
+        xlabel="cosine with the matching latent of another seed (1: identical; mean over seeds)",
         ylabel="share of the latents",
         xlim=(edges[0], 1),
     )
@@ -157,7 +157,7 @@ def _lengths(axes: Axes, matches: pd.DataFrame, control: pd.DataFrame, layers: i
     axes.yaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
-        title="How many layers a latent lasts",
+        title="Number of layers in which a latent continues",
         xlabel="consecutive layers with matching latents (1: no match)",
         ylabel="chains of matching latents",
     )

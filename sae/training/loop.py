@@ -37,7 +37,7 @@ _LOG_ROWS = 200  # about how many rows training.csv gets
 
 
 def default_lr(latents: int, steps: int, batch: int) -> float:
-    """Returns the learning rate for a dictionary of this size and a run of so many steps of `batch` tokens.
+    """Returns the learning rate for a dictionary of this size and a run of `steps` steps of `batch` tokens.
 
     6.364e-3 · (800 / steps)^¼ · (batch / 4096)^0.6, at most 1e-2, times √(3072 / latents) above 3,072 latents. The
     slope by latents is Gao et al.'s (2024, arXiv 2406.04093), whose constant was made for billions of tokens. The rest

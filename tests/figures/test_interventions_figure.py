@@ -42,4 +42,4 @@ def test_the_figure_shows_sizes_ranks_and_the_strongest_latents():
 def test_nothing_to_show_is_said():
     assert "no latent was removed" in written(interventions(LATENTS[:0], EFFECTS, "none"))
     shown = written(interventions(LATENTS[3:], EFFECTS, "unmoved"))
-    assert "no latent moves the output" in shown and "no class is known to move" in shown
+    assert "no latent changes the output" in shown and "no class is known to change" in shown

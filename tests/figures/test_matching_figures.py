@@ -52,7 +52,7 @@ def test_across_layers_shows_shares_and_lengths_beside_chance():
     assert [line[0][1] for line in right.collections[0].get_segments()] == [7, 0]
     shares = {bars.get_label().split(":")[0]: [bar.get_height() for bar in bars] for bars in left.containers}
     np.testing.assert_allclose(shares["new"], [np.nan, 1 / 3])
-    np.testing.assert_allclose(shares["goes on"], [0.5, np.nan])
+    np.testing.assert_allclose(shares["continues"], [0.5, np.nan])
     np.testing.assert_allclose(shares["ends"], [0.5, np.nan])
     shown = written(figure)
     assert "layer 6\n3 fire" in shown and "33%" in shown and "control: images shuffled" in shown

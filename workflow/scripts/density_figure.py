@@ -11,5 +11,5 @@ from sae.figures import latents, style
 
 point = snakemake.wildcards
 with jobs.job(snakemake):
-    title = f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}: how often the latents fire"
+    title = f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}: density of the latents"
     style.save(latents.density(pd.read_parquet(snakemake.input[0]), title), snakemake.output[0])

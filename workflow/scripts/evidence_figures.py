@@ -26,16 +26,16 @@ with jobs.job(snakemake):
     scores = tables["monosemanticity"]
     drawn = {
         "stability": matching.stability(
-            tables["latents"], nulls, f"{name}: are latents found again with another seed?"
+            tables["latents"], nulls, f"{name}: stability across seeds"
         ),
-        "probes": probing.probes(probes, f"{name}: how well a few latents tell a class"),
+        "probes": probing.probes(probes, f"{name}: probes on a few latents"),
         "interventions": interventions.interventions(
-            tables["interventions"], tables["effects"], f"{name}: the ViT without single latents"
+            tables["interventions"], tables["effects"], f"{name}: interventions on single latents"
         ),
         "monosemanticity": probing.monosemanticity(
             scores["monosemanticity"].to_numpy(),
             scores["monosemanticity_shuffled"].to_numpy(),
-            f"{name}: do the images of a latent look alike?",
+            f"{name}: monosemanticity",
         ),
     }
     for figure, path in ((drawn[name], path) for name, path in snakemake.output.items()):
