@@ -198,7 +198,7 @@ def _texture(rng: np.random.Generator, kind: str, x: np.ndarray, y: np.ndarray, 
 def _silhouette(
     shape: str, centre: tuple[float, float], radius: float, turn: float, window: tuple[int, ...]
 ) -> np.ndarray:
-    """Returns how much of each pixel of a window (rows, columns) the shape covers, float32 in 0..1."""
+    """Returns the share of each pixel of a window (rows, columns) that the shape covers, float32 in 0..1."""
     big = Image.new("L", (window[1] * _SUPERSAMPLE, window[0] * _SUPERSAMPLE))
     pen = ImageDraw.Draw(big)
     cx, cy = (c * _SUPERSAMPLE for c in centre)

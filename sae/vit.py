@@ -151,7 +151,7 @@ def class_names(model: nn.Module) -> dict[str, list[str]]:
 
 
 def read(model: nn.Module, x: torch.Tensor, layer: int) -> torch.Tensor:
-    """Returns all tokens after block `layer`, [n, tokens, width]; the blocks behind it are not run.
+    """Returns all tokens after block `layer`, [n, tokens, width]; the blocks after it are not run.
 
     Args:
         x: normalised images [n, 3, height, width].
@@ -284,7 +284,7 @@ class _Linear(nn.Linear):
 class _Constant(nn.Module):
     """Stands in for a block: returns the same tokens for every input.
 
-    timm has no public way to start a forward pass behind a block, and each family's forward does more than run blocks.
+    timm has no public way to start a forward pass after a block, and each family's forward does more than run blocks.
     """
 
     def __init__(self, tokens: torch.Tensor):

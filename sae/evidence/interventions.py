@@ -7,7 +7,7 @@ al. 2024, arXiv 2403.19647). So the effect does not depend on the quality of the
     ablate    Δx(t) = -z_i(t) W_dec[i] / scale on an image where latent i fires: its contribution is removed
     control   the same tokens of the same images and the same ‖Δx(t)‖, but along -W_dec[j] of a random other latent j
     steer     Δx(t) = +z_i(t) W_dec[i] / scale on an image where i is silent: the activations that it has on one of
-              its own images, at the same tokens, so that it is neither stronger nor in more places than in the ViT
+              its own images, at the same tokens, so that its strength and places occur in the ViT
 
 The effect on a class is the change of its log-probability, in nats, relative to the mean over the classes of its group:
 the change of its centred log-ratio (Aitchison 1982, "The statistical analysis of compositional data"). A group is one
@@ -113,7 +113,7 @@ def run(
 ) -> Responses:
     """Ablates, steers and controls each latent on held-out images.
 
-    The cost is at most 3 · latents · images forward passes of the blocks behind the layer, and one for each image
+    The cost is at most 3 · latents · images forward passes of the blocks after the layer, and one for each image
     where `clean` is not given.
 
     Args:
@@ -202,12 +202,12 @@ def tables(
     Returns:
         a row for each latent that fires on any of the images, in the order of the responses:
 
-        images          how many it was ablated on
+        images          number of images on which it was ablated
         measure         `kl`: nats, KL(clean ‖ changed) summed over the head's groups; `cosine distance` of the outputs
                         for a model without a head, which has no classes: no effects, no agreement
-        size, size_control, size_steered    mean over the images of that measure; size_control is NaN where there is
-                        no other latent, size_steered where the latent fires on all images
-        ratio           size / size_control; NaN where the control moves nothing
+        size, size_control, size_steered    mean over the images of that measure; size_control is NaN if there is
+                        no other latent, size_steered if the latent fires on all images
+        ratio           size / size_control; NaN where the control changes nothing
         p               two-sided Wilcoxon signed-rank test of the images' sizes, ablation against this one control;
                         with 8 images it cannot be below 0.008. NaN where no image differs
         causal_attribute, causal_class, causal_effect    the class with the largest mean effect under ablation, over
@@ -216,14 +216,15 @@ def tables(
         rank            of that class by mean effect among the classes of its group, 0 first; ties share their ranks
         agreement       1 - rank / (classes - 1): 1 where ablation lowers that class most, 0.5 expected by chance
         sign_agrees     whether its effect is above 0
-        agreement_control, sign_agrees_control, agreement_steered    the same of the other two kinds
+        agreement_control, sign_agrees_control, agreement_steered    the same for the other two kinds
 
-        An image none of whose outputs moves by more than rounding counts as 0. Unknown values are NaN, None or <NA>:
-        rank, agreement and sign where `classes` or the head do not know a class, or where no output moves (patches
-        after the last block of a model that reads its class token, say).
+        The change of an image counts as 0 if it is within rounding. Unknown values are NaN, None or <NA>: rank,
+        agreement and sign are unknown if `classes` or the head do not know a class, or if no output changes (such as
+        for patches after the last block of a model that reads its class token).
 
-        And the classes that move most, by latent, kind and attribute: latent, kind (of KINDS), attribute (the group
-        of outputs), class, effect (mean over the images, nats), se (its standard error; NaN for one image), images.
+        The second table has the largest effects for each latent, kind and attribute: latent, kind (of KINDS), attribute
+        (the group of outputs), class, effect (mean over the images, nats), se (its standard error; NaN for one image),
+        images.
     """
     outputs = responses.effects.shape[1]
     names = dict(names) or ({"output": [str(i) for i in range(outputs)]} if outputs else {})

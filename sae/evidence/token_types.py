@@ -29,7 +29,7 @@ def table(tally: Tally, kinds: Sequence[str], patches: tuple[int, int]) -> pd.Da
         on_class, on_register (also distillation), on_patch, on_border (outermost patches, of the patches),
         on_high_norm: shares of the tokens on which it fires, missing where it never does. by_row, by_column, by_place:
         total variation distance ½ Σ |p - q| between the places at which it fires and those of all patches (q, uniform),
-        less the distance that n firings give by chance (½ Σ √(2 q (1 - q) / (π n)), the mean for large n): 0 anywhere,
+        minus the distance that n firings give by chance (½ Σ √(2 q (1 - q) / (π n)), the mean for large n): 0 anywhere,
         near 1 on one row, column or patch alone. token_type: `prefix` (it fires on other tokens than patches),
         `artefact` (on high norms), `position` (one of the three distances above 0.5) or `border`: the first whose share
         of the latent's firing exceeds (1 + base rate) / 2 and is significantly above the base rate, its share of all

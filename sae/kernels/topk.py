@@ -104,7 +104,7 @@ def largest(bits, k, row, shift, indices, values):
 
     Exact; of equal latents the lower one wins. Latents ascend; places left over, where fewer than k are positive, get
     the last latent and value 0. The k largest lie in the k groups of 8 with the largest maxima: so first the groups are
-    found, then the latents in them, both times by halving the range in which the cut can lie.
+    found, then the latents in them, both times by halving the range that holds the cut.
 
     Args:
         bits: memory of the pre-activations [m, F], of bfloat16, float32 or float64, as integers of the same size.

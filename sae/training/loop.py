@@ -1,4 +1,4 @@
-"""Training one SAE: schedule, loop, log. `step` explains what one step does."""
+"""Training one SAE: schedule, loop, log. `step` explains one step."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from sae.kernels import step, topk
 from sae.training.passes import Codes, Encoder, Memory, Pass, bits, plain
 from sae.training.step import Rows, Step
 
-_ROWS = 512  # tokens in a chunk: their errors and inputs fit into a core's own cache
+_ROWS = 512  # tokens in a chunk: their errors and inputs fit into a core's cache
 
 
 class SparseStep(Step):
@@ -31,7 +31,7 @@ class SparseStep(Step):
     dense differentiation costs 10·d·F. In bf16, u, encoder, decoder, pre-activations and e are rounded to bfloat16
     where they are multiplied: half the memory to gather from. In int8, u and encoder are rounded to 8 bits for the
     encoder's product alone, each row by its own scale: at half the cost, pre-activations are off by about a hundredth
-    of their deviation, and of the k largest nearly as many are found as in bfloat16, which has no more than 8 bits.
+    of their deviation, and nearly as many of the k largest are found as in bfloat16, whose precision is 8 bits too.
     """
 
     def __init__(self, *arguments: Any):

@@ -25,9 +25,7 @@ with jobs.job(snakemake):
     probes = dict(zip(dictionaries, map(pd.read_parquet, snakemake.input.probes), strict=True))
     scores = tables["monosemanticity"]
     drawn = {
-        "stability": matching.stability(
-            tables["latents"], nulls, f"{name}: stability across seeds"
-        ),
+        "stability": matching.stability(tables["latents"], nulls, f"{name}: stability across seeds"),
         "probes": probing.probes(probes, f"{name}: probes on a few latents"),
         "interventions": interventions.interventions(
             tables["interventions"], tables["effects"], f"{name}: interventions on single latents"

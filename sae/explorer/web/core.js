@@ -124,7 +124,7 @@ const core = (() => {
     return named.map(([key, value]) => (key === "method" ? value : `${key} ${value}`)).join(", ");
   }
 
-  /** The view of a link that leads nowhere. */
+  /** The view of a link without a target. */
   const notThere = (text) => [
     h("h1", {}, "Not here"),
     h("p", {}, text),

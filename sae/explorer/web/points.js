@@ -146,7 +146,7 @@ const points = (() => {
   }
 
   /**
-   * How often latents fire against how selective they are.
+   * A scatter of the latents: density against selectivity.
    * Returns {element, show(rows), clear()}; brushed: is called with the ranges of the brush, or null.
    */
   function scatter(grid, point, table, columns, brushed) {
