@@ -29,7 +29,7 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> object:
-    # On demand: drawing a figure should not wait seconds for torch and timm to be imported.
+    # On demand: a job that draws a figure need not wait seconds for the import of torch and timm.
     if name not in _HOME:
         raise AttributeError(f"module 'sae' has no attribute {name!r}")
     return getattr(import_module(f"sae.{_HOME[name]}"), name)

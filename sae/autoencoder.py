@@ -98,7 +98,7 @@ class SparseAutoencoder(nn.Module):
         self.W_dec = nn.Parameter(torch.zeros(latents, d))
         self.b_dec = nn.Parameter(torch.zeros(d))
         if config.method in ("batchtopk", "jumprelu"):
-            # A parameter for JumpReLU alone: BatchTopK measures it.
+            # JumpReLU alone trains it as a parameter; BatchTopK measures it.
             self.threshold = nn.Parameter(torch.zeros(latents), requires_grad=config.method == "jumprelu")
         if config.input == "layernorm":
             self.norm = nn.LayerNorm(d)

@@ -40,7 +40,7 @@ def resolve(name: str = "auto") -> torch.device:
     if kind == "mps" and not mps:
         raise InputError("device mps: this machine has no Apple GPU that torch can use; write auto or cpu")
     if kind == "cuda":
-        # cuBLAS gives the same bytes again only with workspaces of a fixed size; read when CUDA is first used.
+        # cuBLAS is deterministic only with workspaces of a fixed size. It reads this when CUDA is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device(name)
 

@@ -246,7 +246,7 @@ def describe(label: str) -> str:
 
 @cache
 def _synsets() -> dict[str, str]:
-    # Read from timm's files: importing timm takes seconds, and these words are needed where no ViT is.
+    # Read from timm's files: the import of timm takes seconds, and jobs without a ViT need these words too.
     spec = importlib.util.find_spec("timm")
     if spec is None or spec.origin is None:
         raise ImportError("timm is not installed")
@@ -292,8 +292,8 @@ def _inspect(path: Path) -> dict:
         limit = _MOST_PIXELS // 1_000_000
         row |= {"status": "huge", "reason": f"over {limit} megapixels; make it smaller to use it"}
     except Exception as error:
-        # Pillow's plugins raise whatever their parser trips over (SyntaxError, struct.error, ZeroDivisionError, …):
-        # whichever it is, this file is broken and the others are not.
+        # Pillow's plugins raise all kinds of errors (SyntaxError, struct.error, ZeroDivisionError, …): each means that
+        # this file is broken, and the other files can still be read.
         what = (
             "the file is empty" if path.is_file() and path.stat().st_size == 0 else str(error) or type(error).__name__
         )

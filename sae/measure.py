@@ -186,7 +186,7 @@ def _codes(ids: np.ndarray, tokens: int, latents: int, values: torch.Tensor, ind
     n = len(ids)
     flat, flat_index = values.reshape(n, -1), indices.reshape(n, -1)
     strongest = values.new_zeros(n, latents).scatter_reduce_(1, flat_index, flat, "amax")
-    # The first token at which each latent reaches its maximum: others are sent behind the last token.
+    # The first token at which each latent reaches its maximum; all other tokens get a number above the last token's.
     place = torch.arange(tokens, device=values.device).repeat_interleave(values.shape[1]).expand(n, -1)
     place = torch.where(flat == strongest.gather(1, flat_index), place, tokens)
     token = torch.full_like(strongest, tokens, dtype=torch.int64).scatter_reduce_(1, flat_index, place, "amin")

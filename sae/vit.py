@@ -55,7 +55,7 @@ def load(
         if weights is not None and (outputs := _head_outputs(weights, model)) not in (None, model.num_classes):
             model = timm.create_model(name, num_classes=outputs, **size)  # fine-tuned on other classes
     except Exception as error:
-        # timm, its hub client and the model's own constructor each raise their own kinds here.
+        # timm, its hub client and the model's constructor raise different kinds of errors here.
         wanted = "its pretrained weights" if checkpoint is None else "this model"
         raise InputError(
             f"model.name {name}: timm could not make {wanted}: {_first_line(error)}; "
@@ -233,7 +233,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         return timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:
-        # unpickling, safetensors and zip errors: all mean that this is no file of weights.
+        # unpickling, safetensors and zip errors: each means that this is not a file of weights.
         raise InputError(f"model.checkpoint {path}: cannot be read as weights: {_first_line(error)}") from error
 
 
@@ -248,7 +248,7 @@ def _fit_weights(model: nn.Module, weights: dict[str, torch.Tensor], name: str, 
     try:
         missing, extra = model.load_state_dict(_filter_of(model)(weights, model), strict=False)
     except Exception as error:
-        # adapting and loading each raise their own kinds for shapes that do not fit.
+        # adapting and loading raise different kinds of errors for shapes that do not fit.
         detail = str(error).splitlines()[-1].strip()
         raise InputError(f"model.checkpoint {path}: does not fit {name}: {detail}") from error
     if missing or extra:

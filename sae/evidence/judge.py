@@ -92,7 +92,7 @@ def judge(
     probes = probing.probe(codes.images[place], read, train[place])
     tables["probes"] = probes.table
 
-    # The class that correlates, be it confirmed or not; classes with too few images to be tested come last.
+    # The correlated class, confirmed or not; classes with too few images to be tested come last.
     named = ranking.classes.assign(tested=ranking.classes["q"].notna())
     named = named.sort_values(["latent", "tested", "mcc"], ascending=[True, False, False])
     tables["interventions"], tables["effects"] = interventions.tables(dictionary.responses, shown.names, named)

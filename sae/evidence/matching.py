@@ -259,7 +259,7 @@ def across_layers(
         table = pd.DataFrame({"position": position, "latent": np.arange(len(alive)), "fires": alive})
         table["previous"], table["r_previous"], before = _best(before, alive, threshold)
         table["next"], table["r_next"], after = _best(after, alive, threshold)
-        # Missing for every latent where there is no layer to look at: `False & missing` would be False.
+        # Missing for every latent if there is no such layer: `False & missing` would be False.
         table["appears"] = (~before & alive).mask(before.isna())
         table["persists"], table["ends"] = after, (~after & alive).mask(after.isna())
         table["start"] = pd.array(start[position], "Int64")

@@ -54,7 +54,7 @@ class _Attribute:
         return self.number[:, None] == self.classes["number"].to_numpy()
 
 
-# The matrices are small: threads would wait for each other several times as long as one of them works.
+# The matrices are small: threads would spend most of their time waiting for each other.
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def probe(
     latents: sparse.csr_array,
@@ -92,7 +92,7 @@ def probe(
     fit: np.ndarray | None = None
     unseen = latents[np.flatnonzero(~np.asarray(train, bool))].tocsc()
     for part in _attributes(labels, train, minimum_support, most_classes):
-        # Most attributes are known of the same images, and sorting takes longest.
+        # Most attributes are known for the same images, and the sort is the slowest part.
         if fit is None or not np.array_equal(part.fit, fit):
             fit, seen = part.fit, latents[part.fit].tocsc()
             ranks = latent_ranks(seen)

@@ -130,7 +130,7 @@ def selectivity(
         mcc = np.divide(both * n - s * t, np.sqrt(product), out=np.zeros_like(n), where=product > 0)
         return mcc.sum(1) / alive
 
-    # As numbers, since a product with booleans misses the BLAS.
+    # As floats: a product of booleans does not use the BLAS.
     parts = [part.astype(np.float64) for part in (known, answer, true, answer & true)]
     return float(mean_mcc(np.ones((1, len(answer))))[0]), mean_mcc(w), alive
 

@@ -12,7 +12,7 @@ from sae.evidence.measures import RELATED
 from sae.explorer.parts import number
 
 NEAREST = 6
-# The note on a match across ks: on the page of the latent at the first k, and on the page of its match at the next.
+# The note on a match across ks: on the page of the latent at the first k; on the page of its match at the next k.
 _OUTCOMES = {
     "same": ("the same", "the same"),
     "split": ("one of those it splits into", "splits into several, this one among them"),

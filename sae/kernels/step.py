@@ -15,10 +15,10 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-# Sums may be reordered, so that they can use vector instructions. NaN and infinity keep their meaning. No kernel
-# that sums floats may call another, but for functions that numba itself puts in place of their calls: whether another
-# comes from the cache or was just compiled changes how the sums are reordered, and a run that goes on after an
-# interruption would end in other bytes than it would have.
+# Sums may be reordered, so that they can use vector instructions. NaN and infinity keep their meaning. A kernel that
+# sums floats may call only functions that numba inlines: the order of the sums would depend on whether a called kernel
+# comes from the cache or was compiled in this run, and an interrupted run would give other weights than an
+# uninterrupted one.
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 compiled: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
 BLOCK = 256  # latents whose gradients stay in a core's cache

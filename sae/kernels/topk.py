@@ -132,8 +132,8 @@ def largest(bits, k, row, shift, indices, values):
             maxima[whole] = line[whole * _GROUP :].max()
         most = max(maxima.max(), integer(0))
 
-        # A floor that at least k maxima exceed, and few more; 0 where so many are not positive. Most often it is not
-        # far below the largest.
+        # A floor that at least k maxima exceed, and only few more; 0 if fewer than k are positive. It is usually not
+        # far below the largest maximum.
         floor, ceiling, middle = integer(0), most, integer(max(integer(1), most - 4 * octave))
         while ceiling - floor > 1:
             above = _exceeding(maxima, middle)

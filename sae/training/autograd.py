@@ -27,7 +27,7 @@ class AutogradStep(Step):
         self.device = model.b_dec.device
         cuda = self.device.type == "cuda"
         self.rows = max(1, (_GPU_CHUNK if cuda else _CPU_CHUNK) // model.config.latents)
-        # Numbers that change from step to step are tensors, which a graph reads anew each time.
+        # Numbers that change from step to step are tensors: a graph reads their values again in each replay.
         self._lr, self._weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         self._adam = torch.optim.Adam(
             self.trained.values(),

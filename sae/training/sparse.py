@@ -57,7 +57,7 @@ class SparseStep(Step):
         self._last: dict[str, float] = {}
         self._cut = 0  # BatchTopK's last threshold, as bits
         self._memory = Memory(low)
-        # Each thread runs its own products: torch's threads would wait for the kernels, and the kernels for them.
+        # Each thread computes its products itself: torch's threads and the kernels would wait for each other.
         self._threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(max(1, self._threads - 1), initializer=torch.set_num_threads, initargs=(1,))
         torch.set_num_threads(1)
