@@ -18,16 +18,23 @@ from sae.training import Source
 
 
 def setup(
-    folder: Path, vit: nn.Module, manifest: pd.DataFrame, number: int, tokens: str, size: int, **options: object
+    folder: Path,
+    vit: nn.Module,
+    manifest: pd.DataFrame,
+    number: int,
+    tokens: str,
+    size: int,
+    sample: int = 100,
+    **options: object,
 ) -> measure.Setup:
     """Extracts layer `number` of all used images of folder/pixels.npy and computes its facts."""
-    sample = splice.sample(manifest, 100)
-    seen = extraction.reference(vit, [folder / "pixels.npy"], manifest, sample)
+    ids = splice.sample(manifest, sample)
+    seen = extraction.reference(vit, [folder / "pixels.npy"], manifest, ids)
     shard = folder / f"layer={number}.npy"
     extraction.extract(vit, folder / "pixels.npy", manifest.loc[manifest["status"] == "ok", "id"], number, shard)
     train = manifest.loc[(manifest["status"] == "ok") & (manifest["split"] == "train"), "id"]
     statistics = layer.statistics([shard], tokens, train)
-    here = Layer([shard], manifest, extraction.describe(vit, manifest, sample, seen.logits), statistics)
+    here = Layer([shard], manifest, extraction.describe(vit, manifest, ids, seen.logits), statistics)
     return measure.Setup(here, layer.facts(here, vit, number, size, 16), vit, seen.logits, 16, **options)
 
 
