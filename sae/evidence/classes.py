@@ -95,16 +95,21 @@ def named(latents: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
     top_attribute, top_class, top_name, top_mcc, top_precision_held_out, top_recall_held_out, top_q and confirmed; where
     it is not confirmed on held-out images the latent has no class: top_attribute, top_class and top_name are missing.
     """
-    first = ranked[ranked["q"].notna()]
-    attribute = pd.factorize(first["attribute"], sort=True)[0]
-    first = first.iloc[np.lexsort((attribute, -first["mcc"], first["latent"]))]
-    first = first.drop_duplicates("latent").set_index("latent")
+    first = best_classes(ranked)
     kept = first[["attribute", "class", "name", "mcc", "precision_held_out", "recall_held_out", "q"]].add_prefix("top_")
     kept["confirmed"] = first["confirmed"]
     kept.loc[~kept["confirmed"].astype(bool), ["top_attribute", "top_class", "top_name"]] = None
     table = latents.merge(kept, left_on="latent", right_index=True, how="left")
     table["confirmed"] = table["confirmed"].eq(True)
     return table
+
+
+def best_classes(ranked: pd.DataFrame) -> pd.DataFrame:
+    """Returns by latent the row of its best class: the tested class with the highest train MCC, over all attributes."""
+    tested = ranked[ranked["q"].notna()]
+    attribute = pd.factorize(tested["attribute"], sort=True)[0]
+    order = np.lexsort((attribute, -tested["mcc"], tested["latent"]))
+    return tested.iloc[order].drop_duplicates("latent").set_index("latent")
 
 
 def best_latents(table: pd.DataFrame) -> pd.DataFrame:

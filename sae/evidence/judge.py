@@ -147,8 +147,7 @@ def _classes(
         return {}
     answered, true, _known = summary.answers(sample.images, ranking.best_latents, labels)
     parts = summary.recovery(answered, true, drawn)
-    best = ranking.classes[ranking.classes["q"].notna()].sort_values("mcc", ascending=False, kind="stable")
-    best = best.drop_duplicates("latent")
+    best = classes.best_classes(ranking.classes).reset_index()
     alive = int((ranking.latents["status"] == "alive").sum())
     parts["class_selectivity"] = summary.selectivity(*summary.answers(sample.images, best, labels), drawn, alive)
     return parts

@@ -14,6 +14,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from sae import images
+from sae.evidence import classes
 from sae.explorer import parts, relatives, words
 from sae.explorer.parts import number, numbers, pack
 from sae.geometry import Geometry
@@ -81,8 +82,8 @@ def write(folder: Path, point: Point, opened: np.ndarray) -> None:
     data, tables = folder.parents[3], point.tables
     shown = tables.images[tables.images["panel"] != "silent"]
     lit, on_images = _fire(point, shown, opened)
-    tested = tables.classes[tables.classes["q"].notna()]
-    best, confirmed = _best(tested), _best(tested[tested["confirmed"].astype(bool)])
+    best = classes.best_classes(tables.classes)
+    confirmed = classes.best_classes(tables.classes[tables.classes["confirmed"].astype(bool)])
     parts.write(data, f"{name}/table", _table(tables, best))
     about = _latents(point, best, confirmed, lit)
     for first in range(0, len(about), LATENTS_PER_FILE):
@@ -177,12 +178,6 @@ def _on_images(codes: Codes, wanted: np.ndarray) -> dict[int, dict[str, Any]]:
 def _levels(values: np.ndarray, scale: float) -> np.ndarray:
     """Returns activations in steps of 1/255 of the scale; activations above 0 become at least 1."""
     return np.clip(np.rint(values * (255 / scale)) if scale else values, 1, 255)
-
-
-def _best(classes: pd.DataFrame) -> pd.DataFrame:
-    """Returns by latent the row of the class with the highest MCC on train images, as `classes.named` does."""
-    order = classes.sort_values(["latent", "mcc", "attribute"], ascending=[True, False, True])
-    return order.drop_duplicates("latent").set_index("latent")
 
 
 def _table(tables: Tables, best: pd.DataFrame) -> dict[str, Any]:
