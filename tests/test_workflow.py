@@ -28,9 +28,10 @@ CONFIG = {
 POINT = "layer=3/k=4/method=topk/seed=0"
 
 
-# Python runs this file at its start in every job: from then on each encoder product of the job is noted in a file.
+# Python runs this file at its start in every job. From then on each encoder product of the job is noted in a file, and
+# at its end every file below results/ that it opened to read, but that its rule does not declare.
 COUNT = """
-import importlib.util, os, sys
+import atexit, importlib.util, os, sys
 from importlib.abc import MetaPathFinder
 
 class Finder(MetaPathFinder):
@@ -59,6 +60,26 @@ class Finder(MetaPathFinder):
         return spec
 
 sys.meta_path.insert(0, Finder())
+opened = set()
+
+def note(event, arguments):
+    path, mode = (*map(str, arguments[:2]), "")[:2] if event == "open" else ("", "")
+    if "results/" in path and "w" not in mode:
+        opened.add("results/" + path.split("results/", 1)[1])
+
+def report():
+    job = getattr(sys.modules["__main__"], "snakemake", None)
+    if job is None or not hasattr(job, "rule"):
+        return
+    declared = [*map(str, job.input), *map(str, job.output), *map(str, job.log), job.params.get("checkpoint", "")]
+    declared = [path for path in declared if path]
+    for path in opened:
+        if "part" not in path and not any(path == d or path.startswith(d + "/") for d in declared):
+            with open(os.environ["COUNT_FILE"] + ".undeclared", "a") as file:
+                print(job.rule, path, file=file)
+
+sys.addaudithook(note)
+atexit.register(report)
 """
 
 
@@ -72,6 +93,11 @@ def finished(tmp_path_factory) -> Path:
     done = snakemake(folder, config=CONFIG, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def test_every_file_that_a_job_reads_is_an_input_of_its_rule(finished):
+    undeclared = finished / "encoded.txt.undeclared"
+    assert not undeclared.exists(), undeclared.read_text()
 
 
 def test_every_token_meets_every_dictionary_once(finished):

@@ -35,6 +35,7 @@ rule manifest:
 
 rule pixels:
     input:
+        [f"{R}/concepts"] if BUILT_IN else [],
         manifest=f"{R}/manifest.parquet",
     output:
         f"{R}/pixels/shard={{shard}}.npy",

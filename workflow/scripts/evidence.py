@@ -21,10 +21,9 @@ settings, inputs = snakemake.params.settings, snakemake.input
 
 def dictionary(path, codes, responses=None):
     """Reads one dictionary: its decoder, its codes, the ViT's responses."""
-    facts = files.read_json(Path(path).parent / "sae.json")
     seed = int(Path(path).parent.name.removeprefix("seed="))
     found = responses and Responses.from_arrays(load_file(responses))
-    return facts, judge.Dictionary(seed, load_file(path)["W_dec"], sae.codes(Path(codes).parent), found)
+    return judge.Dictionary(seed, load_file(path)["W_dec"], sae.codes(Path(codes).parent), found)
 
 
 with jobs.job(snakemake) as provenance:
@@ -44,15 +43,15 @@ with jobs.job(snakemake) as provenance:
     others = list(zip(inputs.other_saes, inputs.other_codes, strict=True))
     seeds = len(others) // len(saes)  # of each dictionary
     for place, paths in enumerate(zip(saes, codes, responses, strict=True)):
-        config, one = dictionary(*paths)
-        same = [dictionary(*pair)[1] for pair in others[place * seeds : (place + 1) * seeds]]
+        tokens = files.read_json(Path(paths[0]).parent / "sae.json")["tokens"]
+        same = [dictionary(*pair) for pair in others[place * seeds : (place + 1) * seeds]]
         tables = judge.judge(
-            one,
+            dictionary(*paths),
             {other.seed: other for other in same},
             shown,
             facts,
             geometry,
-            config["tokens"],
+            tokens,
             judge.Limits(**settings["ranking"]),
         )
         tables["probes"] = pd.concat([tables["probes"], dense], ignore_index=True)
