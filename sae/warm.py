@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import types
 from contextlib import suppress
 from importlib import import_module
@@ -55,16 +56,23 @@ def start() -> None:
     )
 
 
-def hand_over() -> None:
-    """Lets the warm process run this script, and exits as the script did; returns where there is no warm process."""
+def hand_over(wait: float = 0) -> None:
+    """Lets the warm process run this script, and exits as the script did; returns where there is no warm process.
+
+    Args:
+        wait: seconds to wait for a warm process that still imports: for scripts that would import as much themselves.
+    """
     folder = os.environ.pop(_FOLDER, None)
     if folder is None:
         return
     request = {"env": dict(os.environ), "cwd": str(Path.cwd()), "argv": sys.argv, "path": sys.path}
-    message = json.dumps(request).encode()
+    message, path = json.dumps(request).encode(), f"{folder}/{_fingerprint()}"
+    until = time.monotonic() + wait
+    while Path(folder).exists() and not Path(path).exists() and time.monotonic() < until:
+        time.sleep(0.1)
     try:
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(f"{folder}/{_fingerprint()}")
+        connection.connect(path)
         socket.send_fds(connection, [len(message).to_bytes(4)], [0, 1, 2])
         connection.sendall(message)
         accepted = connection.recv(1)
@@ -94,6 +102,18 @@ def _import_all() -> None:
     for name in [*(".".join(parts) for parts in names if parts[-1] != "__init__"), *_ALSO]:
         with suppress(Exception):  # a script that needs it reports the error
             import_module(name)
+
+
+def _compile_all() -> None:
+    """Trains a tiny SAE, for which numba compiles or loads the kernels: forks have them then."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from sae.training import TrainConfig, train
+
+    tqdm.monitor_interval = 0  # a thread would not survive the forks
+    tokens = np.random.default_rng(0).standard_normal((256, 16), np.float32)
+    train(tokens, TrainConfig(k=2, latents=32, batch=64), device="cpu")
 
 
 def _serve(path: str, forks: dict[socket.socket, int]) -> dict[str, Any] | None:
@@ -187,6 +207,7 @@ if __name__ == "__main__":
     try:
         name = _fingerprint()
         _import_all()
+        _compile_all()
         gc.freeze()  # forks share these objects as long as no collection touches them
         request = _serve(f"{folder}/{name}", forks)
     finally:

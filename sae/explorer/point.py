@@ -216,23 +216,22 @@ def _latents(
 ) -> list[dict[str, Any]]:
     """Returns the page's entry of each latent."""
     tables = point.tables
-    pictures, classes, effects = (_by_latent(part) for part in (tables.images, _shown(tables.classes), tables.effects))
-    interventions = tables.interventions.set_index("latent")
+    pictures, classes = _by_latent(tables.images), _by_latent(_shown(tables.classes))
+    effects = dict(iter(tables.effects.groupby("latent"))) if len(tables.effects) else {}
+    known = [table.to_dict("index") for table in (best, confirmed, tables.interventions.set_index("latent"))]
     nearest = relatives.nearest(point.decoder, (tables.latents["status"] == "alive").to_numpy())
     elsewhere = relatives.relatives(tables.latents, tables.across_ks, tables.across_layers, point.where, point.seeds)
     about, nothing = [], tables.effects.iloc[:0]
     pairs = zip(tables.latents.to_dict("records"), tables.monosemanticity.to_dict("records"), strict=True)
     for fact, score in pairs:
         latent = fact["latent"]
-        of_class, other, effect = (
-            table.loc[latent] if latent in table.index else None for table in (best, confirmed, interventions)
-        )
+        of_class, other, effect = (rows.get(latent) for rows in known)
         entry: dict[str, Any] = {
             "headline": words.headline(fact, of_class, other),
             "checks": words.checks(fact, of_class, score, effect),
         }
         if fact["status"] != "dead":
-            entry |= _pictures(pictures[latent], lit, latent, point.geometry.patches[1])
+            entry |= _pictures(pictures[latent], lit, point.geometry.patches[1])
             entry |= {
                 "histogram": np.asarray(fact["histogram"]).tolist(),
                 "mean": number(fact["mean_activation"]),
@@ -247,27 +246,29 @@ def _latents(
     return about
 
 
-def _by_latent(table: pd.DataFrame) -> dict[int, Any]:
-    return dict(iter(table.groupby("latent"))) if len(table) else {}
+def _by_latent(table: pd.DataFrame) -> dict[int, list[dict[str, Any]]]:
+    """Returns the rows of each latent in their order, as plain dicts: slices of a table take much longer."""
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for row in table.to_dict("records"):
+        rows.setdefault(row["latent"], []).append(row)
+    return rows
 
 
 def _pictures(
-    rows: pd.DataFrame, lit: Mapping[tuple[int, int], tuple[np.ndarray, np.ndarray]], latent: int, columns: int
+    rows: list[dict[str, Any]], lit: Mapping[tuple[int, int], tuple[np.ndarray, np.ndarray]], columns: int
 ) -> dict[str, Any]:
     """Returns the panels, each a list of image, activation and strongest patch (-1: none), and where it fires.
 
     counts, patches, values: as in `_on_images`, of the panels' images in order but for the silent ones; scale: the
     largest activation.
     """
-    rows = rows.sort_values(["panel", "rank"], key=lambda c: c.map(_PANELS.index) if c.name == "panel" else c)
-    patch = np.where(rows["token_row"] < 0, -1, rows["token_row"] * columns + rows["token_col"])
-    cells = zip(rows["panel"], rows["image_id"].tolist(), numbers(rows["activation"]), patch.tolist(), strict=True)
     panels: dict[str, list] = {panel: [] for panel in _PANELS}
-    for panel, *cell in cells:
-        panels[panel].append(cell)
+    for row in sorted(rows, key=lambda row: row["rank"]):
+        patch = -1 if row["token_row"] < 0 else row["token_row"] * columns + row["token_col"]
+        panels[row["panel"]].append([row["image_id"], number(row["activation"]), patch])
     nothing = np.empty(0, np.int64), np.empty(0, np.float32)
-    places = [lit.get((latent, image), nothing) for panel in _PANELS[:-1] for image, *_ in panels[panel]]
-    scale = float(rows["activation"].max())
+    places = [lit.get((rows[0]["latent"], image), nothing) for panel in _PANELS[:-1] for image, *_ in panels[panel]]
+    scale = float(max(row["activation"] for row in rows))
     return {
         "panels": panels,
         "scale": number(scale, 4),
@@ -295,7 +296,7 @@ def interval(hits: Any, n: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
-def _class_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
+def _class_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the classes of one latent, with the counts of each split."""
     counts, scores = ["support", "flagged", "right"], ["auroc", "mcc", "score"]
     return [
@@ -309,7 +310,7 @@ def _class_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
             "precision": numbers([row["precision_low"], row["precision_high"]], 2),
             "recall": numbers([row["recall_low"], row["recall_high"]], 2),
         }
-        for row in rows.to_dict("records")
+        for row in rows
     ]
 
 
@@ -322,7 +323,7 @@ def _names(rows: pd.DataFrame) -> list[str]:
     return [f"{name} ({key[1]})" if key in twice else name for name, key in zip(names, keys, strict=True)]
 
 
-def _effect(intervention: pd.Series, effects: pd.DataFrame) -> dict[str, Any]:
+def _effect(intervention: Mapping[str, Any], effects: pd.DataFrame) -> dict[str, Any]:
     """Returns the changes of the ViT's output by ablation and steering, and the largest effects on classes."""
     strongest = effects.sort_values("effect", key=abs, ascending=False, kind="stable")
     rows = strongest.groupby("kind", sort=False).head(_MOVED).sort_values("effect", ascending=False, kind="stable")

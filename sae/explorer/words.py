@@ -141,7 +141,7 @@ _TOKEN_TYPES = {
 }
 
 
-def headline(fact: Mapping[str, Any], best: pd.Series | None, other: pd.Series | None = None) -> str:
+def headline(fact: Mapping[str, Any], best: Mapping[str, Any] | None, other: Mapping[str, Any] | None = None) -> str:
     """Returns one sentence on the images to which a latent responds, with the evidence for it.
 
     Args:
@@ -169,7 +169,10 @@ def headline(fact: Mapping[str, Any], best: pd.Series | None, other: pd.Series |
 
 
 def checks(
-    fact: Mapping[str, Any], best: pd.Series | None, monosemanticity: pd.Series, intervention: pd.Series | None
+    fact: Mapping[str, Any],
+    best: Mapping[str, Any] | None,
+    monosemanticity: Mapping[str, Any],
+    intervention: Mapping[str, Any] | None,
 ) -> list[tuple[str, str]]:
     """Returns the evidence for and against a latent: pairs of a verdict (`yes`, `no`, `open`) and a sentence.
 
@@ -185,7 +188,7 @@ def checks(
     return [_class_check(best), _stability(fact), _similarity(monosemanticity), _effect(intervention)]
 
 
-def _class_check(best: pd.Series | None) -> tuple[str, str]:
+def _class_check(best: Mapping[str, Any] | None) -> tuple[str, str]:
     if best is None:
         return "open", "No class could be tested."
     if not best["flagged_held_out"]:
@@ -207,7 +210,7 @@ def _stability(fact: Mapping[str, Any]) -> tuple[str, str]:
     return "yes" if r >= FOUND else "no", f"{verdict} with {others}: correlation {r:.2f} with its counterpart."
 
 
-def _similarity(row: pd.Series) -> tuple[str, str]:
+def _similarity(row: Mapping[str, Any]) -> tuple[str, str]:
     value, chance, spread = (row[f"monosemanticity{suffix}"] for suffix in ("", "_chance", "_deviation"))
     if pd.isna(value) or not spread > 0:
         return "open", "The similarity of its images is unknown: it fires on too few images."
@@ -220,7 +223,7 @@ def _similarity(row: pd.Series) -> tuple[str, str]:
     return "yes" if above > 2 else "no", text
 
 
-def _effect(intervention: pd.Series | None) -> tuple[str, str]:
+def _effect(intervention: Mapping[str, Any] | None) -> tuple[str, str]:
     if intervention is None:
         return "open", "Its effect on the ViT was not measured: it was not in the sample of ablated latents."
     if pd.isna(intervention["ratio"]):
@@ -235,6 +238,6 @@ def _effect(intervention: pd.Series | None) -> tuple[str, str]:
     return "yes" if intervention["size"] > intervention["size_control"] else "no", text
 
 
-def _class(best: pd.Series) -> str:
+def _class(best: Mapping[str, Any]) -> str:
     kind = "" if best["attribute"] == "label" else f"{best['attribute']} "
     return f"{kind}“{best['name']}”"

@@ -2,7 +2,7 @@
 
 from sae.warm import hand_over
 
-hand_over()
+hand_over(wait=30)
 
 from pathlib import Path
 
