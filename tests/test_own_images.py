@@ -91,5 +91,5 @@ def test_snakemake_finds_nothing_to_complain_about():
 def test_a_stranger_can_read_the_graph(tmp_path):
     done = snakemake(tmp_path, "--rulegraph")
     assert done.returncode == 0
-    for rule in ("manifest", "pixels", "extract", "statistics", "train", "evaluate", "rank", "evidence", "baselines"):
+    for rule in ("manifest", "pixels", "extract", "statistics", "train", "measure", "layer", "evidence", "baselines"):
         assert f'"{rule}"' in done.stdout

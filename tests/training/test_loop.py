@@ -235,7 +235,7 @@ def test_a_start_from_tokens_points_at_them_and_a_scaled_one_has_their_size(data
         ({"batch": 2001}, "batch 2001: there are only 2000 tokens"),
         ({"batch": 2001, "whole_images": True}, "batch 2001: there are only 2000 images"),
         ({"method": "relu", "precision": "int8"}, "precision int8: not possible for method relu on this cpu"),
-        ({"method": "jumprelu", "precision": "int8"}, "precision int8: method jumprelu on this cpu"),
+        ({"method": "jumprelu", "precision": "int8"}, "precision int8: not possible for method jumprelu on this cpu"),
     ],
 )
 def test_what_the_config_cannot_do_here_is_explained(data, change, message):
