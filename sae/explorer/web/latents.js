@@ -234,7 +234,7 @@ const latents = (() => {
       ["class", "The classes with the highest MCC on train images, tested ones first.", "text"],
       [
         "split",
-        "The latent flags an image if its strongest activation on it reaches a threshold that was chosen on train images.",
+        "The latent flags an image if its strongest activation there reaches a threshold chosen on train images.",
       ],
       ["precision", `Share of the flagged images that show the class. ${interval}`],
       ["recall", `Share of the images of the class that the latent flags. ${interval}`],
@@ -265,7 +265,8 @@ const latents = (() => {
     });
     if (!values.length) return h("p", {}, text);
     const shown = Object.values(kinds).filter((kind) => values.some((v) => v.kind === kind));
-    const bars = "Bars: the largest effects on classes: change of the log-probability, relative to the mean class, in nats.";
+    const bars =
+      "Bars: the largest effects on classes: change of the log-probability, relative to the mean class, in nats.";
     return charts.chart({
       name: `${fileName(grid, point)}-latent-${latent}-interventions`,
       about: `${text} ${bars} Positive: a loss by removal, a gain by addition. Lines: ± 2 standard errors.`,
