@@ -26,7 +26,7 @@ def vit(request):
 
 @pytest.fixture(scope="module", params=["patches", "class", "all"])
 def setup(vit, request, tmp_path_factory):
-    """A layer of 40 images of noise; the last 4 are held out, but few enough go through the ViT that some do not."""
+    """A layer of 40 images of noise; every fourth is held out."""
     folder = tmp_path_factory.mktemp("store")
     rng = np.random.default_rng(0)
     np.save(folder / "pixels.npy", rng.integers(0, 256, (N, 32, 32, 3), np.uint8))
@@ -139,7 +139,7 @@ def test_patch_maps_are_the_activations_on_the_patches(setup, dictionary):
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """The same layer with 100 and with 1,000 images, of which 20 go through the ViT."""
+    """The same layer with 100 and with 1,000 images; 20 of them go through the ViT."""
     vit = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=2, num_classes=5).eval().requires_grad_(False)
     rng, setups = np.random.default_rng(0), {}
     for n in (100, 1000):

@@ -10,7 +10,7 @@ decoder's bias, relative to the residual's sum of squares. Where the methods (so
 
     topk         the k largest latents of each token
     batchtopk    the k·n largest latents of the n tokens of a batch; `threshold` follows the smallest of them
-    matryoshka   topk; the error is the mean over prefixes of the dictionary, each of which reconstructs on its own
+    matryoshka   topk; the error is the mean over prefixes of the dictionary; each prefix reconstructs by itself
     frozen       topk; the decoder's random rows stay as they are
     relu         plus c · mean over tokens of Σ z_i ‖W_dec[i]‖
     jumprelu     plus 10 · (L0 / k - 1)²; by the threshold a step has a rectangle's slope, see `autograd`
