@@ -184,7 +184,7 @@ class Growing:
             file.flush()
             arrays.append(np.memmap(file, dtype, "r", shape=indptr[-1]) if indptr[-1] else np.empty(0, dtype))
         shape = len(indptr) - 1, self._columns
-        return [sparse.csr_array((values, arrays[0], indptr), shape) for values in arrays[1:]]
+        return [_matrix(values, arrays[0], indptr, shape) for values in arrays[1:]]
 
 
 def codes(folder: str | Path) -> Codes:
@@ -203,8 +203,7 @@ def codes(folder: str | Path) -> Codes:
     latents, tokens, ids = told["latents"], told["tokens"], arrays["ids"]
 
     def matrix(name: str, values: str, rows: int) -> sparse.csr_array:
-        pattern = arrays[f"{name}.indices"], arrays[f"{name}.indptr"]
-        return sparse.csr_array((arrays[values], *pattern), (rows, latents))
+        return _matrix(arrays[values], arrays[f"{name}.indices"], arrays[f"{name}.indptr"], (rows, latents))
 
     z = matrix("tokens", "tokens.values", len(ids) * tokens)
     if "image_ids" not in arrays:
@@ -213,6 +212,13 @@ def codes(folder: str | Path) -> Codes:
     images, places = (matrix("images", f"images.{name}", len(image_ids)) for name in ("values", "places"))
     tally = Tally(**{name: arrays[f"tally.{name}"] for name in Tally.__dataclass_fields__})
     return Codes(z, ids, tokens, images, places, image_ids, arrays["error"], tally)
+
+
+def _matrix(values: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
+    # SciPy copies memory maps of int32 indices beside int64 row starts: it wants one type. Past 2³¹ entries it may.
+    if indptr[-1] <= np.iinfo(np.int32).max:
+        indptr = indptr.astype(np.int32)
+    return sparse.csr_array((values, indices, indptr), shape)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], told: Mapping[str, str]) -> None:

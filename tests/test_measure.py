@@ -158,6 +158,7 @@ def test_memory_does_not_grow_with_the_images(stores, tmp_path, monkeypatch):
     torch.manual_seed(0)
     model.W_enc.normal_()
     model.b_enc.fill_(1000)  # all latents fire on all tokens
+    measure.measure(model, stores[100])  # imports what comes with a first use
     peaks = {}
     for n, setup in stores.items():
         gc.collect()
@@ -169,4 +170,4 @@ def test_memory_does_not_grow_with_the_images(stores, tmp_path, monkeypatch):
         tracemalloc.stop()
         assert len(codes.ids) == n and codes.z.nnz == n * 36 * 24
     codes_of_900_images = 900 * 36 * 24 * (4 + 4)
-    assert peaks[1000] - peaks[100] < codes_of_900_images / 2, peaks
+    assert peaks[1000] - peaks[100] < codes_of_900_images / 8, peaks
