@@ -9,6 +9,7 @@ counts the libraries that it shares with the warm process.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import hashlib
@@ -27,7 +28,7 @@ import types
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _CODE = Path(__file__).parent
 _FOLDER = "SAE_WARM"  # the environment variable that tells jobs where the socket lies
@@ -173,8 +174,8 @@ def _kill(fork: int) -> None:
         os.killpg(fork, signal.SIGKILL)
 
 
-def _run(request: dict[str, Any]) -> None:
-    """Runs a script in this fork, as `python script` would in a process of its own."""
+def _run(request: dict[str, Any]) -> NoReturn:
+    """Runs a script in this fork, as `python script` would in a process of its own, and exits."""
     os.setpgid(0, 0)  # so that the script's children can be ended with it
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
@@ -196,7 +197,21 @@ def _run(request: dict[str, Any]) -> None:
     torch.set_num_threads(threads)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__ = sys.argv[0]
-    exec(compile(Path(sys.argv[0]).read_bytes(), sys.argv[0], "exec"), main.__dict__)
+    status = 0
+    try:
+        exec(compile(Path(sys.argv[0]).read_bytes(), sys.argv[0], "exec"), main.__dict__)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    # Python's own end takes everything apart that was imported: the fork would copy all these pages.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
@@ -207,7 +222,8 @@ if __name__ == "__main__":
     try:
         name = _fingerprint()
         _import_all()
-        _compile_all()
+        with suppress(Exception):
+            _compile_all()
         gc.freeze()  # forks share these objects as long as no collection touches them
         request = _serve(f"{folder}/{name}", forks)
     finally:
