@@ -139,26 +139,26 @@ def test_patch_maps_are_the_activations_on_the_patches(setup, dictionary):
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """The same layer with 100 and with 1,000 images; 20 of them go through the ViT."""
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=2, num_classes=5).eval().requires_grad_(False)
+    """The same layer with 1,000 and with 10,000 images; 20 of them go through the ViT."""
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5).eval().requires_grad_(False)
     rng, setups = np.random.default_rng(0), {}
-    for n in (100, 1000):
+    for n in (1000, 10_000):
         folder = tmp_path_factory.mktemp(f"images-{n}")
-        np.save(folder / "pixels.npy", rng.integers(0, 256, (n, 96, 96, 3), np.uint8))
+        np.save(folder / "pixels.npy", rng.integers(0, 256, (n, 32, 32, 3), np.uint8))
         manifest = pd.DataFrame({"id": range(n), "label": None, "status": "ok", "group": range(n)})
         manifest["sha256"] = [f"{int(h):064x}" for h in rng.integers(2**62, size=n)]
         manifest["split"] = np.where(np.arange(n) % 5 == 0, "held_out", "train")
-        setups[n] = small.setup(folder, vit, manifest, 0, "patches", 24, sample=20, latents=5, images=2)
+        setups[n] = small.setup(folder, vit, manifest, 0, "patches", 96, sample=20, latents=5, images=2)
     return setups
 
 
 def test_memory_does_not_grow_with_the_images(stores, tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "_PRE_ACTIVATIONS", 24 * 36 * 50)  # 50 images at a time
-    model = SparseAutoencoder(SAEConfig(192, 24, 24, "topk", "standardised", 0)).requires_grad_(False)
+    monkeypatch.setattr(measure, "_PRE_ACTIVATIONS", 96 * 4 * 200)  # 200 images at a time
+    model = SparseAutoencoder(SAEConfig(192, 96, 96, "topk", "standardised", 0)).requires_grad_(False)
     torch.manual_seed(0)
     model.W_enc.normal_()
     model.b_enc.fill_(1000)  # all latents fire on all tokens
-    measure.measure(model, stores[100])  # imports what comes with a first use
+    measure.measure(model, stores[1000])  # imports what comes with a first use
     peaks = {}
     for n, setup in stores.items():
         gc.collect()
@@ -168,6 +168,6 @@ def test_memory_does_not_grow_with_the_images(stores, tmp_path, monkeypatch):
         sae.codes(tmp_path / str(n)).of(setup.layer.sample)
         peaks[n] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert len(codes.ids) == n and codes.z.nnz == n * 36 * 24
-    codes_of_900_images = 900 * 36 * 24 * (4 + 4)
-    assert peaks[1000] - peaks[100] < codes_of_900_images / 8, peaks
+        assert len(codes.ids) == n and codes.z.nnz == n * 4 * 96
+    codes_of_9000_images = 9000 * 4 * 96 * (4 + 4)
+    assert peaks[10_000] - peaks[1000] < codes_of_9000_images / 8, peaks
