@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
-from scipy.special import gammaln
+from scipy import sparse, stats
 
 from sae.images import COLUMNS, describe
 
@@ -258,33 +257,5 @@ def _fisher(table: pd.DataFrame) -> np.ndarray:
         return np.zeros(0)
     shape = cases.max(0) + 1
     case, place = np.unique(np.ravel_multi_index(tuple(cases.T), shape), return_inverse=True)
-    return hypergeometric_tail(*np.unravel_index(case, shape))[place]
-
-
-def hypergeometric_tail(right: np.ndarray, n: np.ndarray, support: np.ndarray, flagged: np.ndarray) -> np.ndarray:
-    """Returns P(X >= right) where `flagged` of n images are drawn and X of the `support` images of a class are found.
-
-    As scipy.stats.hypergeom.sf(right - 1, n, support, flagged), whose import takes a second. All are arrays [pairs].
-    """
-    right, n, support, flagged = (np.asarray(part, np.float64) for part in (right, n, support, flagged))
-    # The terms fall away from the mean: summed upwards from `right` above it, else downwards from `right` - 1.
-    up, rest = right * n > support * flagged, n - support - flagged
-    k = np.where(up, right, right - 1)
-    possible = (k >= np.maximum(0, -rest)) & (k <= np.minimum(support, flagged))
-    k = np.where(possible, k, np.maximum(0, -rest))
-
-    def log_choose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return gammaln(a + 1) - gammaln(b + 1) - gammaln(a - b + 1)
-
-    log_p = log_choose(support, k) + log_choose(n - support, flagged - k) - log_choose(n, flagged)
-    term = np.where(possible, np.exp(log_p), 0)
-    total, left = term.copy(), np.flatnonzero(term)
-    while len(left):
-        at, s, f, r = k[left], support[left], flagged[left], rest[left]
-        above = (s - at) * (f - at) / ((at + 1) * (r + at + 1))
-        below = at * (r + at) / ((s - at + 1) * (f - at + 1))
-        term[left] *= np.where(up[left], above, below)
-        k[left] += np.where(up[left], 1, -1)
-        total[left] += term[left]
-        left = left[term[left] > 1e-17 * total[left]]
-    return np.where(up, total, 1 - total).clip(0, 1)
+    right, images, support, flagged = np.unravel_index(case, shape)
+    return stats.hypergeom.sf(right - 1, images, support, flagged)[place]

@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.special import log_softmax, ndtr
+from scipy import stats
+from scipy.special import log_softmax
 
 from sae.errors import InputError
 from sae.latent_codes import Codes
@@ -253,29 +254,6 @@ def tables(
     return table, pd.DataFrame(moved, columns=_EFFECTS)
 
 
-def wilcoxon(difference: np.ndarray) -> float:
-    """Returns the two-sided p of the Wilcoxon signed-rank test of n differences; differences of 0 are left out.
-
-    Exact where n, zeros included, is at most 50 without ties and zeros or at most 13 with them, else the normal
-    approximation: as scipy.stats.wilcoxon, whose import takes a second.
-    """
-    n, difference = len(difference), difference[difference != 0]
-    _values, place, count = np.unique(np.abs(difference), return_inverse=True, return_counts=True)
-    twice = (2 * np.cumsum(count) - count + 1)[
-        place
-    ]  # ranks, from 1; ties share theirs; doubled, so that they are whole
-    positive, total = int(twice[difference > 0].sum()), int(twice.sum())
-    if n <= 13 or (n <= 50 and count.max() == 1 and len(difference) == n):
-        ways = np.ones(1)  # of choosing signs, by twice the sum of the positive ranks
-        for rank in twice:
-            ways = np.append(ways, np.zeros(rank)) + np.append(np.zeros(rank), ways)
-        lower, upper = ways[: positive + 1].sum(), ways[positive:].sum()
-        return min(1.0, 2 * min(lower, upper) / ways.sum())
-    m = len(difference)
-    deviation = np.sqrt((m * (m + 1) * (2 * m + 1) - (count**3 - count).sum() / 2) / 24)
-    return float(2 * ndtr(-abs(positive - total / 2) / 2 / deviation))
-
-
 def _changes(codes: Codes, latents: list[int], norms: np.ndarray, images: int, seed: int) -> Iterator[_Change]:
     """Yields every change to be made; `norms` [F] are the decoder rows'."""
     assert codes.images is not None  # as in all codes but a second seed's
@@ -350,7 +328,7 @@ def _compare(sizes: dict[str, np.ndarray]) -> dict[str, float]:
         "size_control": mean["control"],
         "size_steered": mean["steer"],
         "ratio": mean["ablate"] / mean["control"] if mean["control"] > 0 else np.nan,
-        "p": wilcoxon(sizes["ablate"] - sizes["control"]) if differ else np.nan,
+        "p": float(stats.wilcoxon(sizes["ablate"], sizes["control"]).pvalue) if differ else np.nan,
     }
 
 

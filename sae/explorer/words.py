@@ -133,11 +133,12 @@ PANELS = {
     "silent": "Random images on which it is silent",
 }
 
+# By token type: where such a latent fires, and what its firing follows.
 _TOKEN_TYPES = {
-    "prefix": "it fires on class or register tokens, not on patches",
-    "artefact": "it fires on tokens of unusually large norm, which hold little of their patch's content",
-    "position": "it fires at certain positions (a row, a column or a patch), whatever the image shows there",
-    "border": "it fires along the border, whatever the image shows there",
+    "prefix": ("on class or register tokens, not on patches", "the kind of token"),
+    "artefact": ("on tokens of unusually large norm, which hold little of their patch's content", "the norm"),
+    "position": ("at certain positions (a row, a column or a patch), whatever the image shows there", "the position"),
+    "border": ("along the border, whatever the image shows there", "the border"),
 }
 
 
@@ -153,7 +154,7 @@ def headline(fact: Mapping[str, Any], best: Mapping[str, Any] | None, other: Map
     if fact["status"] == "dead":
         return "Dead: it fires on no token of any image."
     if fact["token_type"]:
-        return f"Probably not a visual feature: {_TOKEN_TYPES[fact['token_type']]}."
+        return f"Probably not a visual feature: it fires {_TOKEN_TYPES[fact['token_type']][0]}."
     if best is None:
         return "No class could be tested: all classes on whose images it fires have too few images."
     name = _class(best)
@@ -185,19 +186,26 @@ def checks(
     """
     if fact["status"] == "dead":
         return []
-    return [_class_check(best), _stability(fact), _similarity(monosemanticity), _effect(intervention)]
+    return [
+        _class_check(best, fact["token_type"]),
+        _stability(fact),
+        _similarity(monosemanticity),
+        _effect(intervention),
+    ]
 
 
-def _class_check(best: Mapping[str, Any] | None) -> tuple[str, str]:
+def _class_check(best: Mapping[str, Any] | None, token_type: str) -> tuple[str, str]:
     if best is None:
         return "open", "No class could be tested."
     if not best["flagged_held_out"]:
         return "no", f"It flags no held-out image, so nothing confirms {_class(best)} (q = {best['q']:.2g})."
     base_rate = best["support_held_out"] / best["images_held_out"]
     text = (
-        f"{best['precision_held_out']:.0%} of the held-out images that it flags show {_class(best)}; "
-        f"{base_rate:.0%} of all held-out images do (q = {best['q']:.2g})."
+        f"{best['precision_held_out']:.0%} of the {best['flagged_held_out']:,} held-out images that it flags show "
+        f"{_class(best)}; {base_rate:.0%} of all held-out images do (q = {best['q']:.2g})."
     )
+    if best["confirmed"] and token_type:
+        return "open", f"{text} But its firing follows {_TOKEN_TYPES[token_type][1]}, which may be the cause."
     return "yes" if best["confirmed"] else "no", text
 
 

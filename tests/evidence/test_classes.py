@@ -148,12 +148,3 @@ def test_a_caption_groups_nothing():
     assert list(classes.attributes(table)) == ["label", "kind"]
     table["label"] = None
     assert list(classes.attributes(table)) == ["kind"]
-
-
-def test_the_tail_of_the_hypergeometric_is_scipys():
-    rng = np.random.default_rng(0)
-    n = rng.integers(1, 400, 3000)
-    support, flagged = rng.integers(0, n + 1), rng.integers(0, n + 1)
-    right = rng.integers(np.maximum(0, support + flagged - n), np.minimum(support, flagged) + 1)
-    wanted = stats.hypergeom.sf(right - 1, n, support, flagged)
-    np.testing.assert_allclose(classes.hypergeometric_tail(right, n, support, flagged), wanted, rtol=1e-9, atol=1e-300)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import sparse, stats
+from scipy import sparse
 
 from sae import InputError
 from sae import vit as vits
@@ -369,13 +369,3 @@ def test_rounding_is_no_effect():
     assert (size > 0).tolist() == [False, True, False]
     assert not effects[[0, 2]].any() and not effects[:, :2].any()
     np.testing.assert_allclose(effects[1, 2:], [7.5e-3, -2.5e-3, -2.5e-3, -2.5e-3], rtol=1e-6)
-
-
-@pytest.mark.parametrize("n", [3, 8, 13, 14, 50, 60])
-def test_the_signed_rank_test_is_scipys(n):
-    rng = np.random.default_rng(n)
-    for shift in (0, 0.5, 2):
-        smooth = rng.standard_normal(n) + shift
-        for difference in (smooth, np.append(smooth[1:], 0), np.round(smooth + 0.2, 1)):
-            wanted = stats.wilcoxon(difference).pvalue
-            assert interventions.wilcoxon(difference) == pytest.approx(wanted, rel=1e-9)

@@ -44,6 +44,8 @@ def test_checks_for_and_against():
         return [verdict for verdict, _text in words.checks(*given)]
 
     assert verdicts(latent(), best(), SIMILAR, MOVES) == ["yes"] * 4
+    verdict, text = words.checks(latent(token_type="border"), best(), SIMILAR, MOVES)[0]
+    assert verdict == "open" and "90% of the 10 held-out images" in text and "follows the border" in text
     weak = SIMILAR.copy()
     weak["monosemanticity"] = 0.1
     against = MOVES.copy()
