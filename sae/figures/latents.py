@@ -50,29 +50,28 @@ def density(latents: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def choose_latents(latents: pd.DataFrame, count: int, flagged: bool = False, seed: int = 0) -> dict[str, list[int]]:
+def choose_latents(latents: pd.DataFrame, count: int, seed: int = 0) -> dict[str, list[int]]:
     """Chooses the latents of a sheet: half picked for their class, half drawn at random from those alive.
+
+    Latents with a token type, which follow a position or artefact tokens, are left out.
 
     The picked latents are the confirmed ones of highest top_mcc, one per class, so that no class fills the sheet. If no
     latent has a class, all are drawn at random.
 
     Args:
         latents: latents.parquet.
-        flagged: whether to include latents with a token type, which follow a position or artefact tokens.
 
     Returns:
         heading -> latents.
     """
-    alive = latents[latents["status"] == "alive"]
-    if not flagged:
-        alive = alive[alive["token_type"] == ""]
+    alive = latents[(latents["status"] == "alive") & (latents["token_type"] == "")]
     named = alive[alive["confirmed"]].sort_values(["top_mcc", "latent"], ascending=[False, True])
     picked = named.drop_duplicates(["top_attribute", "top_class"])["latent"].head(count // 2).tolist()
     others = alive.loc[~alive["latent"].isin(picked), "latent"].to_numpy()
     drawn = np.random.default_rng(seed).choice(others, min(count - len(picked), len(others)), replace=False)
     return {
         "Picked: latents with the clearest classes": picked,
-        "Drawn at random from all that fire": sorted(drawn.tolist()),
+        "Drawn at random; latents with a token type are left out": sorted(drawn.tolist()),
     }
 
 

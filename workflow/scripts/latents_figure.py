@@ -18,7 +18,7 @@ settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake):
     manifest = pd.read_parquet(snakemake.input.manifest)
     latents, panels = (pd.read_parquet(snakemake.input[name]) for name in ("latents", "images"))
-    groups = sheets.choose_latents(latents, settings["latents"], settings["flagged"])
+    groups = sheets.choose_latents(latents, settings["latents"])
     shown = sheets.shown(panels, [latent for part in groups.values() for latent in part], settings["images"])
     patches = Geometry(**files.read_json(snakemake.input.reference)["geometry"]).patches
     codes = sae.codes(Path(snakemake.input.codes).parent)
