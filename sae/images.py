@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import importlib.util
 import io
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,22 +17,46 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from sae.errors import InputError
 from sae.files import sha256, whole
 from sae.near_duplicates import THUMBNAIL, near_duplicates
 
-_FORMATS = "jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pnm"
+_FORMATS = "jpg jpeg jpe jfif png bmp gif webp avif jp2 j2k tif tiff ppm pgm pnm"
 EXTENSIONS = frozenset(f".{name}" for name in _FORMATS.split())
+_UNREAD = "heic heif hif jxl svg psd cr2 cr3 nef arw dng orf rw2 raf"  # by Pillow; the manifest lists them as broken
+_FOREIGN = frozenset(f".{name}" for name in _UNREAD.split())
+# What archives, network storage and systems lay beside images: copies, thumbnails, deleted files.
+_NOT_IMAGES = frozenset(
+    ("__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "@Recently-Snapshot", "$RECYCLE.BIN", "lost+found")
+)
 COLUMNS = ["id", "path", "label", "split", "sha256", "width", "height", "mode", "status", "reason", "group"]
 TRAIN, HELD_OUT = "train", "held_out"
-_SPLIT_NAMES = {"train": TRAIN, "training": TRAIN} | dict.fromkeys(
-    ("held_out", "held-out", "val", "valid", "validation", "test"), HELD_OUT
+_SPLIT_NAMES = dict.fromkeys(("train", "training"), TRAIN) | dict.fromkeys(
+    ("held_out", "held-out", "heldout", "val", "valid", "validation", "test", "testing", "dev", "eval"), HELD_OUT
 )
 _MOST_PIXELS = 178_956_970  # above this Pillow itself suspects a decompression bomb
+_LONGEST = 256  # times its width: a strip becomes as wide as the model's input before it is cropped
+_ORIENTATION = 0x0112
+# The EXIF orientations from 2 on, and the way back.
+_UPRIGHT = dict(
+    enumerate(
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        2,
+    )
+)
 _CHUNK = 256  # images in memory at once
+_BESIDE = "beside the folders that give the split: split by content"  # a reason
 
 
 def build_manifest(
@@ -38,15 +64,15 @@ def build_manifest(
 ) -> pd.DataFrame:
     """Lists every image under `folder`, with its status and the reason if it is not used.
 
-    An image's label is its sub-folder ("animals/cat"), none for images that lie in `folder` itself. Where the
-    topmost sub-folders are all called train, val, test or the like, they give the split instead of a label. Otherwise a
-    hash of the content decides the split, so that new images never change the split of old ones.
+    An image's label is its sub-folder ("animals/cat"), none for images that lie in `folder` itself. Sub-folders called
+    train and val, test or the like give the split instead of a label, see `_folder_labels`. Otherwise a hash of the
+    content decides the split, so that new images never change the split of old ones.
 
     Args:
         folder: searched at all levels; links are followed; names that begin with a dot are skipped.
-        labels: a CSV with the columns path (relative to `folder`, or absolute) and, each optional, label and split
-            (train or held_out); every further column is kept as an attribute of the image. Images that it does not
-            list are not used.
+        labels: a CSV in UTF-8 with the columns path (relative to `folder`, or absolute) and, each optional, label and
+            split (train or held_out); every further column is kept as an attribute of the image. Commas, semicolons or
+            tabs separate the cells. Images that it does not list are not used.
         held_out: the share of images that are not used for training, 0..1.
         threads: how many images are read at once.
 
@@ -116,8 +142,9 @@ def read_image(path: str | Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path) as image:
-            image.load()
-            return _as_rgb(ImageOps.exif_transpose(image))
+            image.load()  # turns a TIFF, and takes its orientation away
+            orientation, rgb = _orientation(image), _as_rgb(image)
+            return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def decode(
@@ -203,6 +230,8 @@ def summary(manifest: pd.DataFrame) -> str:
         f"{splits.get(TRAIN, 0)} train, {splits.get(HELD_OUT, 0)} held out; "
         f"{used(manifest)['label'].nunique()} classes"
     ]
+    if beside := int((used(manifest)["reason"].str.contains(_BESIDE)).sum()):
+        lines.append(f"  {beside} lie {_BESIDE}")
     bad = manifest[~manifest["status"].isin(["ok", "unlisted"])]
     lines += [f"  {row.path}: {row.status}: {row.reason}" for row in bad.head(20).itertuples()]
     if len(bad) > 20:
@@ -256,22 +285,24 @@ def _synsets() -> dict[str, str]:
 
 def _image_files(folder: Path) -> Iterator[str]:
     """Yields the paths of the image files, relative to the folder, with forward slashes."""
-    seen = set()
+    seen = {os.path.realpath(name) for name in ("results", ".snakemake")} - {os.path.realpath(folder)}  # our own
     for place, subfolders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link that leads back up
+        if real in seen:  # or a link that leads back up
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = [s for s in subfolders if not s.startswith(".") and s != "__MACOSX"]
+        subfolders[:] = [s for s in subfolders if not s.startswith(".") and s not in _NOT_IMAGES]
         for name in names:
-            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
+            if Path(name).suffix.lower() in EXTENSIONS | _FOREIGN and not name.startswith("."):
                 yield (Path(place) / name).relative_to(folder).as_posix()
 
 
 def _inspect(path: Path) -> dict:
     """Returns the manifest's values for one file; a broken file raises no error."""
     row = {"sha256": "", "width": 0, "height": 0, "mode": "", "status": "ok", "reason": "", "thumbnail": None}
+    if path.suffix.lower() in _FOREIGN:
+        return row | {"status": "broken", "reason": f"{path.suffix} files cannot be read; save it as PNG or JPEG"}
     try:
         content = path.read_bytes()
         row["sha256"] = hashlib.sha256(content).hexdigest()
@@ -281,11 +312,16 @@ def _inspect(path: Path) -> dict:
                 row |= {"width": image.width, "height": image.height, "mode": image.mode}
                 if image.width * image.height > _MOST_PIXELS:
                     raise Image.DecompressionBombError
+                long, short = max(image.size), min(image.size)
+                if long > _LONGEST * short:
+                    row |= {"status": "huge", "reason": f"{long // short} times as long as wide; crop it to use it"}
+                    return row
                 reasons = _peculiarities(image)
-                if image.getexif().get(0x0112, 1) >= 5:  # a quarter turn: width and height change places
-                    row |= {"width": image.height, "height": image.width}
+                whole_size = image.size
                 image.draft("RGB", (64, 64))  # JPEG: every block is still read, few pixels are computed
                 image.load()
+                if _orientation(image) >= 5:  # a quarter turn: width and height change places
+                    row |= dict(zip(("height", "width"), whole_size, strict=True))
                 row["thumbnail"] = np.asarray(_as_rgb(image).resize(THUMBNAIL, Image.Resampling.BOX))
         row["reason"] = "; ".join(reasons)
     except Image.DecompressionBombError:
@@ -304,10 +340,10 @@ def _inspect(path: Path) -> dict:
 def _peculiarities(image: Image.Image) -> list[str]:
     """Returns a description of the conversion by `read_image`; empty for a plain upright RGB image."""
     reasons = []
-    orientation = image.getexif().get(0x0112, 1)
+    orientation = _orientation(image)
     if (frames := getattr(image, "n_frames", 1)) > 1:
         reasons.append(f"animated: the first of {frames} frames is used")
-    if orientation in range(2, 9):
+    if orientation in _UPRIGHT:
         reasons.append(f"turned upright by its EXIF orientation {orientation}")
     if image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F")):
         reasons.append("greyscale: repeated over the three channels")
@@ -320,9 +356,32 @@ def _peculiarities(image: Image.Image) -> list[str]:
     return reasons
 
 
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 to 8; 1 where the EXIF cannot be read, as image viewers do."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # of many kinds, as in `_inspect`
+        return 1
+    value = value[0] if isinstance(value, bytes | tuple) and len(value) == 1 else value
+    return int(value) if value in _UPRIGHT else 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Returns a greyscale image of more than 8 bits with 8; Pillow's own conversion clips at 255 instead of scaling.
+
+    A TIFF may hold fewer bits than it has room for: the smallest of 8, 12 and 16 bits that holds its values counts.
+    """
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= 2**16:
+        raise ValueError(f"pixels from {low} to {high}: their range is unknown; save it with 8 or 16 bits")
+    bits = next(bits for bits in (8, 12, 16) if high < 2**bits) if image.format == "TIFF" else 16
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I;16", "I")):  # Pillow's own conversion clips at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
     elif image.mode == "F":
         raise ValueError("floating-point pixels: their range is unknown; save it with 8 or 16 bits")
     if image.has_transparency_data:
@@ -332,21 +391,75 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _folder_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds split and label by the sub-folders.
+
+    Where train and held-out folders lie side by side (below folders that all images share, or each class has its own),
+    they give the split of the images in them. A train folder alone gives no split, and is no class.
+    """
     parents = [Path(p).parent.parts for p in table["path"]]
     table["split"] = None
-    if all(p and p[0].lower() in _SPLIT_NAMES for p in parents) and len({p[0] for p in parents}) > 1:
-        table["split"] = [_SPLIT_NAMES[p[0].lower()] for p in parents]
-        parents = [p[1:] for p in parents]
+    shared = 0  # folders that all images have in common
+    while len({p[: shared + 1] for p in parents if len(p) > 1}) == 1 and all(len(p) > shared + 1 for p in parents):
+        shared += 1
+    for place in (*range(shared + 1), -1):
+        names = [p[place] if len(p) > max(place, 0) else "" for p in parents]
+        here = [_split_name(name) for name in names]
+        known, alone = set(here) - {None}, None not in here and len(set(names)) == 1
+        if alone or (known == {TRAIN, HELD_OUT} and (place >= 0 or None not in here)):
+            inside = [p[:-1] if place < 0 else p[place + 1 :] for p in parents]
+            parents = [part if split else p for p, part, split in zip(parents, inside, here, strict=True)]
+            if not alone:
+                table["split"] = here
+                beside = table["split"].isna() & (table["status"] == "ok")
+                reasons = table.loc[beside, "reason"]
+                table.loc[beside, "reason"] = [f"{r}; {_BESIDE}" if r else _BESIDE for r in reasons]
+            break
     table["label"] = ["/".join(p) or None for p in parents]
     return table
 
 
+def _split_name(folder: str) -> str | None:
+    """Returns the split that a folder's name tells, such as `train`, `val2017` or `Test_images`."""
+    return _SPLIT_NAMES.get(re.sub(r"[-_ ]*(\d+|set|images)$", "", folder.lower()))
+
+
+def _read_csv(labels: Path) -> pd.DataFrame:
+    """Reads a CSV, every cell as text without spaces around it; lines without a cell are skipped."""
+    try:
+        content = labels.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"labels {labels}: cannot be read as text in UTF-8: {error}") from error
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise InputError(f"labels {labels}: cannot be read as CSV: {error}") from error
+    lines = [(number, row) for number, row in lines if any(row)]
+    if not lines:
+        raise InputError(f"labels {labels}: the file is empty")
+    header = [name.lower() if name.lower() in ("path", "label", "split") else name for name in lines[0][1]]
+    while header and not header[-1] and all(len(row) < len(header) or not row[-1] for _number, row in lines):
+        header, lines = (
+            header[:-1],
+            [(number, row[: len(header) - 1]) for number, row in lines],
+        )  # separators at the end
+    if repeated := [name for name in header if header.count(name) > 1 or not name]:
+        raise InputError(f"labels {labels}: the name {repeated[0]!r} of a column is empty or used twice; rename it")
+    for number, row in lines[1:]:
+        if len(row) != len(header):
+            raise InputError(
+                f"labels {labels}: line {number} has {len(row)} cells, the first line {len(header)}; "
+                "quote cells that contain the separator"
+            )
+    return pd.DataFrame([row for _number, row in lines[1:]], columns=header, dtype=object)
+
+
 def _listed_labels(table: pd.DataFrame, folder: Path, labels: Path) -> pd.DataFrame:
     """Writes the CSV's columns into the table; images that are not in the CSV become `unlisted`."""
-    try:
-        listed = pd.read_csv(labels, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"labels {labels}: cannot be read as CSV: {' '.join(str(error).split())}") from error
+    listed = _read_csv(labels)
     if "path" not in listed:
         raise InputError(f"labels {labels}: no column `path`; it has {', '.join(listed.columns)}")
     clash = sorted(set(listed.columns) & ({*COLUMNS, "thumbnail"} - {"path", "label", "split"}))
@@ -356,10 +469,17 @@ def _listed_labels(table: pd.DataFrame, folder: Path, labels: Path) -> pd.DataFr
     for root in roots:
         listed["path"] = listed["path"].str.removeprefix(root)
     listed["path"] = listed["path"].str.removeprefix("./")
+    plain = {_plain(path): path for path in table["path"]}
+    known = set(table["path"])
+    listed["path"] = [path if path in known else plain.get(_plain(path), path) for path in listed["path"]]
     repeated = listed["path"][listed["path"].duplicated()]
     if len(repeated):
         raise InputError(f"labels {labels}: {repeated.iloc[0]} is listed more than once; keep one row")
     missing = sorted(set(listed["path"]) - set(table["path"]))
+    if missing and (folder / missing[0]).is_file():
+        raise InputError(
+            f"labels {labels}: {missing[0]} has no ending of an image, or lies in a folder that is skipped"
+        )
     if missing:
         raise InputError(
             f"labels {labels}: {len(missing)} of its images are not in {folder}, the first is {missing[0]}; "
@@ -378,6 +498,11 @@ def _listed_labels(table: pd.DataFrame, folder: Path, labels: Path) -> pd.DataFr
         table[column] = listed[column]
     table.loc[unlisted & (table["status"] == "ok"), ["status", "reason"]] = ["unlisted", f"not in {labels.name}"]
     return table
+
+
+def _plain(path: str) -> str:
+    """Returns a path as other systems write it: Windows' backslashes, and macOS's letters with separate accents."""
+    return unicodedata.normalize("NFC", path.replace("\\", "/").removeprefix("./").strip())
 
 
 def _mark_duplicates(table: pd.DataFrame) -> None:

@@ -2,12 +2,13 @@
 
 import hashlib
 import shutil
+import struct
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import picture
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sae import images
 from sae.errors import InputError
@@ -175,7 +176,7 @@ def test_labels_csv_gives_labels_splits_and_attributes(pets, tmp_path):
         ("path,label\ncat/1.png,a\ncat/1.png,b\n", "more than once"),
         ("path,split\ncat/1.png,exam\n", "'exam'"),
         ("path,sha256\ncat/1.png,1\n", "sha256"),
-        ("", "cannot be read"),
+        ("", "the file is empty"),
     ],
 )
 def test_labels_csv_that_does_not_fit_is_explained(pets, tmp_path, text, message):
@@ -287,3 +288,151 @@ def test_a_sample_keeps_both_splits_and_its_images_when_others_come():
     before = images.sample(rows.head(1900), 300)
     assert len(set(chosen["id"]) & set(before["id"])) > 250
     assert len(images.sample(rows, 5000)) == 2000
+
+
+def exif(*entries, order="<"):
+    """Returns an EXIF block of (tag, type, count, four bytes or more)."""
+    body, extra = struct.pack(order + "H", len(entries)), b""
+    at = 8 + 2 + 12 * len(entries) + 4
+    for tag, kind, count, data in entries:
+        where = data.ljust(4, b"\0") if len(data) <= 4 else struct.pack(order + "I", at + len(extra))
+        body += struct.pack(order + "HHI", tag, kind, count) + where
+        extra += data if len(data) > 4 else b""
+    return b"Exif\0\0" + b"II*\0" + struct.pack("<I", 8) + body + struct.pack("<I", 0) + extra
+
+
+TURNED = (0x0112, 3, 1, struct.pack("<H", 6))
+
+
+@pytest.mark.parametrize("tag", [0x010E, 0x011A, 0x0128, 0x8769, 0x02BC, 0x8825, 0xA005])
+@pytest.mark.parametrize("kind", [1, 2, 3, 5, 7, 12])
+def test_a_malformed_exif_tag_beside_the_orientation_stops_nothing(pets, tag, kind):
+    path = picture(pets / "cat" / "phone.jpg", seed=7, size=(40, 24))
+    jpeg, block = path.read_bytes(), exif(TURNED, (tag, kind, 2, b"2\0"))
+    path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + jpeg[2:])
+    found = row(manifest(pets), "cat/phone.jpg")
+    assert found[["status", "width", "height"]].tolist() == ["ok", 24, 40]
+    assert images.read_image(path).size == (24, 40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+def test_every_orientation_in_every_format_is_turned_as_pillow_does(pets, ending, orientation):
+    path = pets / f"cat/turned.{ending}"
+    plain = Image.open(picture(pets / "dog/plain.png", seed=3, size=(40, 24))).convert("RGB")
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    plain.save(path, exif=tags)
+    with Image.open(path) as image:
+        image.load()
+        wanted = ImageOps.exif_transpose(image).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(images.read_image(path)), np.asarray(wanted))
+    found = row(manifest(pets), f"cat/turned.{ending}")
+    assert (found["width"], found["height"]) == wanted.size == ((24, 40) if orientation >= 5 else (40, 24))
+
+
+@pytest.mark.parametrize("dtype, high, bits", [("i4", 255, 8), ("i4", 65535, 16), ("u2", 4095, 12), ("u2", 65535, 16)])
+def test_tiffs_of_more_than_eight_bits_are_scaled_by_the_bits_that_hold_them(pets, dtype, high, bits):
+    grey = np.linspace(0, high, 32 * 32).reshape(32, 32).astype(dtype)
+    Image.fromarray(grey).save(pets / "cat/cell.tif")
+    seen = np.asarray(images.read_image(pets / "cat/cell.tif"))[..., 0]
+    np.testing.assert_array_equal(seen, grey >> (bits - 8))
+    assert seen.max() == 255 and row(manifest(pets), "cat/cell.tif")["status"] == "ok"
+
+
+@pytest.mark.parametrize("values", [(-5, 100), (0, 2**20)])
+def test_pixels_of_unknown_range_are_broken_with_a_reason(pets, values):
+    Image.fromarray(np.array([values] * 8, np.int32)).save(pets / "cat/cell.tif")
+    found = row(manifest(pets), "cat/cell.tif")
+    assert found["status"] == "broken" and "their range is unknown" in found["reason"]
+
+
+def test_files_that_are_no_images_of_the_user_are_passed_over_or_counted(pets, monkeypatch):
+    for place in ("@eaDir/x.png", "#recycle/x.png", "__MACOSX/x.png"):
+        picture(pets / "cat" / place, seed=50)
+    (pets / "cat/phone.HEIC").write_bytes(b"ftypheic")
+    picture(pets / "cat/new.avif", seed=51)
+    strip = Image.new("RGB", (9000, 2))
+    strip.save(pets / "dog/strip.png")
+    monkeypatch.chdir(pets)
+    picture(pets / "results/x/explorer/0.png", seed=52)
+    table = manifest(pets)
+    assert set(table["label"]) == {"cat", "dog"}
+    assert row(table, "cat/new.avif")["status"] == "ok"
+    assert row(table, "cat/phone.HEIC")[["status", "reason"]].tolist() == [
+        "broken",
+        ".HEIC files cannot be read; save it as PNG or JPEG",
+    ]
+    assert row(table, "dog/strip.png")[["status", "reason"]].tolist() == [
+        "huge",
+        "4500 times as long as wide; crop it to use it",
+    ]
+
+
+@pytest.mark.parametrize(
+    "names, labels, held_out",
+    [
+        (["train/cat", "val/cat", ""], {"cat", None}, {"val/cat"}),
+        (["train/cat", "val/cat", "unlabeled"], {"cat", "unlabeled"}, {"val/cat"}),
+        (["data/train/cat", "data/val/cat"], {"cat"}, {"data/val/cat"}),
+        (["cat/train", "cat/test", "dog/train"], {"cat", "dog"}, {"cat/test"}),
+        (["train2017", "val2017"], {None}, {"val2017"}),
+        (["train/cat", "train/dog"], {"cat", "dog"}, None),
+        (["train", "car", "plane"], {"train", "car", "plane"}, None),
+        (["test", "cat"], {"test", "cat"}, None),
+    ],
+)
+def test_split_folders_wherever_people_put_them(tmp_path, names, labels, held_out):
+    for number, name in enumerate(names):
+        for seed in range(6):
+            picture(tmp_path / name / f"{seed}.png", seed=100 * number + seed)
+    table = manifest(tmp_path)
+    assert {None if pd.isna(label) else label for label in table["label"]} == labels
+    if held_out is None:  # by content: both splits in all folders
+        assert table["split"].nunique() == 2
+        return
+    folder = table["path"].str.rpartition("/")[0]
+    inside = folder.str.contains("train|val|test")
+    assert set(folder[inside & (table["split"] == "held_out")]) == held_out
+    assert set(folder[inside & (table["split"] == "train")]) == set(folder[inside]) - held_out
+    if not inside.all():
+        assert table.loc[~inside, "split"].nunique() == 2
+        assert "6 lie beside the folders that give the split" in images.summary(table)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path, label\ndog/0.png, tom\n",
+        " Path ;LABEL\r\ndog/0.png;tom\r\n",
+        "path\tlabel\ndog/0.png\ttom\n\n",
+        'path,label\n"dog/0.png","tom"\n,\n',
+        "path,label,\ndog\\0.png,tom,\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_labels_in_every_common_dialect(pets, tmp_path, text, encoding):
+    labels = tmp_path / "labels.csv"
+    extra = "".join(f"{('dog', 'cat')[i % 2]}/{i}.png,x\n" for i in range(1, 12))
+    separator = ";" if ";" in text else "\t" if "\t" in text else ","
+    end = separator if text.startswith("path,label,") else ""
+    lines = [line.replace(",", separator) + end for line in extra.splitlines()]
+    labels.write_bytes((text + "\n".join(lines) + "\n").encode(encoding))
+    table = manifest(pets, labels=labels)
+    assert list(table.columns) == images.COLUMNS
+    assert row(table, "dog/0.png")["label"] == "tom"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"path,label\ndog/0.png,tom, the cat\n", "line 2 has 3 cells, the first line 2"),
+        (b"path,label,label\ndog/0.png,a,b\n", "'label' of a column is empty or used twice"),
+        ("path,label\ndog/0.png,Bär\n".encode("latin-1"), "cannot be read as text in UTF-8"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_a_csv_that_cannot_be_meant_is_refused(pets, tmp_path, content, message):
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        manifest(pets, labels=tmp_path / "labels.csv")
