@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -199,7 +200,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
     """Returns the SAE saved in `folder` (…/layer=6/k=32/method=topk/seed=0), in eval mode.
 
     Raises:
-        InputError: the folder holds no SAE, or its two files do not fit each other.
+        InputError: the folder holds no SAE, a file is damaged, or the two files do not fit each other.
     """
     folder = Path(folder)
     try:
@@ -207,12 +208,22 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
         weights = load_file(folder / "sae.safetensors")
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no SAE here: {Path(error.filename or folder).name} is missing") from error
-    model = SparseAutoencoder(SAEConfig(**{name: facts[name] for name in SAEConfig.__dataclass_fields__}))
+    except NotADirectoryError as error:
+        raise InputError(f"{folder}: is a file; give the folder that holds sae.json and sae.safetensors") from error
+    except SafetensorError as error:
+        raise InputError(f"{folder / 'sae.safetensors'}: the file is damaged: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{folder / 'sae.json'}: the file is damaged: {error}") from error
+    try:
+        model = SparseAutoencoder(SAEConfig(**{name: facts[name] for name in SAEConfig.__dataclass_fields__}))
+        record = facts["training"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'sae.json'}: not the facts of an SAE: {error} is missing or wrong") from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(
             f"{folder}: sae.safetensors does not fit sae.json: {str(error).splitlines()[-1].strip()}"
         ) from error
-    model.record = facts["training"]
+    model.record = record
     return model.eval().requires_grad_(False).to(device)

@@ -42,6 +42,10 @@ def complete(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
 
 
 def _with_defaults(value: Any, rules: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_with_defaults(entry, rules.get("items", {})) for entry in value]
+    if rules.get("type") == "integer" and isinstance(value, float) and value.is_integer():
+        return int(value)  # JSON Schema takes 4.0 for a whole number, file names would not
     if not isinstance(value, dict):
         return value
     value = dict(value)

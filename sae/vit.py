@@ -52,8 +52,8 @@ def load(
     torch.manual_seed(0)
     try:
         model = timm.create_model(name, pretrained=checkpoint is None, **size)
-        if weights is not None and (outputs := _head_outputs(weights, model)) not in (None, model.num_classes):
-            model = timm.create_model(name, num_classes=outputs, **size)  # fine-tuned on other classes
+        if weights is not None and (outputs := _head_outputs(weights, model)) != model.num_classes:
+            model = timm.create_model(name, num_classes=outputs, **size)  # fine-tuned on other classes, or no head
     except Exception as error:
         # timm, its hub client and the model's constructor raise different kinds of errors here.
         wanted = "its pretrained weights" if checkpoint is None else "this model"
@@ -65,7 +65,10 @@ def load(
         torch.set_rng_state(rng)
     if weights is not None and path is not None:
         _fit_weights(model, weights, name, path)
-    geometry(model)
+    shape = geometry(model)
+    for side, patch in zip(shape.side, as_timm(model).patch_embed.patch_size, strict=True):
+        if side < patch or (image_size is not None and side % patch):
+            raise InputError(f"model.image_size {side}: patches are {patch} pixels wide; give a multiple of {patch}")
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = _Linear  # see there
@@ -230,21 +233,35 @@ def _data_config(model: nn.Module) -> dict:
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights of a file; a prefix that all names share, such as Lightning's `model.`, is taken off."""
     try:
-        return timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
+        weights = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
+        while len({name.partition(".")[0] for name in weights}) == 1 and all("." in name for name in weights):
+            weights = {name.partition(".")[2]: value for name, value in weights.items()}
+        return weights
     except Exception as error:
         # unpickling, safetensors and zip errors: each means that this is not a file of weights.
         raise InputError(f"model.checkpoint {path}: cannot be read as weights: {_first_line(error)}") from error
 
 
-def _head_outputs(weights: dict[str, torch.Tensor], model: nn.Module) -> int | None:
-    """Returns how many classes the weights' head has, None where they have no linear head of the model's name."""
+def _head_outputs(weights: dict[str, torch.Tensor], model: nn.Module) -> int:
+    """Returns the number of classes of the weights' head, 0 without one; the model's own if its head is not linear."""
     classifier = as_timm(model).pretrained_cfg.get("classifier")
-    head = weights.get(f"{classifier}.weight") if isinstance(classifier, str) else None
-    return None if head is None or head.ndim != 2 else head.shape[0]
+    if not isinstance(classifier, str):
+        return model.num_classes
+    head = weights.get(f"{classifier}.weight")
+    return 0 if head is None else head.shape[0] if head.ndim == 2 else model.num_classes
 
 
 def _fit_weights(model: nn.Module, weights: dict[str, torch.Tensor], name: str, path: Path) -> None:
+    patch = weights.get("patch_embed.proj.weight")
+    wanted = tuple(as_timm(model).patch_embed.patch_size) if hasattr(model, "patch_embed") else None
+    if patch is not None and patch.ndim == 4 and wanted is not None and tuple(patch.shape[2:]) != wanted:
+        # timm would resample the patches without a word: a model that nobody trained.
+        raise InputError(
+            f"model.checkpoint {path}: does not fit {name}: its patches are {patch.shape[2]} pixels wide, "
+            f"the model's {wanted[0]}"
+        )
     try:
         missing, extra = model.load_state_dict(_filter_of(model)(weights, model), strict=False)
     except Exception as error:
@@ -253,6 +270,8 @@ def _fit_weights(model: nn.Module, weights: dict[str, torch.Tensor], name: str, 
         raise InputError(f"model.checkpoint {path}: does not fit {name}: {detail}") from error
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the model does not have"
+        if missing and extra:
+            what += f" and has {extra[0]} instead"
         raise InputError(f"model.checkpoint {path}: does not fit {name}: it {what}")
 
 

@@ -45,6 +45,23 @@ def test_files_that_do_not_belong_together_are_explained(tmp_path):
         sae.load(tmp_path)
 
 
+def test_damaged_files_are_named(tmp_path):
+    model().save(tmp_path)
+    weights, facts = (tmp_path / f"sae.{ending}" for ending in ("safetensors", "json"))
+    whole, text = weights.read_bytes(), facts.read_text()
+    for damaged in (b"", whole[:20], whole[: len(whole) // 2], b"\xff" * 100):
+        weights.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"sae\.safetensors: the file is damaged"):
+            sae.load(tmp_path)
+    weights.write_bytes(whole)
+    for damaged, message in ((text[:50], "is damaged"), ("[]", "not the facts"), ("{}", "not the facts")):
+        facts.write_text(damaged)
+        with pytest.raises(InputError, match=rf"sae\.json: .*{message}"):
+            sae.load(tmp_path)
+    with pytest.raises(InputError, match="is a file; give the folder"):
+        sae.load(weights)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_latents_are_chosen_as_the_method_says(method):
     m = model(method)

@@ -23,6 +23,11 @@ def test_defaults_are_filled_in_and_the_given_is_kept():
     assert given["training"] == {"epochs": 3}
 
 
+def test_whole_numbers_may_be_written_with_a_point():
+    config = complete({**LEAST, "shards": 2.0, "grid": {"layers": [1.0], "ks": [4.0, 8]}}, SCHEMA)
+    assert repr([config["shards"], *config["grid"]["layers"], *config["grid"]["ks"]]) == "[2, 1, 4, 8]"
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_every_experiment_is_valid_alone(path):
     text = path.read_text()

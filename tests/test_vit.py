@@ -162,15 +162,33 @@ def test_a_checkpoint_fine_tuned_on_other_classes_brings_its_head(tmp_path):
     assert vit.class_names(model) == {}
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "module.backbone."])
+def test_weights_without_a_head_and_with_a_prefix_are_loaded(tmp_path, prefix):
+    source = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
+    weights = {prefix + name: value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "mine.ckpt")
+    model = vit.load("vit_tiny_patch16_224", tmp_path / "mine.ckpt", 32)
+    assert vit.geometry(model).outputs == 0
+    torch.testing.assert_close(model.blocks[7].mlp.fc1.weight.data, source.blocks[7].mlp.fc1.weight.data)
+
+
+@pytest.mark.parametrize("side", [8, 100, 225])
+def test_a_size_that_is_no_multiple_of_the_patches_is_refused(side):
+    with pytest.raises(InputError, match=f"model.image_size {side}: patches are 16 pixels wide"):
+        vit.load("vit_tiny_patch16_224", "random", side)
+
+
 def test_a_model_that_does_not_fit_is_explained(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
     save_file(timm.create_model("vit_tiny_patch16_224", img_size=32).state_dict(), tmp_path / "tiny.safetensors")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    save_file(timm.create_model("vit_tiny_patch16_224", patch_size=32).state_dict(), tmp_path / "coarse.safetensors")
     cases = [
         (("vit_tiny_patch16_224", tmp_path / "nothing.pth"), "no such file"),
         (("vit_tiny_patch16_224", tmp_path / "text.pth"), "cannot be read as weights"),
         (("vit_small_patch16_224", tmp_path / "tiny.safetensors", 32), "does not fit"),
         (("vit_tiny_patch16_224", tmp_path / "other.safetensors"), "does not fit"),
+        (("vit_tiny_patch16_224", tmp_path / "coarse.safetensors"), "its patches are 32 pixels wide, the model's 16"),
         (("vit_tiny_patch15_224", "random"), "no such model"),
         (("resnet18", "random"), "not a plain Vision Transformer"),
         (("swin_tiny_patch4_window7_224", "random"), "not a plain Vision Transformer"),

@@ -34,6 +34,7 @@ styled = matplotlib.rc_context(
         "grid.color": "#e6e6e6",
         "axes.axisbelow": True,
         "legend.frameon": False,
+        "text.parse_math": False,  # names of classes may hold dollar signs
         "svg.fonttype": "none",
         "svg.hashsalt": "sae",  # the same table gives the same file
     }

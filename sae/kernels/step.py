@@ -20,7 +20,17 @@ from numba.extending import intrinsic, overload
 # comes from the cache or was compiled in this run, and an interrupted run would give other weights than an
 # uninterrupted one.
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
-compiled: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+
+
+def compiled(function: Any) -> Any:
+    """Compiles a function at its first call; keeps the result for later processes where a folder can be written."""
+    options = {"nogil": True, "error_model": "numpy", "fastmath": _FAST}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # a read-only installation and no home, as in containers
+        return njit(**options)(function)
+
+
 BLOCK = 256  # latents whose gradients stay in a core's cache
 
 

@@ -68,7 +68,7 @@ def test_a_sheet_shows_the_images_with_box_and_heat(tmp_path):
     )
     images = figures.shown(images, shown, 2)
     assert len(images) == 4 * len(shown)  # no third of the strongest, no third silent one
-    manifest = pd.DataFrame({"id": [1, 2, 3], "label": ["a/<b>", "n02123045", None]})
+    manifest = pd.DataFrame({"id": [1, 2, 3], "label": ["a/<b> US$ 5 to US$ {9", "n02123045", None]})
     pictures = {i: np.full((32, 48, 3), 200, np.uint8) for i in (1, 2, 3)}
     heat = {(n, i): np.eye(2, 3) for n in shown for i in (1, 2)}
     figure = figures.sheet(groups, table, images, manifest, pictures, heat, "title")
@@ -83,11 +83,11 @@ def test_a_sheet_shows_the_images_with_box_and_heat(tmp_path):
     drawn = np.asarray(axes.images[0].get_array())
     assert drawn[:16, :16].mean() > 2 * drawn[:16, 16:32].mean()  # bright where the latent fires
     assert np.asarray(axes.images[3].get_array()).max() < 100  # the silent image is dark
-    assert "8.0* <b>" in written(figure) and "7.0* tabby" in written(figure) and "silent images" in written(figure)
+    assert "8.0* <b> US" in written(figure) and "7.0* tabby" in written(figure) and "silent images" in written(figure)
     assert "precision 50%, recall 25%" in written(figure)
     assert "no class" in written(figure)
     style.save(figure, tmp_path / "sheet.svg")
-    assert "&lt;b&gt;" in (tmp_path / "sheet.svg").read_text()
+    assert "&lt;b&gt; US$ 5 to US$" in (tmp_path / "sheet.svg").read_text()
 
 
 def test_large_pictures_are_kept_no_larger_than_they_are_seen():
