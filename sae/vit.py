@@ -246,11 +246,11 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def _head_outputs(weights: dict[str, torch.Tensor], model: nn.Module) -> int:
     """Returns the number of classes of the weights' head, 0 without one; the model's own if its head is not linear."""
-    classifier = as_timm(model).pretrained_cfg.get("classifier")
+    own, classifier = int(as_timm(model).num_classes), as_timm(model).pretrained_cfg.get("classifier")
     if not isinstance(classifier, str):
-        return model.num_classes
+        return own
     head = weights.get(f"{classifier}.weight")
-    return 0 if head is None else head.shape[0] if head.ndim == 2 else model.num_classes
+    return 0 if head is None else head.shape[0] if head.ndim == 2 else own
 
 
 def _fit_weights(model: nn.Module, weights: dict[str, torch.Tensor], name: str, path: Path) -> None:

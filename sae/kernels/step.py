@@ -24,7 +24,7 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 def compiled(function: Any) -> Any:
     """Compiles a function at its first call; keeps the result for later processes where a folder can be written."""
-    options = {"nogil": True, "error_model": "numpy", "fastmath": _FAST}
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": _FAST}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # a read-only installation and no home, as in containers
