@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib.util
 import io
 import os
 import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +18,10 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from sae import labelling
 from sae.errors import InputError
 from sae.files import sha256, whole
+from sae.labelling import BESIDE, HELD_OUT, TRAIN
 from sae.near_duplicates import THUMBNAIL, near_duplicates
 
 _FORMATS = "jpg jpeg jpe jfif png bmp gif webp avif jp2 j2k tif tiff ppm pgm pnm"
@@ -33,10 +33,6 @@ _NOT_IMAGES = frozenset(
     ("__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "@Recently-Snapshot", "$RECYCLE.BIN", "lost+found")
 )
 COLUMNS = ["id", "path", "label", "split", "sha256", "width", "height", "mode", "status", "reason", "group"]
-TRAIN, HELD_OUT = "train", "held_out"
-_SPLIT_NAMES = dict.fromkeys(("train", "training"), TRAIN) | dict.fromkeys(
-    ("held_out", "held-out", "heldout", "val", "valid", "validation", "test", "testing", "dev", "eval"), HELD_OUT
-)
 _MOST_PIXELS = 178_956_970  # above this Pillow itself suspects a decompression bomb
 _LONGEST = 256  # times its width: a strip becomes as wide as the model's input before it is cropped
 _ORIENTATION = 0x0112
@@ -56,7 +52,6 @@ _UPRIGHT = dict(
     )
 )
 _CHUNK = 256  # images in memory at once
-_BESIDE = "beside the folders that give the split: split by content"  # a reason
 
 
 def build_manifest(
@@ -65,8 +60,8 @@ def build_manifest(
     """Lists every image under `folder`, with its status and the reason if it is not used.
 
     An image's label is its sub-folder ("animals/cat"), none for images that lie in `folder` itself. Sub-folders called
-    train and val, test or the like give the split instead of a label, see `_folder_labels`. Otherwise a hash of the
-    content decides the split, so that new images never change the split of old ones.
+    train and val, test or the like give the split instead of a label, see `labelling.by_folder`. Otherwise a hash of
+    the content decides the split, so that new images never change the split of old ones.
 
     Args:
         folder: searched at all levels; links are followed; names that begin with a dot are skipped.
@@ -105,9 +100,10 @@ def build_manifest(
                 progress.update()
     table = pd.DataFrame(rows)
     table.insert(0, "id", np.arange(len(table)))
-    table = _folder_labels(table)
+    table = labelling.by_folder(table)
     if labels is not None:
-        table = _listed_labels(table, folder, Path(labels).expanduser())
+        reserved = {*COLUMNS, "thumbnail"} - {"path", "label", "split"}
+        table = labelling.by_csv(table, folder, Path(labels).expanduser(), reserved)
     _mark_duplicates(table)
 
     ok = table["status"] == "ok"
@@ -230,8 +226,8 @@ def summary(manifest: pd.DataFrame) -> str:
         f"{splits.get(TRAIN, 0)} train, {splits.get(HELD_OUT, 0)} held out; "
         f"{used(manifest)['label'].nunique()} classes"
     ]
-    if beside := int((used(manifest)["reason"].str.contains(_BESIDE)).sum()):
-        lines.append(f"  {beside} lie {_BESIDE}")
+    if beside := int((used(manifest)["reason"].str.contains(BESIDE)).sum()):
+        lines.append(f"  {beside} lie {BESIDE}")
     bad = manifest[~manifest["status"].isin(["ok", "unlisted"])]
     lines += [f"  {row.path}: {row.status}: {row.reason}" for row in bad.head(20).itertuples()]
     if len(bad) > 20:
@@ -388,121 +384,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _folder_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """Adds split and label by the sub-folders.
-
-    Where train and held-out folders lie side by side (below folders that all images share, or each class has its own),
-    they give the split of the images in them. A train folder alone gives no split, and is no class.
-    """
-    parents = [Path(p).parent.parts for p in table["path"]]
-    table["split"] = None
-    shared = 0  # folders that all images have in common
-    while len({p[: shared + 1] for p in parents if len(p) > 1}) == 1 and all(len(p) > shared + 1 for p in parents):
-        shared += 1
-    for place in (*range(shared + 1), -1):
-        names = [p[place] if len(p) > max(place, 0) else "" for p in parents]
-        here = [_split_name(name) for name in names]
-        known, alone = set(here) - {None}, None not in here and len(set(names)) == 1
-        if alone or (known == {TRAIN, HELD_OUT} and (place >= 0 or None not in here)):
-            inside = [p[:-1] if place < 0 else p[place + 1 :] for p in parents]
-            parents = [part if split else p for p, part, split in zip(parents, inside, here, strict=True)]
-            if not alone:
-                table["split"] = here
-                beside = table["split"].isna() & (table["status"] == "ok")
-                reasons = table.loc[beside, "reason"]
-                table.loc[beside, "reason"] = [f"{r}; {_BESIDE}" if r else _BESIDE for r in reasons]
-            break
-    table["label"] = ["/".join(p) or None for p in parents]
-    return table
-
-
-def _split_name(folder: str) -> str | None:
-    """Returns the split that a folder's name tells, such as `train`, `val2017` or `Test_images`."""
-    return _SPLIT_NAMES.get(re.sub(r"[-_ ]*(\d+|set|images)$", "", folder.lower()))
-
-
-def _read_csv(labels: Path) -> pd.DataFrame:
-    """Reads a CSV, every cell as text without spaces around it; lines without a cell are skipped."""
-    try:
-        content = labels.read_bytes()
-        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"labels {labels}: cannot be read as text in UTF-8: {error}") from error
-    first = text.partition("\n")[0]
-    separator = max(",;\t", key=first.count)
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except csv.Error as error:
-        raise InputError(f"labels {labels}: cannot be read as CSV: {error}") from error
-    lines = [(number, row) for number, row in lines if any(row)]
-    if not lines:
-        raise InputError(f"labels {labels}: the file is empty")
-    header = [name.lower() if name.lower() in ("path", "label", "split") else name for name in lines[0][1]]
-    while header and not header[-1] and all(len(row) < len(header) or not row[-1] for _number, row in lines):
-        header, lines = (
-            header[:-1],
-            [(number, row[: len(header) - 1]) for number, row in lines],
-        )  # separators at the end
-    if repeated := [name for name in header if header.count(name) > 1 or not name]:
-        raise InputError(f"labels {labels}: the name {repeated[0]!r} of a column is empty or used twice; rename it")
-    for number, row in lines[1:]:
-        if len(row) != len(header):
-            raise InputError(
-                f"labels {labels}: line {number} has {len(row)} cells, the first line {len(header)}; "
-                "quote cells that contain the separator"
-            )
-    return pd.DataFrame([row for _number, row in lines[1:]], columns=header, dtype=object)
-
-
-def _listed_labels(table: pd.DataFrame, folder: Path, labels: Path) -> pd.DataFrame:
-    """Writes the CSV's columns into the table; images that are not in the CSV become `unlisted`."""
-    listed = _read_csv(labels)
-    if "path" not in listed:
-        raise InputError(f"labels {labels}: no column `path`; it has {', '.join(listed.columns)}")
-    clash = sorted(set(listed.columns) & ({*COLUMNS, "thumbnail"} - {"path", "label", "split"}))
-    if clash:
-        raise InputError(f"labels {labels}: the column {clash[0]} has a name that the manifest uses; rename it")
-    roots = (folder.resolve().as_posix() + "/", folder.as_posix() + "/")
-    for root in roots:
-        listed["path"] = listed["path"].str.removeprefix(root)
-    listed["path"] = listed["path"].str.removeprefix("./")
-    plain = {_plain(path): path for path in table["path"]}
-    known = set(table["path"])
-    listed["path"] = [path if path in known else plain.get(_plain(path), path) for path in listed["path"]]
-    repeated = listed["path"][listed["path"].duplicated()]
-    if len(repeated):
-        raise InputError(f"labels {labels}: {repeated.iloc[0]} is listed more than once; keep one row")
-    missing = sorted(set(listed["path"]) - set(table["path"]))
-    if missing and (folder / missing[0]).is_file():
-        raise InputError(
-            f"labels {labels}: {missing[0]} has no ending of an image, or lies in a folder that is skipped"
-        )
-    if missing:
-        raise InputError(
-            f"labels {labels}: {len(missing)} of its images are not in {folder}, the first is {missing[0]}; "
-            "correct the paths, or the key images"
-        )
-
-    unlisted = ~table["path"].isin(listed["path"])
-    listed = listed.set_index("path").reindex(table["path"]).reset_index(drop=True)
-    listed = listed.map(lambda text: text if isinstance(text, str) and text else None)
-    if "split" in listed:
-        wrong = sorted({s for s in listed["split"].dropna() if s.lower() not in _SPLIT_NAMES})
-        if wrong:
-            raise InputError(f"labels {labels}: split {wrong[0]!r} is neither train nor held_out; write one of these")
-        listed["split"] = [_SPLIT_NAMES[s.lower()] if isinstance(s, str) else None for s in listed["split"]]
-    for column in listed:
-        table[column] = listed[column]
-    table.loc[unlisted & (table["status"] == "ok"), ["status", "reason"]] = ["unlisted", f"not in {labels.name}"]
-    return table
-
-
-def _plain(path: str) -> str:
-    """Returns a path as other systems write it: Windows' backslashes, and macOS's letters with separate accents."""
-    return unicodedata.normalize("NFC", path.replace("\\", "/").removeprefix("./").strip())
 
 
 def _mark_duplicates(table: pd.DataFrame) -> None:
