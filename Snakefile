@@ -3,7 +3,10 @@ from snakemake.utils import min_version
 min_version("9.8")
 
 
-configfile: f"{workflow.basedir}/config.yaml"
+# A file with images of its own starts from the schema's defaults: these settings suit the built-in images.
+if config.get("images", "concepts") == "concepts":
+
+    configfile: f"{workflow.basedir}/config.yaml"
 
 
 report: "workflow/report/workflow.rst"
@@ -19,6 +22,7 @@ include: "workflow/rules/explorer.smk"
 
 
 onstart:
+    check_device(workflow)
     if many_jobs_here(workflow):
         warm.start()
 

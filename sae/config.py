@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +13,7 @@ import jsonschema
 import yaml
 
 from sae.errors import InputError
+from sae.weight_files import timm_name
 
 # JSON Schema's types as YAML's users know them.
 _TYPES = {
@@ -28,12 +30,18 @@ _TYPES = {
 def complete(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
     """Returns the configuration with every default of the schema filled in.
 
+    Text that can only mean a number or a truth value becomes one: YAML reads 1e-3 as text, and so does Snakemake the
+    values inside a section that --config gives. Names of models lose the prefix of their hub.
+
     Raises:
         InputError: a key is unknown or missing, or a value has the wrong type or is out of range. The message is one
             line that names the key.
     """
     rules = yaml.safe_load(Path(schema).read_text())
     config = _with_defaults(config, rules)
+    for section in (config.get("model"), config.get("evidence", {}).get("embedding")):
+        if isinstance(section, dict) and isinstance(section.get("name"), str):
+            section["name"] = timm_name(section["name"])
     errors = jsonschema.Draft202012Validator(rules).iter_errors(config)
     error = min(errors, key=lambda e: (list(map(str, e.absolute_path)), e.validator), default=None)
     if error is not None:
@@ -44,9 +52,9 @@ def complete(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
 def _with_defaults(value: Any, rules: dict[str, Any]) -> Any:
     if isinstance(value, list):
         return [_with_defaults(entry, rules.get("items", {})) for entry in value]
-    if rules.get("type") == "integer" and isinstance(value, float) and value.is_integer():
-        return int(value)  # JSON Schema takes 4.0 for a whole number, file names would not
     if not isinstance(value, dict):
+        return _plain(value, rules)
+    if rules.get("type") != "object":
         return value
     value = dict(value)
     for key, rule in rules.get("properties", {}).items():
@@ -55,6 +63,24 @@ def _with_defaults(value: Any, rules: dict[str, Any]) -> Any:
         if key in value:
             value[key] = _with_defaults(value[key], rule)
     return value
+
+
+def _plain(value: Any, rules: dict[str, Any]) -> Any:
+    """Returns the number or truth value that a text stands for, else the value itself; NaN and infinity become text."""
+    allowed = rules.get("type", [])
+    types = {allowed} if isinstance(allowed, str) else set(allowed)
+    if isinstance(value, str) and "string" not in types and "enum" not in rules:
+        found: Any = value
+        try:
+            found = yaml.safe_load(value)
+            found = float(value) if isinstance(found, str) else found
+        except (ValueError, yaml.YAMLError):
+            pass
+        if found is None or isinstance(found, bool | int | float):
+            value = found
+    if "integer" in types and isinstance(value, float) and value.is_integer():
+        return int(value)  # JSON Schema takes 4.0 for a whole number, file names would not
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _explain(error: jsonschema.ValidationError, rules: dict[str, Any]) -> str:
@@ -69,7 +95,8 @@ def _explain(error: jsonschema.ValidationError, rules: dict[str, Any]) -> str:
         return f"config key {path}: there is no such key; {hint}"
     if error.validator == "required":
         missing = next(key for key in error.validator_value if key not in error.instance)
-        return f"config key {where}.{missing}: is missing" if where else f"config key {missing}: is missing"
+        description = error.schema["properties"][missing]["description"]
+        return f"config key {f'{where}.{missing}' if where else missing}: is missing. {description}"
     value = error.validator_value
     problem = {
         "type": lambda: f"must be {' or '.join(_TYPES[t] for t in ([value] if isinstance(value, str) else value))}",
@@ -82,15 +109,9 @@ def _explain(error: jsonschema.ValidationError, rules: dict[str, Any]) -> str:
         "maxItems": lambda: f"takes at most {value} entries",
         "uniqueItems": lambda: "lists an entry twice",
         "pattern": lambda: f"is not allowed. {error.schema['description']}",
+        "maxLength": lambda: f"is longer than {value} characters",
     }.get(error.validator, lambda: error.message)()
-    hint = ""
-    if error.validator == "type" and isinstance(error.instance, str):
-        try:
-            float(error.instance)
-            hint = "; YAML reads this as text: write it without quotes and without an exponent (0.001)"
-        except ValueError:
-            pass
-    return f"config key {where}: {error.instance!r} {problem}{hint}"
+    return f"config key {where}: {error.instance!r} {problem}"
 
 
 def _paths(rules: dict[str, Any], above: str = "") -> Iterator[str]:

@@ -18,6 +18,7 @@ from sae import vit as vits
 from sae.errors import InputError
 from sae.evidence import splice
 from sae.files import sha256, whole, write_json
+from sae.geometry import check_layer
 from sae.images import used
 
 _THUMBNAIL = 8  # side, pixels
@@ -47,7 +48,7 @@ def extract(
         InputError: there is no such layer, or an activation is not finite in float16.
     """
     geometry = vits.geometry(vit)
-    vits.check_layer(layer, geometry.blocks)
+    check_layer(layer, geometry.blocks)
     device = next(vit.parameters()).device
     prepare = vits.normalise(vit)
     images = np.load(pixels, mmap_mode="r")

@@ -63,3 +63,9 @@ def select(prefix: Sequence[str], tokens: str) -> slice:
     if tokens == "class" and "class" not in prefix:
         raise InputError("tokens: class: this model has no class token; use patches or all")
     return {"patches": slice(len(prefix), None), "class": slice(0, 1), "all": slice(None)}[tokens]
+
+
+def check_layer(layer: int, blocks: int) -> None:
+    """Raises InputError unless 0 <= layer < blocks."""
+    if not 0 <= layer < blocks:
+        raise InputError(f"layer {layer}: this model has blocks 0..{blocks - 1}; choose one of these")

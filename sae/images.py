@@ -57,22 +57,26 @@ _CHUNK = 256  # images in memory at once
 def build_manifest(
     folder: str | Path, labels: str | Path | None = None, held_out: float = 0.2, threads: int = 1
 ) -> pd.DataFrame:
+    """Lists the images of a folder and labels them; see `list_images` and `label`."""
+    return label(list_images(folder, labels, held_out, threads), folder, labels)
+
+
+def list_images(
+    folder: str | Path, labels: str | Path | None = None, held_out: float = 0.2, threads: int = 1
+) -> pd.DataFrame:
     """Lists every image under `folder`, with its status and the reason if it is not used.
 
-    An image's label is its sub-folder ("animals/cat"), none for images that lie in `folder` itself. Sub-folders called
-    train and val, test or the like give the split instead of a label, see `labelling.by_folder`. Otherwise a hash of
+    Sub-folders called train and val, test or the like give the split, see `labelling.by_folder`. Otherwise a hash of
     the content decides the split, so that new images never change the split of old ones.
 
     Args:
         folder: searched at all levels; links are followed; names that begin with a dot are skipped.
-        labels: a CSV in UTF-8 with the columns path (relative to `folder`, or absolute) and, each optional, label and
-            split (train or held_out); every further column is kept as an attribute of the image. Commas, semicolons or
-            tabs separate the cells. Images that it does not list are not used.
+        labels: a CSV, see `labelling.by_csv`. Images that it does not list are not used; it may give the split.
         held_out: the share of images that are not used for training, 0..1.
         threads: how many images are read at once.
 
     Returns:
-        one row per image file in the order of the paths, the columns of COLUMNS, then the attributes. `status` is
+        one row per image file in the order of the paths, the columns of COLUMNS without the label. `status` is
         ok, broken, duplicate, huge or unlisted; only ok images are used. `reason` explains a status other than ok, or
         the conversion of an ok image that is not plain upright RGB. `group`: the id of the first used image that looks
         the same, see `near_duplicates`; the image's own id if there is none.
@@ -84,12 +88,12 @@ def build_manifest(
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise InputError(f"images {folder}: no such folder; give a folder of images, or `concepts`")
-    paths = sorted(_image_files(folder))
+    paths = sorted(image_files(folder))
     if not paths:
         known = " ".join(sorted(EXTENSIONS))
         raise InputError(f"images {folder}: no image in it or below it; known endings: {known}")
     rows = []
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(paths), desc="manifest", unit="image") as progress:
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(paths), desc="images", unit="image") as progress:
         for first in range(0, len(paths), _CHUNK):
             chunk = paths[first : first + _CHUNK]
             for path, row in zip(chunk, pool.map(_inspect, (folder / p for p in chunk)), strict=True):
@@ -102,8 +106,7 @@ def build_manifest(
     table.insert(0, "id", np.arange(len(table)))
     table = labelling.by_folder(table)
     if labels is not None:
-        reserved = {*COLUMNS, "thumbnail"} - {"path", "label", "split"}
-        table = labelling.by_csv(table, folder, Path(labels).expanduser(), reserved)
+        table = labelling.by_csv(table, folder, Path(labels).expanduser(), COLUMNS)
     _mark_duplicates(table)
 
     ok = table["status"] == "ok"
@@ -123,10 +126,35 @@ def build_manifest(
             )
     table["group"] = table["id"]
     table.loc[ok, "group"] = table.loc[ok, "id"].to_numpy()[near_duplicates(np.stack(table.loc[ok, "thumbnail"]))]
-    text = ["label", "split", "sha256", "mode", "status", "reason"]
+    text = ["split", "sha256", "mode", "status", "reason"]
     table[text] = table[text].astype("string")
-    attributes = [c for c in table.columns if c not in (*COLUMNS, "thumbnail")]
-    return table[COLUMNS + attributes]
+    return table[[column for column in COLUMNS if column != "label"]]
+
+
+def label(table: pd.DataFrame, folder: str | Path, labels: str | Path | None = None) -> pd.DataFrame:
+    """Returns the manifest: the rows of `list_images` with the label and the attributes of each image.
+
+    An image's label is its sub-folder ("animals/cat"), none for images that lie in `folder` itself.
+
+    Args:
+        labels: a CSV, see `labelling.by_csv`. It may give the labels, and gives the attributes.
+
+    Returns:
+        the columns of COLUMNS, then the attributes. The reason of a duplicate names the label of the image that is
+        used if it is another one.
+
+    Raises:
+        InputError: the CSV does not fit the folder.
+    """
+    found = labelling.by_folder(table.copy())
+    if labels is not None:
+        found = labelling.by_csv(found, Path(folder).expanduser(), Path(labels).expanduser(), COLUMNS)
+    manifest = table.assign(label=found["label"].astype("string"))
+    original = used(manifest).drop_duplicates("sha256").set_index("sha256")["label"]
+    other = manifest["sha256"].map(original).astype("string").fillna("")
+    differs = (manifest["status"] == "duplicate") & (manifest["label"].fillna("") != other)
+    manifest.loc[differs, "reason"] += ", which is labelled " + other[differs].replace("", "None")
+    return manifest[COLUMNS].join(found[[column for column in found if column not in COLUMNS]])
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -157,16 +185,14 @@ def decode(
         out: a .npy file, uint8 [images, height, width, 3], in the order of `manifest`.
 
     Raises:
-        InputError: an image has changed since the manifest was made.
+        InputError: an image has changed since it was listed.
     """
     folder = Path(folder).expanduser()
 
     def one(row: tuple[str, str]) -> np.ndarray:
         path, digest = folder / row[0], row[1]
         if not path.is_file() or sha256(path) != digest:
-            raise InputError(
-                f"image {path}: it has changed since the manifest was made; delete the manifest and run again"
-            )
+            raise InputError(f"image {path}: it has changed since the images were listed; run the same command again")
         return transform(read_image(path)).transpose(1, 2, 0)
 
     rows = list(zip(manifest["path"], manifest["sha256"], strict=True))
@@ -179,26 +205,6 @@ def decode(
                     pixels[i] = image
                     progress.update()
         pixels.flush()
-
-
-def listing(folder: str | Path, labels: str | Path | None = None) -> str:
-    """Returns a hash of the folder's present content: names, sizes and times of the images and of the labels CSV.
-
-    Raises:
-        InputError: the folder or the CSV is missing.
-    """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"images {folder}: no such folder; give a folder of images, or `concepts`")
-    if labels is not None and not Path(labels).expanduser().is_file():
-        raise InputError(f"labels {labels}: no such file; correct the path or remove the key")
-    files = [] if labels is None else [Path(labels).expanduser()]
-    digest = hashlib.sha256()
-    for path in [*files, *(folder / name for name in sorted(_image_files(folder)))]:
-        digest.update(os.fsencode(path))
-        if path.exists():  # a broken link is the manifest's to report
-            digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}".encode())
-    return digest.hexdigest()[:12]
 
 
 def used(manifest: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
@@ -279,7 +285,7 @@ def _synsets() -> dict[str, str]:
     return dict(line.split("\t") for line in lines)
 
 
-def _image_files(folder: Path) -> Iterator[str]:
+def image_files(folder: Path) -> Iterator[str]:
     """Yields the paths of the image files, relative to the folder, with forward slashes."""
     seen = {os.path.realpath(name) for name in ("results", ".snakemake")} - {os.path.realpath(folder)}  # our own
     for place, subfolders, names in os.walk(folder, followlinks=True):
@@ -392,7 +398,4 @@ def _mark_duplicates(table: pd.DataFrame) -> None:
     for index, digest in digests.items():
         original = first[digest]
         if index != original:
-            reason = f"same content as {table.at[original, 'path']}"
-            if table.at[index, "label"] != table.at[original, "label"]:
-                reason += f", which is labelled {table.at[original, 'label']}"
-            table.loc[index, ["status", "reason"]] = ["duplicate", reason]
+            table.loc[index, ["status", "reason"]] = ["duplicate", f"same content as {table.at[original, 'path']}"]

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -52,8 +53,12 @@ def _split_name(folder: str) -> str | None:
     return _SPLIT_NAMES.get(re.sub(r"[-_ ]*(\d+|set|images)$", "", folder.lower()))
 
 
-def _read_csv(labels: Path) -> pd.DataFrame:
-    """Reads a CSV, every cell as text without spaces around it; lines without a cell are skipped."""
+def read_csv(labels: Path) -> pd.DataFrame:
+    """Returns the cells of a CSV as text without spaces around them; lines without a cell are skipped.
+
+    Raises:
+        InputError: it cannot be read, or has no column `path`.
+    """
     try:
         content = labels.read_bytes()
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
@@ -83,24 +88,26 @@ def _read_csv(labels: Path) -> pd.DataFrame:
                 f"labels {labels}: line {number} has {len(row)} cells, the first line {len(header)}; "
                 "quote cells that contain the separator"
             )
+    if "path" not in header:
+        raise InputError(f"labels {labels}: no column `path`; it has {', '.join(header)}")
     return pd.DataFrame([row for _number, row in lines[1:]], columns=header, dtype=object)
 
 
-def by_csv(table: pd.DataFrame, folder: Path, labels: Path, reserved: set[str]) -> pd.DataFrame:
+def by_csv(table: pd.DataFrame, folder: Path, labels: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Writes the columns of a CSV into the table; images that are not in it become `unlisted`.
 
     Args:
         folder: of the images.
-        labels: the CSV, see `images.build_manifest`.
-        reserved: names that its columns may not have.
+        labels: a CSV in UTF-8 or UTF-16 with the columns path (relative to `folder`, or absolute) and, each optional,
+            label and split (train or held_out); every further column is an attribute of the image. Commas, semicolons
+            or tabs separate the cells.
+        columns: of the manifest, whose names no attribute may have.
 
     Raises:
         InputError: the CSV cannot be read, or does not fit the folder.
     """
-    listed = _read_csv(labels)
-    if "path" not in listed:
-        raise InputError(f"labels {labels}: no column `path`; it has {', '.join(listed.columns)}")
-    clash = sorted(set(listed.columns) & reserved)
+    listed = read_csv(labels)
+    clash = sorted(set(listed.columns) & ({*columns, "thumbnail"} - {"path", "label", "split"}))
     if clash:
         raise InputError(f"labels {labels}: the column {clash[0]} has a name that the manifest uses; rename it")
     roots = (folder.resolve().as_posix() + "/", folder.as_posix() + "/")

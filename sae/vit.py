@@ -17,11 +17,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from sae import concept_vit  # noqa: F401 -- registers vit_tiny_concepts with timm
+from sae import (
+    concept_vit,  # noqa: F401 -- registers vit_tiny_concepts with timm
+    weight_files,
+)
 from sae import device as devices
 from sae.errors import InputError
-from sae.geometry import Geometry
+from sae.geometry import Geometry, check_layer
 from sae.light_timm import timm
+from sae.weight_files import timm_name
 
 if TYPE_CHECKING:
     from sae.autoencoder import SparseAutoencoder
@@ -33,21 +37,24 @@ def load(
     """Returns the timm model `name` in eval mode, float32.
 
     Args:
-        checkpoint: a local .safetensors or .pth/.pt/.bin file (read with weights_only), `random` for random weights
-            (seed 0), or None for timm's own pretrained weights.
+        name: also as hubs spell it, such as timm/vit_tiny_patch16_224.
+        checkpoint: a local file, see `weight_files.read`; `random` for random weights (seed 0); None for timm's own
+            pretrained weights.
         image_size: pixels of the square input; None: the model's own. Position embeddings are resampled by timm.
 
     Raises:
         InputError: there is no such model, it is not a plain ViT, or the weights are missing or do not fit.
     """
     size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    path = None if checkpoint in (None, "random") else Path(checkpoint).expanduser()
-    if path is not None and not path.is_file():
-        raise InputError(f"model.checkpoint {path}: no such file; give a .safetensors or .pth file, or null")
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:4]
+    name = timm_name(name)
+    if not timm.is_model(name) and not name.startswith(("hf-hub:", "hf_hub:")):
+        plain = name.split("/")[-1].replace("-", "_")  # as other libraries spell it: google/vit-base-patch16-224
+        parts = plain.split(".")[0][:12], plain.split("_")[0]
+        patterns = [plain, *(f"{before}{part}*" for part in parts for before in ("", "*"))]
+        near = next((found for pattern in patterns if (found := timm.list_models(pattern)[:4])), [])
         raise InputError(f"model.name {name}: timm has no such model{'; near it: ' + ', '.join(near) if near else ''}")
-    weights = None if path is None else _read_weights(path)
+    path = None if checkpoint in (None, "random") else Path(checkpoint).expanduser()
+    weights = None if path is None else weight_files.read(path)
     rng = torch.get_rng_state()
     torch.manual_seed(0)
     try:
@@ -107,12 +114,6 @@ def geometry(model: nn.Module) -> Geometry:
         side=tuple(vit.patch_embed.img_size),
         outputs=getattr(model, "num_classes", 0),
     )
-
-
-def check_layer(layer: int, blocks: int) -> None:
-    """Raises InputError unless 0 <= layer < blocks."""
-    if not 0 <= layer < blocks:
-        raise InputError(f"layer {layer}: this model has blocks 0..{blocks - 1}; choose one of these")
 
 
 def pixel_transform(model: nn.Module) -> Callable[[Image.Image], np.ndarray]:
@@ -230,18 +231,6 @@ def as_timm(model: nn.Module) -> Any:
 def _data_config(model: nn.Module) -> dict:
     config = timm.data.resolve_model_data_config(model)
     return config | {"input_size": (3, *geometry(model).side)}
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Returns the weights of a file; a prefix that all names share, such as Lightning's `model.`, is taken off."""
-    try:
-        weights = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
-        while len({name.partition(".")[0] for name in weights}) == 1 and all("." in name for name in weights):
-            weights = {name.partition(".")[2]: value for name, value in weights.items()}
-        return weights
-    except Exception as error:
-        # unpickling, safetensors and zip errors: each means that this is not a file of weights.
-        raise InputError(f"model.checkpoint {path}: cannot be read as weights: {_first_line(error)}") from error
 
 
 def _head_outputs(weights: dict[str, torch.Tensor], model: nn.Module) -> int:

@@ -243,15 +243,6 @@ def test_pixels_are_decoded_in_order_and_changes_are_noticed(pets, tmp_path):
         images.shard(table, 0, 13)
 
 
-def test_listing_sees_new_removed_and_edited_images(pets):
-    first = images.listing(pets)
-    assert images.listing(pets) == first
-    picture(pets / "cat" / "1.png", seed=3000)
-    second = images.listing(pets)
-    (pets / "cat" / "3.png").unlink()
-    assert len({first, second, images.listing(pets)}) == 3
-
-
 def test_near_duplicates_are_grouped_and_different_pictures_are_not(tmp_path):
     folder, rng = tmp_path / "pictures", np.random.default_rng(0)
     folder.mkdir()

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT, picture, planned, snakemake
 
+GRID = {"layers": [0], "ks": [4]}
+
 
 def test_the_flow_works_on_a_folder_with_troubles(tmp_path):
     """Nested classes, a broken file, a duplicate, a class with one image; several shards; all tokens; another model."""
@@ -53,14 +55,16 @@ def test_the_flow_works_on_a_folder_with_troubles(tmp_path):
     assert planned(work, *wanted, config=config) == {}
     picture(folder / "animals/cat/new.jpg", seed=400)  # a new image is noticed
     jobs = planned(work, *wanted, config=config)
-    assert jobs["manifest"] == 1 and jobs["extract"] == 2
+    assert jobs["images"] == 1 and jobs["extract"] == 2
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"trainning": {}}, "error: config key trainning: there is no such key; did you mean training?"),
-        ({"images": "/nowhere/at all"}, "error: images /nowhere/at all: no such folder"),
+        ({"name": "x", "images": "/none/at all", "grid": {"layers": [0], "ks": [4]}}, "error: images /none/at all: no"),
+        # Only the built-in images take the settings of config.yaml.
+        ({"name": "x", "images": "/none"}, "error: config key grid: is missing. "),
     ],
 )
 def test_mistakes_in_the_config_end_before_anything_is_made(tmp_path, config, message):
@@ -75,7 +79,7 @@ def test_a_folder_of_broken_images_is_explained(tmp_path):
     (tmp_path / "bad").mkdir()
     for i in range(3):
         (tmp_path / "bad" / f"{i}.jpg").write_text("no image")
-    done = snakemake(tmp_path / "work", config={"name": "bad", "images": str(tmp_path / "bad")})
+    done = snakemake(tmp_path / "work", config={"name": "bad", "images": str(tmp_path / "bad"), "grid": GRID})
     assert done.returncode != 0
     assert "none of the 3 images can be used; the first, 0.jpg, is broken" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

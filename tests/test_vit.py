@@ -140,15 +140,11 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
     torch.testing.assert_close(torch.rand(1), expected)
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "pth"])
-def test_local_checkpoints_are_loaded(tmp_path, ending):
+def test_local_checkpoints_are_loaded(tmp_path):
     source = timm.create_model("vit_tiny_patch16_224", img_size=64)
-    path = tmp_path / f"weights.{ending}"
-    if ending == "pth":
-        torch.save({"model": source.state_dict()}, path)
-    else:
-        save_file(source.state_dict(), path)
-    model = vit.load("vit_tiny_patch16_224", path, 64)
+    path = tmp_path / "weights.pth"
+    torch.save({"model": source.state_dict()}, path)
+    model = vit.load("timm/vit_tiny_patch16_224", path, 64)
     torch.testing.assert_close(model.blocks[7].mlp.fc1.weight.data, source.blocks[7].mlp.fc1.weight.data)
     larger = vit.load("vit_tiny_patch16_224", path, 96)  # positions are resampled
     assert vit.geometry(larger).patches == (6, 6)
@@ -179,17 +175,16 @@ def test_a_size_that_is_no_multiple_of_the_patches_is_refused(side):
 
 
 def test_a_model_that_does_not_fit_is_explained(tmp_path):
-    (tmp_path / "text.pth").write_text("hello")
     save_file(timm.create_model("vit_tiny_patch16_224", img_size=32).state_dict(), tmp_path / "tiny.safetensors")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     save_file(timm.create_model("vit_tiny_patch16_224", patch_size=32).state_dict(), tmp_path / "coarse.safetensors")
     cases = [
         (("vit_tiny_patch16_224", tmp_path / "nothing.pth"), "no such file"),
-        (("vit_tiny_patch16_224", tmp_path / "text.pth"), "cannot be read as weights"),
         (("vit_small_patch16_224", tmp_path / "tiny.safetensors", 32), "does not fit"),
         (("vit_tiny_patch16_224", tmp_path / "other.safetensors"), "does not fit"),
         (("vit_tiny_patch16_224", tmp_path / "coarse.safetensors"), "its patches are 32 pixels wide, the model's 16"),
-        (("vit_tiny_patch15_224", "random"), "no such model"),
+        (("vit_tiny_patch15_224", "random"), "no such model; near it: vit_tiny_patch16_224"),
+        (("google/vit-base-patch16-224", "random"), "no such model; near it: vit_base_patch16_224$"),
         (("resnet18", "random"), "not a plain Vision Transformer"),
         (("swin_tiny_patch4_window7_224", "random"), "not a plain Vision Transformer"),
         (("cait_xxs24_224", "random"), "not a plain Vision Transformer"),  # its class token joins after the blocks
@@ -200,17 +195,6 @@ def test_a_model_that_does_not_fit_is_explained(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"layer 14: this model has blocks 0\.\.11"):
         vit.read(vit.load("vit_tiny_patch16_224", "random", 32), torch.zeros(1, 3, 32, 32), 14)
-
-
-def test_code_hidden_in_a_pickle_is_not_run(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "owned"), "w"))
-
-    torch.save({"model": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match="cannot be read"):
-        vit.load("vit_tiny_patch16_224", tmp_path / "evil.pth")
-    assert not (tmp_path / "owned").exists()
 
 
 def test_heads_name_their_outputs():

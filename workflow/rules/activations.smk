@@ -3,7 +3,7 @@
 
 rule extract:
     input:
-        manifest=f"{R}/manifest.parquet",
+        images=f"{R}/images.parquet",
         pixels=f"{R}/pixels/shard={{shard}}.npy",
     output:
         tokens=f"{R}/activations/layer={{layer}}/shard={{shard}}.npy",
@@ -20,9 +20,9 @@ rule extract:
             "extract.py",
             model=MODEL,
             shards=config["shards"],
-            device=config["device"],
             **config["extraction"],
         ),
+        weights=weights_now(config["model"]),
     script:
         "../scripts/extract.py"
 
@@ -30,7 +30,7 @@ rule extract:
 rule statistics:
     input:
         **STORE,
-        manifest=f"{R}/manifest.parquet",
+        images=f"{R}/images.parquet",
     output:
         f"{R}/activations/layer={{layer}}/statistics.json",
     log:
@@ -63,7 +63,6 @@ rule layer:
         settings=rule_params(
             "layer.py",
             model=MODEL,
-            device=config["device"],
             batch=config["extraction"]["batch"],
             expansion=config["sae"]["expansion"],
         ),

@@ -48,7 +48,7 @@ rule measure_second_seed:
     resources:
         gpu=GPU,
     params:
-        settings=rule_params("measure_second_seed.py", device=config["device"]),
+        settings=rule_params("measure_second_seed.py"),
     script:
         "../scripts/measure_second_seed.py"
 
@@ -73,7 +73,7 @@ rule evidence:
     threads: THREADS
     params:
         settings=rule_params(
-            "evidence.py", embedding=EMBEDDED, ranking=config["ranking"]
+            "evidence.py", embedding=EMBEDDING["name"], ranking=config["ranking"]
         ),
     script:
         "../scripts/evidence.py"

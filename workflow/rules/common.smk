@@ -22,10 +22,15 @@ P = "layer={layer}/k={k}/method={method}/seed={seed}"
 ENV = str(HERE / "workflow/envs/sae.yaml")
 GRID = config["grid"]
 METHODS, BASELINES = GRID["methods"], GRID["baselines"]
-MODEL = config["model"]
+# Scripts take paths and the device from the config: as params, they would rerun jobs whose results stay the same.
+MODEL, EMBEDDING = (
+    {name: section[name] for name in ("name", "image_size")}
+    for section in (config["model"], config["evidence"]["embedding"])
+)
 BUILT_IN = config["images"] == "concepts"
-IMAGES = f"{R}/concepts/images" if BUILT_IN else config["images"]
-LABELS = f"{R}/concepts/images/labels.csv" if BUILT_IN else config["labels"]
+if BUILT_IN:
+    config["images"] = f"{R}/concepts/images"
+    config["labels"] = f"{R}/concepts/images/labels.csv"
 SHARDS = [f"{i:04d}" for i in range(config["shards"])]
 THREADS = config["threads"]
 GPU = int(config["device"].startswith("cuda"))
@@ -93,14 +98,11 @@ JUDGING = {
 }
 MEASURING = {
     "model": MODEL,
-    "device": config["device"],
     "batch": config["extraction"]["batch"],
     "ks": config["evaluation"]["ks"],
     "latents": config["evidence"]["latents"],
     "images": config["evidence"]["images"],
 }
-# Whether the features come from another ViT than the one under study.
-EMBEDDED = config["evidence"]["embedding"]["name"]
 
 
 wildcard_constraints:
@@ -168,6 +170,17 @@ def many_jobs_here(workflow):
         return False
 
 
+def check_device(workflow):
+    """Ends a run on this machine that asks for a device which it lacks: jobs would say so after hours of decoding."""
+    if workflow.is_main_process and workflow.local_exec and config["device"] not in ("auto", "cpu"):
+        from sae import device
+
+        try:
+            device.resolve(config["device"])
+        except InputError as error:
+            sys.exit(f"error: {error}")
+
+
 def pad(number):
     """Writes a number so that text sorts as numbers do in the report's menus."""
     return f"{int(number):04d}"
@@ -183,22 +196,37 @@ def figure_labels(figure, wildcards):
     }
 
 
+# Params that are functions are computed when Snakemake plans, and not whenever this file is read. Jobs on other machines
+# do not plan.
 @cache
-def _listing():
-    from sae.images import listing
+def _now(function, *paths):
+    from sae import listing
 
     try:
-        return listing(IMAGES, LABELS)
+        return getattr(listing, function)(*paths, memory=".snakemake/contents")
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
-def folder_listing(wildcards):
-    """Returns a hash of the user's image folder as it is now, so that a changed folder is listed again.
+def images_now(part):
+    """Returns a param: a hash of the user's `images` or `labels` as they are now, see `sae.listing`."""
 
-    As a function it walks the folder when Snakemake plans the job that needs it, and not whenever this file is read.
-    """
-    return None if BUILT_IN else _listing()
+    def param(wildcards):
+        if BUILT_IN or not workflow.is_main_process:
+            return None
+        return _now("listing", config["images"], config["labels"])[part]
+
+    return param
+
+
+def weights_now(model):
+    """Returns a param: a hash of the weights of a section of the config as they are now, see `sae.listing`."""
+
+    def param(wildcards):
+        path = model["checkpoint"]
+        return path if path in (None, "random") else _now("weights", path)
+
+    return param
 
 
 # Results that compare grid points, if there are several.

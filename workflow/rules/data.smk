@@ -14,21 +14,37 @@ rule concepts:
         "../scripts/concepts.py"
 
 
+# Images and their splits, which is all that dictionaries depend on.
+rule images:
+    input:
+        [f"{R}/concepts"] if BUILT_IN else [],
+    output:
+        f"{R}/images.parquet",
+    log:
+        f"{R}/logs/images.log",
+    conda:
+        ENV
+    threads: THREADS
+    params:
+        settings=rule_params("images.py", held_out=config["held_out"]),
+        images=images_now("images"),
+    script:
+        "../scripts/images.py"
+
+
 rule manifest:
     input:
         [f"{R}/concepts"] if BUILT_IN else [],
+        images=f"{R}/images.parquet",
     output:
         f"{R}/manifest.parquet",
     log:
         f"{R}/logs/manifest.log",
     conda:
         ENV
-    threads: THREADS
     params:
-        settings=rule_params(
-            "manifest.py", folder=IMAGES, labels=LABELS, held_out=config["held_out"]
-        ),
-        listing=folder_listing,
+        settings=rule_params("manifest.py"),
+        labels=images_now("labels"),
     script:
         "../scripts/manifest.py"
 
@@ -36,7 +52,7 @@ rule manifest:
 rule pixels:
     input:
         [f"{R}/concepts"] if BUILT_IN else [],
-        manifest=f"{R}/manifest.parquet",
+        images=f"{R}/images.parquet",
     output:
         f"{R}/pixels/shard={{shard}}.npy",
     log:
@@ -47,9 +63,7 @@ rule pixels:
     params:
         settings=rule_params(
             "pixels.py",
-            folder=IMAGES,
-            model=MODEL["name"],
-            image_size=MODEL["image_size"],
+            model=MODEL,
             shards=config["shards"],
         ),
     script:
@@ -75,11 +89,12 @@ rule reference:
         settings=rule_params(
             "reference.py",
             model=MODEL,
-            embedding=config["evidence"]["embedding"],
-            device=config["device"],
+            embedding=EMBEDDING,
             batch=config["extraction"]["batch"],
             images=config["evaluation"]["images"],
         ),
+        weights=weights_now(config["model"]),
+        embedding_weights=weights_now(config["evidence"]["embedding"]),
     script:
         "../scripts/reference.py"
 
@@ -96,6 +111,6 @@ rule backbone:
     resources:
         gpu=GPU,
     params:
-        settings=rule_params("backbone.py", device=config["device"]),
+        settings=rule_params("backbone.py"),
     script:
         "../scripts/backbone.py"

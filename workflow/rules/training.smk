@@ -4,7 +4,7 @@
 rule train:
     input:
         **STORE,
-        manifest=f"{R}/manifest.parquet",
+        images=f"{R}/images.parquet",
         statistics=f"{R}/activations/layer={{layer}}/statistics.json",
     output:
         **SAE,
@@ -26,7 +26,6 @@ rule train:
             sae=config["sae"],
             training=config["training"],
             tokens=config["tokens"],
-            device=config["device"],
         ),
     script:
         "../scripts/train.py"
@@ -41,7 +40,7 @@ rule train_all:
 rule directions:
     input:
         **STORE,
-        manifest=f"{R}/manifest.parquet",
+        images=f"{R}/images.parquet",
         statistics=f"{R}/activations/layer={{layer}}/statistics.json",
     output:
         f"{R}/directions/layer={{layer}}/seed={{seed}}.safetensors",
@@ -66,7 +65,7 @@ if BUILT:
     rule baselines:
         input:
             **STORE,
-            manifest=f"{R}/manifest.parquet",
+            images=f"{R}/images.parquet",
             directions=f"{R}/directions/layer={{layer}}/seed={{seed}}.safetensors",
             statistics=f"{R}/activations/layer={{layer}}/statistics.json",
         output:

@@ -10,6 +10,6 @@ from pathlib import Path
 from sae import concept_vit, device, files, jobs
 
 with jobs.job(snakemake), files.whole(snakemake.output[0]) as folder:
-    where = device.resolve(snakemake.params.settings["device"])
+    where = device.resolve(snakemake.config["device"])
     facts = concept_vit.train(Path(folder), images=170_000, batch=16, lr=0.001, seed=0, held_out=4000, device=where)
     print(facts["accuracy"], file=sys.stderr)

@@ -14,7 +14,7 @@ from sae.activations import Activations
 
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake) as provenance:
-    train = images.used(pd.read_parquet(snakemake.input.manifest), images.TRAIN)
+    train = images.used(pd.read_parquet(snakemake.input.images), images.TRAIN)
     x = Activations.open(snakemake.input.shards, settings["tokens"], train["id"], verify=False)
     statistics = files.read_json(snakemake.input.statistics)
     centre = np.array(statistics["mean"]), statistics["scale"]

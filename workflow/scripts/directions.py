@@ -12,7 +12,7 @@ from sae.activations import Activations
 
 settings = snakemake.params.settings
 with jobs.job(snakemake):
-    train = images.used(pd.read_parquet(snakemake.input.manifest), images.TRAIN)
+    train = images.used(pd.read_parquet(snakemake.input.images), images.TRAIN)
     x = Activations.open(snakemake.input.shards, settings["tokens"], train["id"], verify=False)
     statistics = files.read_json(snakemake.input.statistics)
     centre = np.array(statistics["mean"]), statistics["scale"]

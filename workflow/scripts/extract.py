@@ -12,8 +12,8 @@ from sae import device, extraction, images, jobs, vit
 
 settings = snakemake.params.settings
 with jobs.job(snakemake) as provenance:
-    model = vit.load(**settings["model"], device=device.resolve(settings["device"]))
-    part = images.shard(pd.read_parquet(snakemake.input.manifest), int(snakemake.wildcards.shard), settings["shards"])
+    model = vit.load(**snakemake.config["model"], device=device.resolve(snakemake.config["device"]))
+    part = images.shard(pd.read_parquet(snakemake.input.images), int(snakemake.wildcards.shard), settings["shards"])
     extraction.extract(
         model,
         Path(snakemake.input.pixels),

@@ -18,7 +18,7 @@ with jobs.job(snakemake) as provenance:
         files.read_json(snakemake.input.reference),
         files.read_json(snakemake.input.statistics),
     )
-    model = vit.load(**settings["model"], device=device.resolve(settings["device"]))
+    model = vit.load(**snakemake.config["model"], device=device.resolve(snakemake.config["device"]))
     latents = round(settings["expansion"] * found.geometry.width)
     facts = layer.facts(found, model, int(snakemake.wildcards.layer), latents, settings["batch"])
     facts.save(snakemake.output.layer)

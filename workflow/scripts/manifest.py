@@ -1,4 +1,4 @@
-"""Lists the images: labels, splits, and what is wrong with which."""
+"""Labels the images."""
 
 from sae.warm import hand_over
 
@@ -6,10 +6,12 @@ hand_over()
 
 import sys
 
+import pandas as pd
+
 from sae import files, images, jobs
 
-settings = snakemake.params.settings
+asked = snakemake.config
 with jobs.job(snakemake) as provenance:
-    table = images.build_manifest(settings["folder"], settings["labels"], settings["held_out"], snakemake.threads)
+    table = images.label(pd.read_parquet(snakemake.input.images), asked["images"], asked["labels"])
     files.write_table(snakemake.output[0], table, provenance())
     print(images.summary(table), file=sys.stderr)

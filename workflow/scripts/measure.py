@@ -16,7 +16,7 @@ from sae.layer import Layer, LayerFacts
 
 settings, inputs = snakemake.params.settings, snakemake.input
 with jobs.job(snakemake) as provenance:
-    where = device.resolve(settings["device"])
+    where = device.resolve(snakemake.config["device"])
     setup = measure.Setup(
         Layer(
             inputs.shards,
@@ -25,7 +25,7 @@ with jobs.job(snakemake) as provenance:
             files.read_json(inputs.statistics),
         ),
         LayerFacts.load(inputs.layer),
-        vit.load(**settings["model"], device=where),
+        vit.load(**snakemake.config["model"], device=where),
         np.load(inputs.logits),
         **{name: settings[name] for name in ("batch", "ks", "latents", "images")},
     )

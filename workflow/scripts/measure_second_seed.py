@@ -11,7 +11,7 @@ from sae import device, files, jobs, measure
 from sae.activations import Activations
 
 with jobs.job(snakemake) as provenance:
-    where = device.resolve(snakemake.params.settings["device"])
+    where = device.resolve(snakemake.config["device"])
     sample = files.read_json(snakemake.input.reference)["ids"]
     tokens = files.read_json(snakemake.input.statistics)["tokens"]
     x = Activations.open(snakemake.input.shards, tokens, sample, verify=False)

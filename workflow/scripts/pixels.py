@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae import images, jobs, vit
+from sae import feasibility, images, jobs, vit
 
-settings = snakemake.params.settings
+asked = snakemake.config
 with jobs.job(snakemake):
-    model = vit.load(settings["model"], "random", settings["image_size"])
-    part = images.shard(pd.read_parquet(snakemake.input.manifest), int(snakemake.wildcards.shard), settings["shards"])
-    images.decode(part, settings["folder"], vit.pixel_transform(model), Path(snakemake.output[0]), snakemake.threads)
+    model = vit.load(**asked["model"] | {"checkpoint": "random"})
+    table = pd.read_parquet(snakemake.input.images)
+    feasibility.check(asked, vit.geometry(model), len(images.used(table, images.TRAIN)))
+    part = images.shard(table, int(snakemake.wildcards.shard), asked["shards"])
+    images.decode(part, asked["images"], vit.pixel_transform(model), Path(snakemake.output[0]), snakemake.threads)

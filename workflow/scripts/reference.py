@@ -14,14 +14,14 @@ from sae.evidence import splice
 
 settings = snakemake.params.settings
 with jobs.job(snakemake) as provenance:
-    where = device.resolve(settings["device"])
-    model = vit.load(**settings["model"], device=where)
+    where = device.resolve(snakemake.config["device"])
+    model = vit.load(**snakemake.config["model"], device=where)
     manifest = pd.read_parquet(snakemake.input.manifest)
     ids = splice.sample(manifest, settings["images"])
     found = extraction.reference(model, snakemake.input.pixels, manifest, ids, settings["batch"])
     arrays = dict(vars(found))
     if settings["embedding"]["name"]:
-        other = vit.load(**settings["embedding"], device=where)
+        other = vit.load(**snakemake.config["evidence"]["embedding"], device=where)
         arrays |= {"features": extraction.embed(other, snakemake.input.pixels, settings["batch"])}
     if snakemake.output.get("coverage"):
         paths = manifest.set_index("id").loc[ids, "path"]
@@ -31,5 +31,5 @@ with jobs.job(snakemake) as provenance:
         with files.whole(snakemake.output[name]) as part:
             np.save(part, array)
     facts = extraction.describe(model, manifest, ids, found.logits)
-    facts |= {"model": settings["model"], "provenance": provenance()}
+    facts |= {"model": settings["model"], "weights": snakemake.params.weights, "provenance": provenance()}
     files.write_json(snakemake.output.reference, facts)

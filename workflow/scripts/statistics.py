@@ -11,7 +11,7 @@ import pandas as pd
 from sae import files, images, jobs, layer
 
 with jobs.job(snakemake) as provenance:
-    train = images.used(pd.read_parquet(snakemake.input.manifest), images.TRAIN)
+    train = images.used(pd.read_parquet(snakemake.input.images), images.TRAIN)
     facts = layer.statistics(snakemake.input.shards, snakemake.params.settings["tokens"], train["id"])
     for warning in facts["warnings"]:
         print(f"layer {snakemake.wildcards.layer}: {warning}", file=sys.stderr)
