@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ def _holds(value: object) -> bool:
 
 def _kind(path: Path, error: Exception) -> str:
     """Returns a description of a file that is not read as weights."""
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, PermissionError):
         return f"cannot be read: {error.strerror}"
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -102,7 +103,7 @@ def _kind(path: Path, error: Exception) -> str:
             return kind
     if start[8:9] == b"{":
         return "a damaged or incomplete safetensors file: download it again"
-    if start.startswith(b"PK") and "central directory" in str(error):
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         return "an incomplete PyTorch file: download it again"
     if start.startswith((b"PK", b"\x80")) and "weights_only" in str(error).lower():
         return "a file with code or whole objects, which are not run: save the model's state_dict() instead"

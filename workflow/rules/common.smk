@@ -172,7 +172,11 @@ def many_jobs_here(workflow):
 
 def check_device(workflow):
     """Ends a run on this machine that asks for a device which it lacks: jobs would say so after hours of decoding."""
-    if workflow.is_main_process and workflow.local_exec and config["device"] not in ("auto", "cpu"):
+    if (
+        workflow.is_main_process
+        and workflow.local_exec
+        and config["device"] not in ("auto", "cpu")
+    ):
         from sae import device
 
         try:
