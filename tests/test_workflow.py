@@ -375,7 +375,7 @@ def test_the_snakemake_report_works_without_a_network(finished, ending):
     [
         ({"grid": {"layers": [14], "ks": [2]}}, "error: layer 14: this model has blocks 0..5"),
         ({"training": {"epochs": 1, "batch": 10**6}}, "error: batch 1000000: there are only 4"),
-        ({"device": "cuda:7"}, "error: device cuda:7: this machine has"),
+        ({"device": "cuda:7", "report": {"images": 5}}, "error: device cuda:7: this machine has"),
         ({"model": {"checkpoint": "nothing.pth"}}, "error: model.checkpoint nothing.pth: no such file"),
     ],
 )
