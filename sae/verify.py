@@ -1,7 +1,7 @@
 """Receipts: each output of a job has one, with the checksums of its files and what made it.
 
 The receipt of `results/NAME/PATH` is `results/NAME/receipts/PATH.json`. A job compares its inputs with their receipts
-before it starts, and `report` compares all files of an experiment. A checkpoint has no receipt: it carries its checksum.
+before it starts, and `report` compares all files of an experiment. Checkpoints have no receipt: they carry a checksum.
 """
 
 from __future__ import annotations
@@ -69,14 +69,18 @@ def code_and_weights(rules: Iterable[Any]) -> dict[str, dict[str, str]]:
     return found
 
 
-def options(snakefile: Path, folder: Path, configs: Sequence[Path]) -> str:
-    """Returns the options with which Snakemake finds this workflow, its folder and its configuration files again."""
+def options(snakefile: Path, folder: Path, configs: Sequence[Path], conda: bool) -> str:
+    """Returns the options with which Snakemake finds this workflow, its folder and its configuration files again.
+
+    Args:
+        snakefile: of the workflow.
+        folder: in which the workflow runs.
+        configs: the configuration files that the user gave.
+        conda: whether conda installs the packages.
+    """
     words = [] if snakefile.parent == folder else ["-s", snakefile, "--directory", folder]
-    if configs:
-        words += [
-            "--configfile",
-            *(path.relative_to(folder) if path.is_relative_to(folder) else path for path in configs),
-        ]
+    words += ["--use-conda"] * conda
+    words += ["--configfile", *configs] if configs else []
     return shlex.join(map(str, words))
 
 
@@ -104,7 +108,7 @@ def report(
         raise InputError(f"{results}/receipts: there are no receipts to compare with; run the workflow first")
     problems: list[tuple[str, Path, Path]] = []  # when it was made, the file, the output to make anew
     expected: dict[Path, tuple[str, Path, str]] = {}
-    others: dict[str, list[str]] = defaultdict(list)
+    others: dict[str, list[str]] = defaultdict(list)  # what differs from now -> a rule for each output
     for receipt in receipts:
         artefact = results / receipt.relative_to(results / "receipts").with_suffix("")
         try:
@@ -114,7 +118,7 @@ def report(
             continue
         expected |= {artefact / name: (facts["started"], artefact, digest) for name, digest in facts["files"].items()}
         for difference in _differences(facts, now, versions):
-            others[difference].append(str(artefact))
+            others[difference].append(facts["rule"])
 
     with ThreadPoolExecutor(threads) as pool:
         for path, digest in zip(expected, pool.map(_digest, expected), strict=True):
@@ -136,7 +140,8 @@ def report(
             print(f"{path} is damaged; begin this training again: {command}", file=sys.stderr)
 
     for difference, made in sorted(others.items()):
-        print(f"made by {difference}: {len(made)} outputs, such as {made[0]}", file=sys.stderr)
+        rules = ", ".join(sorted(set(made)))
+        print(f"made by {difference}: {len(made)} of {len(receipts)} outputs, of the rules {rules}", file=sys.stderr)
     rest = sorted(set(_files(results)) - expected.keys())
     rest = [path for path in rest if path.relative_to(results).parts[0] not in _NOT_COMPARED]
     if rest:
@@ -158,17 +163,12 @@ def _differences(
     facts: Mapping[str, Any], now: Mapping[str, Mapping[str, str]], versions: Mapping[str, str | None]
 ) -> list[str]:
     """Returns in words how the code, weights and versions that made an output differ from now."""
-    rule, then = facts["rule"], facts | facts["settings"]
-    found = [
-        f"other {name} than now (rule {rule})"
-        for name, value in now.get(rule, {}).items()
-        if name in then and then[name] != value
-    ]
-    both = facts["versions"].keys() & versions.keys()
+    then, packages = facts | facts["settings"], facts["versions"]
+    here = now.get(facts["rule"], {})
+    found = [f"other {name} than now" for name in here if name in then and then[name] != here[name]]
+    known = sorted(packages.keys() & versions.keys())
     return found + [
-        f"{name} {facts['versions'][name]}, now {versions[name]}"
-        for name in sorted(both)
-        if facts["versions"][name] != versions[name]
+        f"{name} {packages[name]}, now {versions[name]}" for name in known if packages[name] != versions[name]
     ]
 
 

@@ -12,7 +12,10 @@ rule verify:
     params:
         results=R,
         options=lambda wildcards: verify.options(
-            Path(workflow.main_snakefile), Path.cwd(), workflow.overwrite_configfiles
+            Path(workflow.main_snakefile),
+            Path.cwd(),
+            workflow.overwrite_configfiles,
+            "conda" in map(str, workflow.deployment_settings.deployment_method),
         ),
         now=lambda wildcards: verify.code_and_weights(workflow.rules),
     script:
