@@ -5,7 +5,7 @@
 
 Jobs and seconds come from Snakemake's metadata, which lie in `.snakemake` beside `results`. Seconds are from the start
 of a job's process to its end, summed over the rule's jobs; the wall time is from the first start to the last end. The
-peak memory of a rule is that of its largest job, from the last line of its log or from the origin in its tables.
+peak memory of a rule is that of its largest job, from the last line of its log.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import re
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 
 def read(results: Path) -> pd.DataFrame:
@@ -32,30 +31,13 @@ def read(results: Path) -> pd.DataFrame:
             jobs[log] = job | {"peak_mb": _peak(results / log)}
     if not jobs:
         raise SystemExit(f"error: {results}: Snakemake's metadata beside it name no finished job of it")
-    table = pd.DataFrame(jobs.values())
-    recorded = table["rule"].map(_recorded(results))
-    return table.assign(peak_mb=table["peak_mb"].fillna(recorded))
+    return pd.DataFrame(jobs.values())
 
 
 def _peak(log: Path) -> float:
     """Returns the peak memory (MB) that stands in the last line of a job's log, or NaN."""
     found = re.findall(r"^rule \w+: .* peak memory (\d+) MB$", log.read_text(), re.M)
     return float(found[-1]) if found else float("nan")
-
-
-def _recorded(results: Path) -> dict[str, float]:
-    """Returns the highest peak memory (MB) that the files of each rule record as their origin."""
-    peaks: dict[str, float] = {}
-    for path in results.rglob("*"):
-        if path.suffix == ".parquet":
-            origin = json.loads((pq.read_schema(path).metadata or {}).get(b"provenance", b"null"))
-        elif path.suffix == ".json":
-            origin = json.loads(path.read_text()).get("provenance")
-        else:
-            continue
-        if origin:
-            peaks[origin["rule"]] = max(origin["peak_memory_mb"], peaks.get(origin["rule"], 0.0))
-    return peaks
 
 
 def summarise(jobs: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae.errors import InputError
-from sae.files import read_json, sha256
+from sae.files import check, read_json
 from sae.geometry import select
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class Activations:
         chosen = slice(None)
         for number, path in enumerate(map(Path, sorted(map(str, shards)))):
             facts = read_json(path.with_suffix(".json"))
-            if verify and sha256(path) != facts["sha256"]:
-                raise InputError(f"{path}: its content does not match its checksum; delete it and run again")
+            if verify:
+                check(path, facts["sha256"])
             arrays.append(np.load(path, mmap_mode="r"))
             chosen = select(facts["roles"], tokens)
             listed += facts["ids"]

@@ -9,13 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sae import device as devices
 from sae.errors import InputError
-from sae.files import read_json, whole, write_json
+from sae.files import read_arrays, read_json, write_arrays, write_json
 
 try:
     from sae.kernels import topk
@@ -105,7 +103,7 @@ class SparseAutoencoder(nn.Module):
             self.norm = nn.LayerNorm(d)
         self.register_buffer("mean", torch.zeros(d) if mean is None else mean.clone())
         self.register_buffer("scale", torch.tensor(float(scale)))
-        self.record: dict[str, Any] | None = None  # how it was trained: tokens, steps, seconds, precision, device
+        self.record: dict[str, Any] | None = None  # how it was trained: tokens, steps, precision, device
 
     def standardise(self, x: torch.Tensor) -> torch.Tensor:
         """Raw activations [n, d] -> the input of the training loss, [n, d]; standardised, or raw with `layernorm`."""
@@ -181,8 +179,8 @@ class SparseAutoencoder(nn.Module):
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes sae.safetensors and sae.json into `folder`."""
         folder = Path(folder)
-        with whole(folder / "sae.safetensors") as part:
-            save_file({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}, part)
+        arrays = {name: value.detach().cpu().numpy() for name, value in self.state_dict().items()}
+        write_arrays(folder / "sae.safetensors", arrays)
         facts = {"version": 2, **asdict(self.config), "training": self.record, "provenance": provenance}
         write_json(folder / "sae.json", facts)
 
@@ -205,22 +203,18 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
     folder = Path(folder)
     try:
         facts = read_json(folder / "sae.json")
-        weights = load_file(folder / "sae.safetensors")
+        weights = read_arrays(folder / "sae.safetensors")[0]
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no SAE here: {Path(error.filename or folder).name} is missing") from error
     except NotADirectoryError as error:
         raise InputError(f"{folder}: is a file; give the folder that holds sae.json and sae.safetensors") from error
-    except SafetensorError as error:
-        raise InputError(f"{folder / 'sae.safetensors'}: the file is damaged: {error}") from error
-    except ValueError as error:
-        raise InputError(f"{folder / 'sae.json'}: the file is damaged: {error}") from error
     try:
         model = SparseAutoencoder(SAEConfig(**{name: facts[name] for name in SAEConfig.__dataclass_fields__}))
         record = facts["training"]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / 'sae.json'}: not the facts of an SAE: {error} is missing or wrong") from error
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     except RuntimeError as error:
         raise InputError(
             f"{folder}: sae.safetensors does not fit sae.json: {str(error).splitlines()[-1].strip()}"

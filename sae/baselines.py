@@ -16,17 +16,15 @@ Bricken et al. 2023 (Towards Monosemanticity); frozen and random ones against tr
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from sae.activations import Activations
 from sae.errors import InputError
-from sae.files import whole
+from sae.files import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -73,14 +71,12 @@ def sample(x: Activations, method: str, centre: tuple[np.ndarray, float], seed: 
 
 def save_directions(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
     """Writes the directions [n, d] of each method, those of one layer and seed, as safetensors."""
-    with whole(path) as part:
-        # safetensors ignores strides, and the principal components are transposed.
-        save_file({method: np.ascontiguousarray(own) for method, own in rows.items()}, part)
+    write_arrays(path, rows)
 
 
 def load_directions(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns the directions [n, d] of each method."""
-    return load_file(path)
+    """Returns the directions [n, d] of each method; raises InputError where the file is damaged."""
+    return read_arrays(path)[0]
 
 
 def build(
@@ -106,7 +102,6 @@ def build(
 
     from sae.autoencoder import SAEConfig, SparseAutoencoder
 
-    began = time.perf_counter()
     mean, scale = centre
     config = SAEConfig(rows.shape[1], len(rows), min(k, len(rows)), method, "standardised", layer, tokens)
     model = SparseAutoencoder(config, torch.tensor(mean).float(), scale)
@@ -115,9 +110,8 @@ def build(
         model.W_dec.copy_(model.W_enc)
         if sample is not None:
             model.W_enc.mul_(_gain(model, torch.from_numpy(sample)))
-    seconds = time.perf_counter() - began
     fitted = 0 if sample is None else len(sample)
-    model.record = {"tokens": fitted, "seconds": round(seconds, 3), "precision": "fp32", "device": "cpu"}
+    model.record = {"tokens": fitted, "precision": "fp32", "device": "cpu"}
     return model.eval().requires_grad_(False)
 
 

@@ -1,18 +1,32 @@
-"""Files that are complete or absent, and that record their provenance."""
+"""Files that are complete or absent, that carry a checksum, and that record their provenance.
+
+A JSON or safetensors file of this project begins with its own checksum: the SHA-256 of the whole file, in which the 64
+digits of the checksum count as zeros. `check` compares it, and so does everything that reads these files.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae.errors import InputError
+
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+
+_ZEROS = "0" * 64
+_CHECKSUM = re.compile(rb'"checksum": "(?:\\")?([0-9a-f]{64})')
+_TYPES = {"int64": "I64", "int32": "I32", "float64": "F64", "float32": "F32"}  # numpy's names and those of safetensors
+# Files that were compared with a receipt already, and that readers need not hash again; filled by the job that runs.
+trusted: set[Path] = set()
 
 
 @contextmanager
@@ -39,30 +53,125 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def damaged(path: str | Path) -> InputError:
+    """Returns the error for a file whose content is not what was written."""
+    return InputError(f"{path}: the file is damaged: its content does not match its checksum; delete it and run again")
+
+
+def check(path: str | Path, expected: str | None = None) -> None:
+    """Compares a file with its checksum, unless it is trusted.
+
+    Args:
+        expected: its SHA-256; None: a JSON or safetensors file of this project, which carries its checksum.
+
+    Raises:
+        InputError: the file is damaged, or carries no checksum.
+    """
+    if Path(path) in trusted:
+        return
+    if expected is not None:
+        if sha256(path) != expected:
+            raise damaged(path)
+        return
+    with Path(path).open("rb") as file:
+        head = file.read(256)
+        found = _CHECKSUM.search(head)
+        if not found:
+            raise damaged(path)
+        digest = hashlib.sha256(head[: found.start(1)] + _ZEROS.encode() + head[found.end(1) :])
+        hashlib.file_digest(file, lambda: digest)
+    if digest.hexdigest().encode() != found[1]:
+        raise damaged(path)
+
+
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Writes JSON.
+    """Writes JSON with a checksum as its first key.
 
     Raises:
         ValueError: a number is NaN or infinite.
     """
+    text = json.dumps({"checksum": _ZEROS} | content, indent=2, allow_nan=False) + "\n"
     with whole(path) as part:
-        part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        part.write_text(text.replace(_ZEROS, hashlib.sha256(text.encode()).hexdigest(), 1))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Returns the content of a JSON file."""
-    return json.loads(Path(path).read_text())
+    """Returns the content of a JSON file of `write_json`, without the checksum.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    check(path)
+    content = json.loads(Path(path).read_text())
+    del content["checksum"]
+    return content
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], told: Mapping[str, Any] | None = None) -> None:
+    """Writes safetensors array by array: the library's own function holds a copy of all of them in memory.
+
+    The same content gives the same bytes.
+
+    Args:
+        told: the metadata, to be written as JSON texts. A checksum is added.
+    """
+    import numpy as np  # here and below: a job without tables or arrays should not wait for them
+
+    told = {"checksum": _ZEROS} | dict(told or {})
+    header: dict[str, Any] = {"__metadata__": {name: json.dumps(value) for name, value in told.items()}}
+    end = 0
+    arrays = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))  # so all are aligned
+    for name, array in arrays.items():
+        offsets = [end, end + array.nbytes]
+        header[name] = {"dtype": _TYPES[array.dtype.name], "shape": array.shape, "data_offsets": offsets}
+        end += array.nbytes
+    text = json.dumps(header).encode()
+    text = (len(text) + -len(text) % 8).to_bytes(8, "little") + text + b" " * (-len(text) % 8)
+    digest = hashlib.sha256(text)
+    with whole(path) as part, part.open("wb") as file:
+        file.write(text)
+        for array in arrays.values():
+            block = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            digest.update(block.data)
+            block.tofile(file)
+        file.seek(text.index(_ZEROS.encode()))
+        file.write(digest.hexdigest().encode())
+
+
+def read_arrays(path: str | Path, mapped: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns the arrays and the metadata of a file of `write_arrays`.
+
+    Args:
+        mapped: return memory maps: a job that looks at a few images reads a few pages.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    import numpy as np
+
+    check(path)
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    told = {name: json.loads(text) for name, text in header.pop("__metadata__").items()}
+    names, arrays = {short: name for name, short in _TYPES.items()}, {}
+    for name, entry in header.items():
+        dtype, shape, start = names[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+        full = np.prod(shape) > 0
+        array = np.memmap(path, dtype, "r", start, shape) if full else np.empty(shape, dtype)
+        arrays[name] = array if mapped else np.array(array)
+    return arrays, told
 
 
 def write_table(path: str | Path, table: pd.DataFrame, provenance: dict[str, Any] | None = None) -> None:
-    """Writes Parquet; `provenance` goes into the schema's metadata, under the key `provenance`, as JSON."""
-    import pyarrow as pa  # here and below: a job without tables should not wait for them
+    """Writes Parquet with checksums of its pages; `provenance` goes into its metadata, as JSON."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     metadata = dict(arrow.schema.metadata or {}) | {b"provenance": json.dumps(provenance).encode()}
     with whole(path) as part:
-        pq.write_table(arrow.replace_schema_metadata(metadata), part)
+        pq.write_table(arrow.replace_schema_metadata(metadata), part, write_page_checksum=True)
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every workflow job runs inside `job`: it writes the log, explains errors, and records the outputs' provenance."""
+"""Every workflow job runs inside `job`: it checks the inputs, writes the log, explains errors, and writes receipts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sae.errors import InputError
-from sae.files import sha256
+from sae.files import trusted
+from sae.verify import compared, write_receipts
 
-_RECORDED = ("numpy", "pandas", "pillow", "safetensors", "snakemake", "timm", "torch", "torchvision")
-_HASHED_UP_TO = 2**26  # bytes; shards of activations are larger and carry checksums of their own
+_RECORDED = (
+    *("matplotlib", "numba", "numpy", "pandas", "pillow", "pyarrow", "safetensors", "scikit-learn", "scipy"),
+    *("snakemake", "timm", "torch", "torchvision"),
+)
 
 
 @contextmanager
 def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Runs a rule's script: copies its messages to the rule's log and explains user errors.
+    """Runs a rule's script: compares its inputs with their receipts, copies its messages to the rule's log, explains
+    user errors, and writes the receipts of its outputs, see `verify`.
 
     An InputError ends the process with its one line and exit code 1. Any other error is a bug and keeps its traceback.
     The log of a job that succeeds ends with its time and its peak memory.
@@ -35,23 +39,22 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
 
     Yields:
         a function that returns the outputs' provenance: rule, wildcards, settings, hashes of the inputs, versions, git
-        commit, threads, times and peak memory (MB).
+        commit and threads. The receipts add the time of the start, the seconds and the peak memory (MB).
     """
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
 
     @cache
     def origin() -> dict[str, Any]:
-        inputs = [path for path in snakemake.input if Path(path).is_file()]
         return {
             "rule": snakemake.rule,
             "wildcards": dict(snakemake.wildcards),
             "settings": dict(snakemake.params.get("settings", {})),
-            "inputs": {path: sha256(path) for path in inputs if Path(path).stat().st_size <= _HASHED_UP_TO},
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in _RECORDED},
+            "weights": snakemake.params.get("weights"),
+            "inputs": inputs,
+            "versions": versions(),
             "commit": _commit(),
             "machine": platform.machine(),
             "threads": snakemake.threads,
-            "started": started,
         }
 
     def cost() -> dict[str, Any]:
@@ -61,11 +64,14 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
 
     log = Path(snakemake.log[0])
     log.parent.mkdir(parents=True, exist_ok=True)
+    results = next(folder.parent for folder in log.parents if folder.name == "logs")
     terminal = sys.stderr
     with log.open("w") as file:
         sys.stderr = _Both(terminal, file)
         try:
-            yield lambda: origin() | cost()
+            inputs = compared(snakemake.input, results)
+            yield origin
+            write_receipts(snakemake.output, results, origin() | {"started": started} | cost())
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
@@ -74,8 +80,14 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
             raise
         finally:
             sys.stderr = terminal
+            trusted.clear()
         spent = cost()
         print(f"rule {snakemake.rule}: {spent['seconds']} s, peak memory {spent['peak_memory_mb']} MB", file=file)
+
+
+def versions() -> dict[str, str | None]:
+    """Returns the versions of Python and of the packages that results depend on; None: not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _RECORDED}
 
 
 def listed(paths: Any) -> list[str]:

@@ -5,9 +5,8 @@ docs/data.md describes the file, `codes.safetensors`, so that other programs can
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ import numpy as np
 from scipy import sparse
 
 from sae.errors import InputError
-from sae.files import whole
+from sae.files import read_arrays, write_arrays
 
 VERSION = 1
 NAME = "codes.safetensors"
-_TYPES = {"int64": "I64", "int32": "I32", "float64": "F64", "float32": "F32"}  # numpy's names and those of safetensors
 # Edges of the activation histograms: 24 bins, a factor of √2 each, outer bins open. Latents of a standardised SAE
 # fire at about 0.1 to 30.
 HISTOGRAM_EDGES = 2.0 ** np.arange(-6, 6.01, 0.5)
@@ -135,7 +133,7 @@ class Codes:
         """Writes codes.safetensors into `folder`.
 
         Args:
-            facts: the provenance as JSON, for the file's metadata.
+            facts: the provenance, for the file's metadata.
         """
         arrays = {
             "ids": self.ids,
@@ -154,7 +152,7 @@ class Codes:
             }
             arrays |= {f"tally.{name}": value for name, value in vars(self.tally).items()}
         told = {"version": VERSION, "latents": self.latents, "tokens": self.tokens, "facts": facts}
-        _write(Path(folder) / NAME, arrays, {name: json.dumps(value) for name, value in told.items()})
+        write_arrays(Path(folder) / NAME, arrays, told)
 
 
 class Growing:
@@ -191,11 +189,11 @@ def codes(folder: str | Path) -> Codes:
     """Returns the codes saved in `folder` (…/codes/layer=6/k=32/method=topk/seed=0).
 
     Raises:
-        InputError: the folder holds no codes, or codes of another version.
+        InputError: the folder holds no codes, damaged ones, or codes of another version.
     """
     path = Path(folder) / NAME
     try:
-        told, arrays = _read(path)
+        arrays, told = read_arrays(path, mapped=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no codes here") from error
     if told["version"] != VERSION:
@@ -219,40 +217,6 @@ def _matrix(values: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: 
     if indptr[-1] <= np.iinfo(np.int32).max:
         indptr = indptr.astype(np.int32)
     return sparse.csr_array((values, indices, indptr), shape)
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray], told: Mapping[str, str]) -> None:
-    """Writes safetensors array by array: the library's own function holds a copy of all of them in memory."""
-    header: dict[str, Any] = {"__metadata__": dict(told)}
-    end = 0
-    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))  # the widest first: all are aligned
-    for name, array in arrays.items():
-        header[name] = {
-            "dtype": _TYPES[array.dtype.name],
-            "shape": array.shape,
-            "data_offsets": [end, end + array.nbytes],
-        }
-        end += array.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with whole(path) as part, part.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for array in arrays.values():
-            np.ascontiguousarray(array).tofile(file)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Reads safetensors as memory maps: a job that looks at a few images reads a few pages."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    told = {name: json.loads(text) for name, text in header.pop("__metadata__").items()}
-    names, arrays = {short: name for name, short in _TYPES.items()}, {}
-    for name, entry in header.items():
-        dtype, shape, start = names[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        full = np.prod(shape) > 0
-        arrays[name] = np.memmap(path, dtype, "r", start, shape) if full else np.empty(shape, dtype)
-    return told, arrays
 
 
 def _places(all_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save_file
 
 from sae import images
 from sae.activations import OUTLIER, Activations, moments
 from sae.errors import InputError
-from sae.files import read_json, whole
+from sae.files import read_arrays, read_json, write_arrays
 from sae.geometry import Geometry
 
 # Norms are counted in fine bins, 0.6 % wide, so that quantiles need no list of all tokens; figures get coarse ones.
@@ -114,13 +113,12 @@ class LayerFacts:
 
     def save(self, path: str | Path) -> None:
         """Writes layer.safetensors."""
-        with whole(path) as part:
-            save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, part)
+        write_arrays(path, vars(self))
 
     @classmethod
     def load(cls, path: str | Path) -> LayerFacts:
-        """Returns the facts that `save` wrote."""
-        return cls(**load_file(path))
+        """Returns the facts that `save` wrote; raises InputError where the file is damaged."""
+        return cls(**read_arrays(path)[0])
 
 
 def facts(layer: Layer, vit: Any, number: int, latents: int, batch: int) -> LayerFacts:

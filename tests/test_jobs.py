@@ -1,13 +1,15 @@
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from sae import InputError, jobs
+from sae.files import read_json, sha256
+
+DAMAGED = "the file is damaged: its content does not match its checksum; delete it and run again"
 
 
 @pytest.fixture
@@ -19,6 +21,7 @@ def rule(tmp_path):
         wildcards={"layer": "6"},
         params={"settings": {"images": 3}},
         input=[str(tmp_path / "in.txt"), str(tmp_path)],
+        output=[str(tmp_path / "out.txt")],
         threads=2,
         log=[str(tmp_path / "logs/deep/rank.log")],
     )
@@ -47,19 +50,33 @@ def test_an_error_of_the_user_is_one_line_and_one_of_ours_keeps_its_traceback(ru
     assert log(rule)[0].startswith("Traceback") and log(rule)[-1] == "ZeroDivisionError: division by zero"
 
 
-def test_the_origin_is_found_once_and_its_cost_each_time(rule, monkeypatch):
+def test_the_origin_is_found_once_and_holds_no_times(rule, tmp_path, monkeypatch):
     started = []
     real = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: started.append(a) or real(*a, **k))
     with jobs.job(rule) as provenance:
         first = provenance()
         Path(rule.input[0]).write_text("changed by somebody else")
-        time.sleep(0.2)
-        second = provenance()
+        Path(rule.output[0]).write_text("result")
+        assert provenance() == first
     assert len(started) == 1  # git
-    assert first["inputs"] == second["inputs"] and list(first["inputs"]) == rule.input[:1]
-    assert second["seconds"] >= first["seconds"] + 0.1 and second["peak_memory_mb"] > 10
+    assert list(first["inputs"]) == rule.input[:1]
     assert first["settings"] == {"images": 3} and first["wildcards"] == {"layer": "6"} and first["threads"] == 2
+    receipt = read_json(tmp_path / "receipts/out.txt.json")
+    assert receipt.pop("seconds") >= 0 and receipt.pop("peak_memory_mb") > 10 and receipt.pop("started")
+    assert receipt == {"files": {".": sha256(rule.output[0])}} | first
+
+
+def test_an_input_that_is_not_what_was_written_is_refused(rule, tmp_path, capsys):
+    before = SimpleNamespace(**vars(rule) | {"input": [], "output": rule.input[:1]})
+    with jobs.job(before):
+        pass
+    with jobs.job(rule):
+        pass
+    (tmp_path / "in.txt").write_text("as inpud")
+    with pytest.raises(SystemExit), jobs.job(rule):
+        raise AssertionError("the job ran")
+    assert capsys.readouterr().err == f"error: {tmp_path}/in.txt: {DAMAGED}\n"
 
 
 def test_jobs_without_tables_import_none_of_the_libraries():

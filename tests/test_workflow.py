@@ -260,12 +260,16 @@ def test_a_single_figure_regenerates_alone(copy):
 
 
 def test_the_same_config_gives_the_same_bytes(finished, copy):
-    weights = f"results/small/sae/{POINT}/sae.safetensors"
-    before = sha256(finished / weights)
-    (copy / weights).unlink()
-    done = snakemake(copy, weights, config=CONFIG)
+    (copy / f"results/small/sae/{POINT}/sae.safetensors").unlink()
+    done = snakemake(copy, f"results/small/metrics/{POINT}.parquet", config=CONFIG)
     assert done.returncode == 0, done.stderr
-    assert sha256(copy / weights) == before
+    made = 0
+    for path in filter(Path.is_file, (finished / "results/small").rglob("*")):
+        name = path.relative_to(finished)
+        made += (copy / name).stat().st_mtime_ns != path.stat().st_mtime_ns
+        if name.parts[2] not in ("logs", "receipts"):  # they hold times
+            assert sha256(copy / name) == sha256(path), name
+    assert made >= 7  # SAE, its facts and log, codes, responses, metrics, metrics at other k
 
 
 def test_the_results_hang_together(finished):
@@ -337,8 +341,7 @@ def test_every_artefact_says_what_made_it(finished):
         read_provenance(r / f"metrics/{POINT}.parquet"),
         read_provenance(r / f"ranking/{POINT}/latents.parquet"),
     ):
-        assert found["versions"]["torch"] and found["seconds"] >= 0 and found["peak_memory_mb"] > 10
-        assert found["settings"]["code"] and found["threads"] == 1
+        assert found["versions"]["torch"] and found["settings"]["code"] and found["threads"] == 1
     assert found["inputs"]["results/small/manifest.parquet"] == sha256(r / "manifest.parquet")
 
 

@@ -125,12 +125,11 @@ def statistics(facts: dict[str, Any], layer: int) -> Figure:
 
 
 @styled
-def training(log: pd.DataFrame, speed: float, title: str) -> Figure:
+def training(log: pd.DataFrame, title: str) -> Figure:
     """Training curves of one SAE.
 
     Args:
         log: training.csv.
-        speed: tokens per second.
     """
     figure = Figure(figsize=(13, 3.2))
     panels = [
@@ -150,5 +149,5 @@ def training(log: pd.DataFrame, speed: float, title: str) -> Figure:
     axes[1].set_ylim(0, log["l0"].max() * 1.1)
     axes[2].set_ylim(0, max(0.05, log["dead"].max() * 1.1))
     axes[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    headline(figure, f"{title}: {log['tokens'].iloc[-1]:,} tokens at {speed:,.0f} per second")
+    headline(figure, f"{title}: {log['tokens'].iloc[-1]:,} tokens")
     return figure

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from sae.errors import InputError
-from sae.files import whole
+from sae.files import read_arrays, write_arrays
 from sae.training.step import Step
 
 _SHARE = 0.01  # of the time, at most, goes into checkpoints
@@ -43,10 +40,8 @@ class Checkpoint:
             return None
         again = "delete it to start this run again from the beginning"
         try:
-            with safe_open(self._path, "pt") as file:
-                facts = {name: json.loads(text) for name, text in file.metadata().items()}
-            state = load_file(self._path)
-        except (SafetensorError, ValueError, AttributeError) as error:
+            arrays, facts = read_arrays(self._path)
+        except InputError as error:
             raise InputError(f"{self._path}: not a checkpoint that can be read; {again}") from error
         theirs = facts["identity"]
         for name, value in self._identity.items():
@@ -54,8 +49,8 @@ class Checkpoint:
                 raise InputError(
                     f"{self._path}: this checkpoint was made with {name} {theirs.get(name)}, now it is {value}; {again}"
                 )
-        self.step = int(state["count"])
-        return state, facts["progress"]
+        self.step = int(arrays["count"])
+        return {name: torch.from_numpy(value) for name, value in arrays.items()}, facts["progress"]
 
     def due(self) -> bool:
         """Returns whether it is time to write."""
@@ -66,9 +61,8 @@ class Checkpoint:
         if self._path is None:
             return
         began = time.monotonic()
-        facts = {"identity": json.dumps(self._identity), "progress": json.dumps(progress)}
-        with whole(self._path) as part:
-            save_file({name: value.contiguous() for name, value in step.state().items()}, part, facts)
+        arrays = {name: value.numpy() for name, value in step.state().items()}
+        write_arrays(self._path, arrays, {"identity": self._identity, "progress": progress})
         self.step = step.count
         took = time.monotonic() - began
         self._next = time.monotonic() + (max(self._every, took / _SHARE) if self._every else 0)

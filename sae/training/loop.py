@@ -74,7 +74,7 @@ def train(
             checkpoint after every step.
 
     Returns:
-        The SAE. Its `record` has tokens, steps, seconds, tokens_per_s, precision, device.
+        The SAE. Its `record` has tokens, steps, precision, device.
 
     Raises:
         InputError: x is not finite or too small for one batch, the device lacks the precision, the loss stopped being
@@ -133,11 +133,7 @@ def train(
                     progress.write(summary, file=progress.fp)
     if log is not None:
         _write_log(log, rows)
-    seconds = time.perf_counter() - began
-    model.record = {
-        **{"tokens": seen, "steps": step.count, "seconds": round(seconds, 3), "tokens_per_s": round(seen / seconds)},
-        **{"precision": step.precision, "device": target.type},
-    }
+    model.record = {"tokens": seen, "steps": step.count, "precision": step.precision, "device": target.type}
     saved.remove()
     return model.eval().requires_grad_(False)
 

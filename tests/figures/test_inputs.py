@@ -53,5 +53,5 @@ def test_statistics_show_the_norms_of_each_token_type_and_the_warnings():
 
 def test_training_curves_say_where_they_end():
     log = pd.DataFrame({"tokens": [1, 2e6], "fvu": [1, 0.125], "l0": [4, 4], "dead": [0, 0.25], "lr": [0.1, 0.2]})
-    shown = written(inputs.training(log, 1000, "title"))
+    shown = written(inputs.training(log, "title"))
     assert "FVU at the end: 0.125" in shown and "L0 at the end: 4" in shown and "Dead at the end: 25.0%" in shown

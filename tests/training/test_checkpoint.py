@@ -137,7 +137,9 @@ def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, change, message)
 
 def test_a_damaged_checkpoint_is_named(data, tmp_path):
     checkpoint = tmp_path / "c.safetensors"
-    for content in (b"", b"nonsense" * 100):
+    stopped_early(data[0][:5000], checkpoint)
+    whole = checkpoint.read_bytes()
+    for content in (b"", b"nonsense" * 100, whole[:-1], whole[:9000] + bytes([whole[9000] ^ 1]) + whole[9001:]):
         checkpoint.write_bytes(content)
         with pytest.raises(InputError, match="not a checkpoint that can be read; delete it"):
             sae.train(data[0][:5000], CONFIG, checkpoint=checkpoint)
@@ -161,8 +163,7 @@ def test_checkpoints_take_a_small_share_of_the_time(tmp_path, monkeypatch):
     def slow(*_arguments):
         clock[0] += 3.0
 
-    monkeypatch.setattr(checkpoints, "save_file", slow)
-    monkeypatch.setattr(checkpoints, "whole", lambda path: __import__("contextlib").nullcontext(path))
+    monkeypatch.setattr(checkpoints, "write_arrays", slow)
     saved = checkpoints.Checkpoint(tmp_path / "c", {}, 30)
 
     class Step:

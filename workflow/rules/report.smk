@@ -318,8 +318,7 @@ rule conclusion:
 
 rule training_figure:
     input:
-        log=f"{R}/sae/{P}/training.csv",
-        facts=SAE["facts"],
+        f"{R}/sae/{P}/training.csv",
     output:
         report(
             f"{R}/report/{P}/training.{{ending}}",

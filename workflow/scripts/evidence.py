@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file
 
 import sae
 from sae import files, jobs, layer
@@ -22,8 +21,8 @@ settings, inputs = snakemake.params.settings, snakemake.input
 def dictionary(path, codes, responses=None):
     """Reads one dictionary: its decoder, its codes, the ViT's responses."""
     seed = int(Path(path).parent.name.removeprefix("seed="))
-    found = responses and Responses.from_arrays(load_file(responses))
-    return judge.Dictionary(seed, load_file(path)["W_dec"], sae.codes(Path(codes).parent), found)
+    found = responses and Responses.from_arrays(files.read_arrays(responses)[0])
+    return judge.Dictionary(seed, files.read_arrays(path)[0]["W_dec"], sae.codes(Path(codes).parent), found)
 
 
 with jobs.job(snakemake) as provenance:

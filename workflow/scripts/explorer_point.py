@@ -7,7 +7,6 @@ hand_over()
 from pathlib import Path
 
 import pandas as pd
-from safetensors.numpy import load_file
 
 import sae
 from sae import files, jobs
@@ -27,7 +26,7 @@ with jobs.job(snakemake):
         tokens=settings["tokens"],
         geometry=Geometry(**files.read_json(snakemake.input.reference)["geometry"]),
         codes=sae.codes(Path(snakemake.input.codes).parent),
-        decoder=load_file(snakemake.input.sae)["W_dec"],
+        decoder=files.read_arrays(snakemake.input.sae)[0]["W_dec"],
         tables=point.Tables(**tables),
         seeds=settings["seeds"],
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import save_file
 
 import sae
 from sae import device, files, jobs, measure, vit
@@ -34,8 +33,7 @@ with jobs.job(snakemake) as provenance:
     for weights, codes, responses, metrics, other_ks in zip(*paths, strict=True):
         measured = measure.measure(sae.load(Path(weights).parent, where), setup, settings["keep_all"])
         measured.codes.save(Path(codes).parent, provenance())
-        with files.whole(responses) as part:
-            save_file(measured.responses.to_arrays(), part)
+        files.write_arrays(responses, measured.responses.to_arrays())
         # Layer, k and method stand in the path: hive readers add them, and refuse files that hold them too.
         row = pd.DataFrame([{"seed": int(snakemake.wildcards.seed)} | measured.metrics])
         files.write_table(metrics, row, provenance())

@@ -6,11 +6,10 @@ hand_over()
 
 import pandas as pd
 
-from sae import files, jobs
+from sae import jobs
 from sae.figures import inputs, style
 
 point = snakemake.wildcards
 with jobs.job(snakemake):
     title = f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}"
-    speed = files.read_json(snakemake.input.facts)["training"]["tokens_per_s"]
-    style.save(inputs.training(pd.read_csv(snakemake.input.log), speed, title), snakemake.output[0])
+    style.save(inputs.training(pd.read_csv(snakemake.input[0]), title), snakemake.output[0])
