@@ -19,6 +19,7 @@ def rule(tmp_path):
         wildcards={"layer": "6"},
         params={"settings": {"images": 3}},
         input=[str(tmp_path / "in.txt"), str(tmp_path)],
+        output=["results/x/ranking.parquet"],
         threads=2,
         log=[str(tmp_path / "logs/deep/rank.log")],
     )
