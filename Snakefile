@@ -1,3 +1,4 @@
+from snakemake import exceptions
 from snakemake.utils import min_version
 
 min_version("9.8")
@@ -20,6 +21,13 @@ include: "workflow/rules/analysis.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/explorer.smk"
 include: "workflow/rules/verify.smk"
+
+
+# One line for a second run of the same results, and for the lock of a killed one; Snakemake's own text has five.
+exceptions.LockException = lambda: SystemExit(
+    f"error: {os.path.abspath(R)}: another run makes these results; wait until it ends, or, if it was killed, "
+    "unlock them: add --unlock to this command, then run it again without"
+)
 
 
 onstart:

@@ -19,6 +19,8 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from sae.files import new_array
+
 SIDE = 112  # pixels; 7 x 7 patches of 16
 FACTORS: dict[str, tuple[str, ...]] = {
     "shape": ("circle", "square", "triangle", "star", "cross", "ring"),
@@ -94,7 +96,7 @@ def write(folder: Path, count: int, seed: int) -> None:
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
-    masks = np.lib.format.open_memmap(folder / "masks.npy", mode="w+", dtype=np.uint8, shape=(count, SIDE, SIDE))
+    masks = new_array(folder / "masks.npy", np.uint8, (count, SIDE, SIDE))
     for index in tqdm(range(count), desc="drawing", unit="image"):
         concept = draw(seed, index)
         path = f"{index:05d}.png"

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sae import vit as vits
 from sae.errors import InputError
 from sae.evidence import splice
-from sae.files import sha256, whole, write_json
+from sae.files import new_array, sha256, whole, write_json
 from sae.geometry import check_layer
 from sae.images import used
 
@@ -55,7 +55,7 @@ def extract(
     low = dtype != "float32"
     with whole(out) as part:
         shape = (len(images), len(geometry.roles), geometry.width)
-        stored = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+        stored = new_array(part, np.float16, shape)
         starts = range(0, len(images), batch)
         for first in tqdm(starts, desc=f"layer {layer}", unit="batch"):
             with torch.autocast(device.type, getattr(torch, dtype), enabled=low):

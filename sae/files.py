@@ -6,6 +6,7 @@ digits of the checksum count as zeros. `check` compares it, and so does everythi
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from sae.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
     import pandas as pd
 
 _ZEROS = "0" * 64
@@ -31,20 +33,65 @@ trusted: set[Path] = set()
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary name (a file or a folder) beside `path`, renamed to it on success, removed on failure."""
+    """Yields a temporary path of the same name, for a file or a folder, that replaces `path` on success.
+
+    So `path` is complete or absent, also after `kill -9` or a power cut: the content is on the disk before it gets the
+    name. What an earlier writer of `path` left behind when it was killed is removed.
+
+    Raises:
+        OSError: the disk is full or the like; its `filename` is `path`, even where the system does not tell it.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    # A folder around it holds whatever libraries write beside a file before they rename it, as safetensors does.
+    folder = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = folder / path.name
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder.mkdir()
         yield temporary
-        if temporary.is_dir() and path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    finally:
         if temporary.is_dir():
-            shutil.rmtree(temporary)
+            os.sync()  # faster than file by file
+            if path.exists():
+                path.rename(folder / f"{path.name}.old")
         else:
-            temporary.unlink(missing_ok=True)
+            temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors lets nobody else read its files
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(folder)):
+            error.filename = str(path)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def located(path: str | Path) -> Iterator[None]:
+    """Adds `path` to an OSError that names no file: a full disk is reported without one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def new_array(path: str | Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+    """Returns a new .npy file as a memory map, to be filled.
+
+    Raises:
+        OSError: the disk has too little room for all of it. Without this reservation, the kernel would end the process
+            by a signal (SIGBUS) when it writes to the map.
+    """
+    from numpy.lib.format import open_memmap  # a job without arrays should not wait for it
+
+    array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with Path(path).open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, Path(path).stat().st_size)
+    return array
 
 
 def sha256(path: str | Path) -> str:

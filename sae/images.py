@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sae import labelling
 from sae.errors import InputError
-from sae.files import sha256, whole
+from sae.files import new_array, sha256, whole
 from sae.labelling import BESIDE, HELD_OUT, TRAIN
 from sae.near_duplicates import THUMBNAIL, near_duplicates
 
@@ -198,7 +198,7 @@ def decode(
     rows = list(zip(manifest["path"], manifest["sha256"], strict=True))
     shape = one(rows[0]).shape
     with whole(out) as part, ThreadPoolExecutor(threads) as pool:
-        pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(rows), *shape))
+        pixels = new_array(part, np.uint8, (len(rows), *shape))
         with tqdm(total=len(rows), desc="pixels", unit="image") as progress:
             for first in range(0, len(rows), _CHUNK):
                 for i, image in enumerate(pool.map(one, rows[first : first + _CHUNK]), first):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import platform
 import resource
 import subprocess
@@ -9,14 +10,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
-from sae.errors import InputError
+from sae.errors import InputError, shortage
 from sae.files import trusted
 from sae.verify import compared, write_receipts
 
@@ -31,7 +32,8 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
     """Runs a rule's script: compares its inputs with their receipts, copies its messages to the rule's log, explains
     user errors, and writes the receipts of its outputs, see `verify`.
 
-    An InputError ends the process with its one line and exit code 1. Any other error is a bug and keeps its traceback.
+    An InputError ends the process with its one line and exit code 1, as do a full disk, too little memory and missing
+    permissions. Any other error is a bug and keeps its traceback.
     The log of a job that succeeds ends with its time and its peak memory.
 
     Args:
@@ -63,10 +65,9 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
         return {"seconds": round(time.perf_counter() - clock, 1), "peak_memory_mb": peak}
 
     log = Path(snakemake.log[0])
-    log.parent.mkdir(parents=True, exist_ok=True)
     results = next(folder.parent for folder in log.parents if folder.name == "logs")
     terminal = sys.stderr
-    with log.open("w") as file:
+    with _opened(log) as file:
         sys.stderr = _Both(terminal, file)
         try:
             inputs = compared(snakemake.input, results)
@@ -75,7 +76,10 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
-        except Exception:
+        except Exception as error:
+            if told := shortage(error, next(iter(snakemake.output), results)):
+                print(f"error: {told}", file=sys.stderr)
+                sys.exit(1)
             traceback.print_exc(file=file)  # the interpreter prints it too, but to the terminal alone
             raise
         finally:
@@ -95,6 +99,26 @@ def listed(paths: Any) -> list[str]:
     return [paths] if isinstance(paths, str) else list(paths)
 
 
+@contextmanager
+def _opened(log: Path) -> Iterator[TextIO]:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = io.TextIOWrapper(_Log(log, "w"), write_through=True)
+    except OSError as error:
+        sys.exit(f"error: {shortage(error, log) or error}")
+    with file:
+        yield file
+
+
+class _Log(io.FileIO):
+    """A file whose text is lost while the disk is full: the job tells of that itself."""
+
+    def write(self, text: Any) -> int:
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+
 class _Both:
     """The terminal, whose text is copied to the log; progress bars ask it for the rest of a terminal's abilities."""
 
@@ -103,7 +127,6 @@ class _Both:
 
     def write(self, text: str) -> int:
         self._log.write(text)
-        self._log.flush()
         return self._terminal.write(text)
 
     def __getattr__(self, name: str) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from sae.errors import InputError
-from sae.files import read_arrays, write_arrays
+from sae.files import located, read_arrays, write_arrays
 
 VERSION = 1
 NAME = "codes.safetensors"
@@ -172,14 +172,16 @@ class Growing:
         """Appends the rows of these matrices, one for each dtype; the first has the pattern of all."""
         self._rows.append(np.diff(matrices[0].indptr))
         for (file, dtype), values in zip(self._files, (matrices[0].indices, *(m.data for m in matrices)), strict=True):
-            file.write(np.ascontiguousarray(values, dtype).data)
+            with located(tempfile.gettempdir()):
+                file.write(np.ascontiguousarray(values, dtype).data)
 
     def matrices(self) -> list[sparse.csr_array]:
         """Returns the matrices [rows, columns] so far, their entries as memory maps."""
         indptr = np.cumsum(np.concatenate(self._rows))
         arrays = []
         for file, dtype in self._files:
-            file.flush()
+            with located(tempfile.gettempdir()):
+                file.flush()
             arrays.append(np.memmap(file, dtype, "r", shape=indptr[-1]) if indptr[-1] else np.empty(0, dtype))
         shape = len(indptr) - 1, self._columns
         return [_matrix(values, arrays[0], indptr, shape) for values in arrays[1:]]

@@ -42,7 +42,10 @@ def start() -> None:
     """Starts the warm process in the background; it ends with this process, however this one ends."""
     if not hasattr(os, "fork"):
         return
-    os.environ[_FOLDER] = folder = tempfile.mkdtemp(prefix="sae-warm-")
+    try:
+        os.environ[_FOLDER] = folder = tempfile.mkdtemp(prefix="sae-warm-")
+    except OSError:  # a full disk
+        return
     # No pool of threads would survive a fork, and no started CUDA; NVML tells of GPUs without starting it.
     environment = os.environ | dict.fromkeys(_THREADS, "1") | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     global _process
@@ -60,9 +63,12 @@ def start() -> None:
 def hand_over(wait: float = 0) -> None:
     """Lets the warm process run this script, and exits as the script did; returns where there is no warm process.
 
+    The script ends with Snakemake, even if that is killed: nothing may write results beside the next run.
+
     Args:
         wait: seconds to wait for a warm process that still imports: for scripts that would import as much themselves.
     """
+    _end_with_parent(signal.SIGKILL)
     folder = os.environ.pop(_FOLDER, None)
     if folder is None:
         return
@@ -83,7 +89,10 @@ def hand_over(wait: float = 0) -> None:
         return
     status = int(connection.recv(4) or -signal.SIGKILL)
     if status < 0:
-        print(f"error: ended by signal {-status}; 9 may mean out of memory", file=sys.stderr, flush=True)
+        hint = (
+            "; the system may be out of memory: run fewer jobs at once (--cores)" if -status == signal.SIGKILL else ""
+        )
+        print(f"error: ended by signal {-status}{hint}", file=sys.stderr, flush=True)
     os._exit(status if status >= 0 else 128 - status)
 
 

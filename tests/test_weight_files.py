@@ -108,9 +108,7 @@ def test_code_inside_a_file_is_not_run(tmp_path):
     (tmp_path / "pickle").write_bytes(pickle.dumps({"model": Evil()}))
     saved(tmp_path / "module", torch.nn.Linear(2, 2))
     for name in ("zip", "legacy", "pickle", "module"):
-        with pytest.raises(
-            InputError, match="code or whole objects, which are not run: save the model"
-        ):
+        with pytest.raises(InputError, match="code or whole objects, which are not run: save the model"):
             read(tmp_path / name)
     assert not (tmp_path / "owned").exists()
 

@@ -10,16 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from sae.files import whole
 
-def write(folder: Path, name: str, value: Any) -> None:
-    """Writes `folder`/`name`.js, a script that gives `value` to the page.
+
+def script(name: str, value: Any) -> str:
+    """Returns the text of a script that gives `value` to the page.
 
     Characters outside ASCII are escaped, so that the file can be read in any encoding. NaN is refused.
     """
-    path = folder / f"{name}.js"
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    path.write_text(f"parts.take({json.dumps(name)},{text})\n")
+    return f"parts.take({json.dumps(name)},{text})\n"
+
+
+def write(folder: Path, name: str, value: Any) -> None:
+    """Writes the script `folder`/`name`.js."""
+    with whole(folder / f"{name}.js") as part:
+        part.write_text(script(name, value))
 
 
 def pack(values: np.ndarray | Sequence[int], kind: str) -> str:

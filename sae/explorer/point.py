@@ -17,6 +17,7 @@ from sae import images
 from sae.evidence import classes
 from sae.explorer import parts, relatives, words
 from sae.explorer.parts import number, numbers, pack
+from sae.files import whole
 from sae.geometry import Geometry
 from sae.latent_codes import Codes
 
@@ -79,19 +80,23 @@ def write(folder: Path, point: Point, opened: np.ndarray) -> None:
         opened: ids of the images that can be opened.
     """
     name = "/".join(f"{key}={point.where[key]}" for key in ("layer", "k", "method", "seed"))
-    data, tables = folder.parents[3], point.tables
+    tables = point.tables
     shown = tables.images[tables.images["panel"] != "silent"]
     lit, on_images = _fire(point, shown, opened)
     best = classes.best_classes(tables.classes)
     confirmed = classes.best_classes(tables.classes[tables.classes["confirmed"].astype(bool)])
-    parts.write(data, f"{name}/table", _table(tables, best))
+    values: dict[str, Any] = {"table": _table(tables, best)}
     about = _latents(point, best, confirmed, lit)
     for first in range(0, len(about), LATENTS_PER_FILE):
-        chunk = about[first : first + LATENTS_PER_FILE]
-        parts.write(data, f"{name}/latents/{first // LATENTS_PER_FILE:04d}", chunk)
+        values[f"latents/{first // LATENTS_PER_FILE:04d}"] = about[first : first + LATENTS_PER_FILE]
     for first in range(0, len(opened), IMAGES_PER_FILE):
         chunk = [on_images[image] for image in opened[first : first + IMAGES_PER_FILE]]
-        parts.write(data, f"{name}/images/{first // IMAGES_PER_FILE:04d}", chunk)
+        values[f"images/{first // IMAGES_PER_FILE:04d}"] = chunk
+    with whole(folder) as part:
+        for sub_folder in ("latents", "images"):
+            (part / sub_folder).mkdir(parents=True)
+        for place, value in values.items():
+            (part / f"{place}.js").write_text(parts.script(f"{name}/{place}", value))
 
 
 def openable(manifest: pd.DataFrame, most: int) -> pd.DataFrame:
