@@ -1,12 +1,13 @@
 # Settings and functions that all rules share; no rules here.
 import os
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
 from sae import sources, warm
 from sae.config import complete
-from sae.errors import InputError
+from sae.errors import InputError, shortage
 
 HERE = Path(workflow.basedir)
 if not sys.stderr.isatty():
@@ -191,6 +192,8 @@ def _listing():
         return listing(IMAGES, LABELS)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {shortage(error, IMAGES) or error}")
 
 
 def folder_listing(wildcards):
