@@ -23,6 +23,14 @@ include: "workflow/rules/explorer.smk"
 include: "workflow/rules/verify.smk"
 
 
+# Snakemake keeps notes about every run here, and answers with pages where it cannot write.
+try:
+    with tempfile.TemporaryFile(dir=".") as probe:
+        probe.write(bytes(2**16))
+except OSError as error:
+    error.filename = os.getcwd()
+    sys.exit(f"error: {shortage(error, error.filename) or error}")
+
 # One line for a second run of the same results, and for the lock of a killed one; Snakemake's own text has five.
 exceptions.LockException = lambda: SystemExit(
     f"error: {os.path.abspath(R)}: another run makes these results; wait until it ends, or, if it was killed, "

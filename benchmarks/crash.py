@@ -11,8 +11,6 @@ byte. Prints a line for each kill, and a tally; exits with 1 if a run did not re
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import random
 import re
@@ -26,9 +24,9 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
+
+from sae.files import sha256
 
 ROOT = Path(__file__).parent.parent
 CONFIG = {
@@ -45,31 +43,10 @@ CONFIG = {
 
 
 def contents(results: Path) -> dict[str, str]:
-    """Returns the hash of each file of a run's results, by its path, but for the logs; times do not count."""
+    """Returns the hash of each file of a run's results, by its path, but for logs and receipts, which hold times."""
     files = (path for path in sorted(results.rglob("*")) if path.is_file() and path.name != ".snakemake_timestamp")
     paths = {str(path.relative_to(results)): path for path in files}
-    return {
-        name: hashlib.sha256(_without_times(path)).hexdigest()
-        for name, path in paths.items()
-        if not name.startswith("logs/")
-    }
-
-
-def _without_times(path: Path) -> bytes:
-    content = path.read_bytes()
-    if path.suffix == ".parquet":
-        table = pq.read_table(pa.BufferReader(content)).replace_schema_metadata(None)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        return sink.getvalue().to_pybytes()
-    if path.suffix == ".safetensors":
-        end = 8 + int.from_bytes(content[:8], "little")
-        tensors = {name: told for name, told in json.loads(content[8:end]).items() if name != "__metadata__"}
-        return json.dumps(tensors, sort_keys=True).encode() + content[end:]
-    if path.suffix == ".json":
-        facts = json.loads(content) | {"provenance": None, "training": None}
-        return json.dumps(facts, sort_keys=True).encode()
-    return re.sub(rb" at [\d,]+ per second", b"", content)  # the title of training.svg
+    return {name: sha256(path) for name, path in paths.items() if not name.startswith(("logs/", "receipts/"))}
 
 
 class Run:

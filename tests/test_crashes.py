@@ -7,12 +7,14 @@ import random
 import runpy
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, picture
 
+from sae import images
 from sae.files import whole
 
 crash = runpy.run_path(str(ROOT / "benchmarks/crash.py"))
@@ -105,10 +107,29 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_after_room_is_made(
     line = f"error: {target}: No space left on device; make room, then run the same command again"
     assert status == 1 and line in output.splitlines() and "Traceback" not in output
     assert not list(run.results.glob("pixels/*")) and not list(run.results.glob("pixels/.*"))
-    manifest = run.results / "manifest.parquet"
-    earlier = manifest.read_bytes(), manifest.stat().st_mtime_ns
+    images = run.results / "images.parquet"
+    earlier = images.read_bytes(), images.stat().st_mtime_ns
     subprocess.run(["mount", "-o", "remount,size=64m", little_disk], check=True)
     status, output = run.finish()
     assert status == 0, output
-    assert earlier == (manifest.read_bytes(), manifest.stat().st_mtime_ns)
+    assert earlier == (images.read_bytes(), images.stat().st_mtime_ns)
     assert (run.results / "pixels/shard=0000.npy").stat().st_size == 128 + 60 * 112 * 112 * 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else, for whom permissions count")
+def test_an_image_without_permission_is_broken_with_a_reason_and_the_folder_may_be_read_only():
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(30):
+            picture(Path(folder) / f"{i:02d}.png", seed=i)
+        images.build_manifest(folder, held_out=0.3)  # imports what a stranger may not read
+        (Path(folder) / "07.png").chmod(0)
+        Path(folder).chmod(0o555)
+        os.seteuid(65534)
+        try:
+            table = images.build_manifest(folder, held_out=0.3)
+        finally:
+            os.seteuid(0)
+    broken = table[table["status"] != "ok"]
+    assert broken[["path", "status", "reason"]].values.tolist() == [
+        ["07.png", "broken", "[Errno 13] Permission denied: '07.png'"]
+    ]

@@ -50,6 +50,23 @@ def test_an_error_of_the_user_is_one_line_and_one_of_ours_keeps_its_traceback(ru
     assert log(rule)[0].startswith("Traceback") and log(rule)[-1] == "ZeroDivisionError: division by zero"
 
 
+def test_an_error_of_the_machine_is_one_line_even_without_room_for_the_log(rule, tmp_path, capsys):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/full").symlink_to("/dev/full")
+    for log_file in (rule.log[0], str(tmp_path / "logs/full")):
+        rule.log = [log_file]
+        with pytest.raises(SystemExit) as end, jobs.job(rule):
+            print("epoch 1", file=sys.stderr)
+            raise OSError(28, "No space left on device")
+        assert end.value.code == 1
+        line = f"error: {rule.output[0]}: No space left on device; make room, then run the same command again"
+        assert capsys.readouterr().err.splitlines() == ["epoch 1", line]
+        if not log_file.endswith("full"):
+            assert log(rule) == ["epoch 1", line]
+    with jobs.job(rule):
+        pass  # the cost that ends the log is lost, and not the results
+
+
 def test_the_origin_is_found_once_and_holds_no_times(rule, tmp_path, monkeypatch):
     started = []
     real = subprocess.run

@@ -1,12 +1,13 @@
 # Settings and functions that all rules share; no rules here.
 import os
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
 from sae import sources, warm
 from sae.config import complete
-from sae.errors import InputError
+from sae.errors import InputError, shortage
 
 HERE = Path(workflow.basedir)
 if not sys.stderr.isatty():
@@ -210,6 +211,8 @@ def _now(function, *paths):
         return getattr(listing, function)(*paths, memory=".snakemake/contents")
     except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {shortage(error, IMAGES) or error}")
 
 
 def images_now(part):
