@@ -13,14 +13,15 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from sae import images
-from sae.activations import OUTLIER, Activations, moments
+from sae.activations import OUTLIER, Activations, moments, scale
 from sae.errors import InputError
 from sae.files import read_json, whole
 from sae.geometry import Geometry
 
 # Norms are counted in fine bins, 0.6 % wide, so that quantiles need no list of all tokens; figures get coarse ones.
-_NORM_EDGES = 10 ** np.linspace(-1, 4, 2001)
+_NORM_EDGES = 10 ** (np.arange(-8 * 400, 20 * 400 + 1) / 400)
 _NORM_BINS_PER_BAR = 40
+_SHOWN = slice(7 * 400, 12 * 400)  # the bins of the figures, from 0.1 to 10,000
 _MOST_RANKED = 50_000  # images: each takes about 10 kB
 _MOST_PROBED = 4000
 
@@ -176,8 +177,10 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
     """
     selected = Activations.open(shards, tokens, ids)
     mean, variance = moments(selected)
-    if variance.sum() == 0:
-        raise InputError(f"{shards[0]}: every token has the same activation; choose another layer or other images")
+    try:
+        factor = scale(mean, variance)
+    except InputError as error:
+        raise InputError(f"{shards[0]}: {error}") from error
     gamma = float(np.linalg.norm(mean) / np.sqrt(variance.sum()))
     order = np.argsort(-variance)[:5]
     share = variance[order] / variance.sum()
@@ -198,7 +201,7 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
             "mean": totals[role] / int(count.sum()),
             "median": _quantile(count, 0.5),
             "p99": _quantile(count, 0.99),
-            "histogram": count.reshape(-1, _NORM_BINS_PER_BAR).sum(1).tolist(),
+            "histogram": _bars(count),
         }
         for role, count in counts.items()
     }
@@ -209,7 +212,7 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
         "images": len(selected),
         "rows": len(selected) * selected.tokens,
         "mean": mean.tolist(),
-        "scale": float(np.sqrt(selected.width / variance.sum())),
+        "scale": factor,
         "gamma": gamma,
         "norms": by_role,
         "variance": variance.tolist(),
@@ -218,6 +221,14 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
         "outlier_patches": outliers,
     }
     return facts | {"warnings": warnings_about(facts)}
+
+
+def _bars(counts: np.ndarray) -> list[int]:
+    """Returns the counts of a figure's bars; the first and the last also count the norms below and above."""
+    shown = counts[_SHOWN].copy()
+    shown[0] += counts[: _SHOWN.start].sum()
+    shown[-1] += counts[_SHOWN.stop :].sum()
+    return shown.reshape(-1, _NORM_BINS_PER_BAR).sum(1).tolist()
 
 
 def _quantile(counts: np.ndarray, share: float) -> float:
