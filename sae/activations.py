@@ -196,7 +196,7 @@ def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
         rows = rows - shift
         here = rows.square().sum(0).double()
         if not here.isfinite().all() or (block.dtype != np.float16 and np.abs(block).max() > LARGEST):
-            largest = np.abs(block).max((1, 2))
+            largest = np.abs(block).max((1, 2)).astype(np.float64)
             bad = np.flatnonzero(~(largest <= LARGEST))[0]
             place = f"{'row' if x.dense is not None else 'image'} {ids[bad]}"
             raise InputError(f"{place}: an activation is {largest[bad]:.3g}; need finite numbers up to {LARGEST:g}")
