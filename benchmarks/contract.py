@@ -39,8 +39,8 @@ def documented() -> dict[str, dict[str, str]]:
             continue
         head = part.split("\n|")[0]
         ending = {"*_held_out": head} if "_held_out`" in head else {}
-        listed = re.search(r"[Cc]olumns: ([\w,\s]+)", head)
-        rows = [(listed[1], "")] if listed else re.findall(r"^\| ([\w*, ]+) \| (.*) \|$", part, re.M)
+        listed = re.search(r"[Cc]olumns: ([\w,\s]+)(.*)", head)
+        rows = [(listed[1], listed[2])] if listed else re.findall(r"^\| ([\w*, ]+) \| (.*) \|$", part, re.M)
         columns = {name.strip(): text for names, text in rows for name in names.split(",")}
         files[named[1]] = ending | {name: text for name, text in columns.items() if text != "description"}
         if same := re.search(r"columns of (\S+\.parquet)", head):

@@ -28,7 +28,7 @@ from contract import problems
 from PIL import Image
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LONGEST = 600  # seconds of one run
+_LONGEST = 1800  # seconds of one run
 # Name and input sizes; small ViTs of different kinds: without a class token, with registers, with rotary positions.
 _MODELS = {
     "vit_tiny_concepts": [None],

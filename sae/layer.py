@@ -132,6 +132,9 @@ def facts(layer: Layer, vit: Any, number: int, latents: int, batch: int) -> Laye
         number: of the layer.
         latents: F of the SAEs, for the null of stability.
         batch: images in one forward pass.
+
+    Raises:
+        InputError: all held-out tokens are the same.
     """
     from sae.evidence import matching, splice
 
@@ -139,12 +142,18 @@ def facts(layer: Layer, vit: Any, number: int, latents: int, batch: int) -> Laye
     x = layer.tokens(kind, layer.sample)
     centre = moments(x)[0]
     spread = [np.square(block.astype(np.float64) - centre).sum((1, 2)) for _ids, block in x.blocks(64)]
+    variance = moments(layer.tokens(kind, layer.held_out))[1]
+    if not variance.any() or not np.any(spread):
+        raise InputError(
+            f"{layer.shards[0]}: all held-out tokens have the same activation, so no share of their variance can be "
+            "measured; raise held_out or evaluation.images, or add images"
+        )
     outputs = splice.ablated(vit, layer.tokens("all", layer.sample), number, layer.selected, layer.centre[0], batch)
     train = layer.tokens(kind, layer.train)
     tokens = train.read(np.arange(min(len(train), -(-20 * latents // train.tokens)))).reshape(-1, train.width)
     nulls = matching.null_stability(latents, tokens.astype(np.float32), np.random.default_rng(0))
     return LayerFacts(
-        variance=moments(layer.tokens(kind, layer.held_out))[1],
+        variance=variance,
         spread=np.concatenate(spread),
         **outputs,
         null_directions=nulls["random directions"],
