@@ -49,7 +49,6 @@ def given(request, tmp_path_factory):
     request.param(vit)
     np.save(folder / "pixels.npy", rng.integers(0, 256, (N, 32, 32, 3), np.uint8))
     manifest = pd.DataFrame({"id": range(N), "status": "ok", "group": range(N)})
-    manifest["path"] = [f"{i}.png" for i in range(N)]
     manifest["label"] = np.where(np.arange(N) % 3 == 0, "a", "b")
     manifest["sha256"] = [f"{int(h):064x}" for h in rng.integers(2**62, size=N)]
     manifest["split"] = np.where(np.arange(N) % 4 == 0, "held_out", "train")

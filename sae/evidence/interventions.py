@@ -49,29 +49,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `tables` does without
 KINDS = ("ablate", "control", "steer")
 BATCH = 16  # images in one forward pass
 _ROUNDING = 2e-6  # of the largest output: two float32 forward passes in other batches differ by up to half of it
-_LATENTS = [
-    "latent",
-    "images",
-    "measure",
-    "size",
-    "size_control",
-    "size_steered",
-    "ratio",
-    "p",
-    "causal_attribute",
-    "causal_class",
-    "causal_effect",
-    "control_effect",
-    "correlated_attribute",
-    "correlated_class",
-    "correlated_effect",
-    "rank",
-    "agreement",
-    "sign_agrees",
-    "agreement_control",
-    "sign_agrees_control",
-    "agreement_steered",
-]
+_LATENTS = ["latent", "images", "measure", "size", "size_control", "size_steered", "ratio", "p"]
+_LATENTS += ["causal_attribute", "causal_class", "causal_effect", "control_effect"]
+_LATENTS += ["correlated_attribute", "correlated_class", "correlated_effect"]
+_LATENTS += ["rank", "agreement", "sign_agrees", "agreement_control", "sign_agrees_control", "agreement_steered"]
 _EFFECTS = ["latent", "kind", "attribute", "class", "effect", "se", "images"]
 
 
