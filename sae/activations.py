@@ -1,9 +1,9 @@
 """The activations of one layer on disk: shards with checksums, their statistics, and reading them in shuffled order.
 
 A shard is an .npy file, float16 [images, tokens, width] with *all* tokens of its images, and a .json file beside it
-with the image ids in the same order, the SHA-256 and the provenance. So every row can be traced to an image and a token
-position, and another choice of tokens needs no new extraction. Shards are read by memory map: memory does not grow with
-the number of images.
+with the image ids in the same order, the SHA-256 and the provenance. A shard is float32 if an activation in it exceeds
+float16's range. So every row can be traced to an image and a token position, and another choice of tokens needs no new
+extraction. Shards are read by memory map: memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from sae.geometry import select
 if TYPE_CHECKING:
     import torch
 
-_BUFFER_BYTES = 2**28  # how much of an epoch is shuffled together, as float16
+_BUFFER_BYTES = 2**28  # how much of an epoch is shuffled together
+LARGEST = 1e15  # an activation above it would overflow when squares are summed in float32
 OUTLIER = 4  # a token is an outlier when its norm is above this many times the patches' median norm
 
 
@@ -32,6 +33,7 @@ class Activations:
         ids: int64 [images], the images' ids.
         tokens: how many tokens of an image are selected.
         width: d.
+        dtype: the number format that holds the activations of all shards.
         dense: all tokens in order, [n, d], if they are in memory already; else None.
     """
 
@@ -41,6 +43,7 @@ class Activations:
         self.ids = ids
         self.dense: np.ndarray | None = None
         self.width = arrays[0].shape[2]
+        self.dtype = np.result_type(*arrays)
         self.tokens = len(range(*chosen.indices(arrays[0].shape[1])))
 
     @classmethod
@@ -85,14 +88,21 @@ class Activations:
 
     @classmethod
     def of(cls, x: np.ndarray | torch.Tensor) -> Activations:
-        """Wraps an array [n, d]: each row counts as an image of one token.
+        """Wraps an array [n, d] of any real numbers: each row counts as an image of one token.
 
         Raises:
-            InputError: the array has other dimensions or no row.
+            InputError: the array has other dimensions, is empty, or holds no real numbers.
         """
-        array = x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
-        if array.ndim != 2 or not len(array):
-            raise InputError(f"activations of shape {array.shape}: need numbers in [n, d] with n > 0")
+        if hasattr(x, "detach"):
+            x = x.detach().cpu()
+            x = x.float() if str(x.dtype) == "torch.bfloat16" else x  # numpy has no such type
+        array = np.asarray(x)
+        if array.ndim != 2 or not array.size:
+            raise InputError(f"activations of shape {array.shape}: need numbers in [n, d] with n > 0; reshape them")
+        if array.dtype.kind not in "fiub":
+            raise InputError(f"activations of type {array.dtype}: need real numbers in [n, d]; convert them to float32")
+        if array.dtype not in (np.float16, np.float32, np.float64):
+            array = array.astype(np.float32)
         n = np.arange(len(array))
         made = cls([array[:, None, :]], n, np.stack([np.zeros_like(n), n], 1), slice(None))
         made.dense = array
@@ -105,7 +115,7 @@ class Activations:
         """Returns the selected tokens of the images at these places, [len(index), tokens, d], as stored."""
         if self.dense is not None:
             return self.dense[index][:, None]
-        out = np.empty((len(index), self.tokens, self.width), self._arrays[0].dtype)
+        out = np.empty((len(index), self.tokens, self.width), self.dtype)
         rows = self._rows[index]
         for number in np.unique(rows[:, 0]):
             here = np.flatnonzero(rows[:, 0] == number)
@@ -154,7 +164,7 @@ class Activations:
             for first in range(0, len(order), batch):
                 yield rows(order[first : first + batch])
             return
-        per_buffer = max(1, _BUFFER_BYTES // (2 * self.tokens * self.width))
+        per_buffer = max(1, _BUFFER_BYTES // (self.dtype.itemsize * self.tokens * self.width))
         rest = rows(order[:0])
         for first in range(0, len(order), per_buffer):
             fresh = rows(order[first : first + per_buffer])
@@ -173,7 +183,7 @@ def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean vector and the variance of each dimension over all selected tokens, float64 [d] each.
 
     Raises:
-        InputError: a number is not finite.
+        InputError: a number is not finite, or above LARGEST.
     """
     import torch  # here: jobs that only read codes do without, and it takes seconds
 
@@ -185,12 +195,25 @@ def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
         shift = rows.mean(0) if shift is None else shift
         rows = rows - shift
         here = rows.square().sum(0).double()
-        if not here.isfinite().all():
-            bad = ids[np.flatnonzero(~np.isfinite(block).all((1, 2)))[0]]
-            raise InputError(f"image {bad}: an activation is not finite; extract this layer with dtype float32")
+        if not here.isfinite().all() or (block.dtype != np.float16 and np.abs(block).max() > LARGEST):
+            largest = np.abs(block).max((1, 2)).astype(np.float64)
+            bad = np.flatnonzero(~(largest <= LARGEST))[0]
+            place = f"{'row' if x.dense is not None else 'image'} {ids[bad]}"
+            raise InputError(f"{place}: an activation is {largest[bad]:.3g}; need finite numbers up to {LARGEST:g}")
         total += rows.sum(0).double().numpy()
         square += here.numpy()
         count += len(rows)
     assert shift is not None  # there is no empty store
     offset = total / count
     return shift.double().numpy() + offset, np.maximum(square / count - offset**2, 0)
+
+
+def scale(mean: np.ndarray, variance: np.ndarray) -> float:
+    """Returns the factor s after which E‖(x - mean)·s‖² = d, from the `moments` of x.
+
+    Raises:
+        InputError: all tokens are the same, but for the rounding of sums in float32.
+    """
+    if variance.sum() <= 1e-12 * np.square(mean).sum():
+        raise InputError("every token has the same activation; choose another layer or other images")
+    return float(np.sqrt(len(variance) / variance.sum()))

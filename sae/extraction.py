@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from sae import vit as vits
+from sae.activations import LARGEST
 from sae.errors import InputError
 from sae.evidence import splice
 from sae.files import new_array, sha256, whole, write_json
@@ -34,8 +36,11 @@ def extract(
     batch: int = 64,
     dtype: str = "float32",
     provenance: Callable[[], dict[str, Any]] | None = None,
+    paths: Sequence[str] | None = None,
 ) -> None:
     """Writes the tokens after block `layer` of every image of one shard to `out` (.npy) and its .json.
+
+    The tokens are float16, or float32 where one of the shard exceeds float16's range.
 
     Args:
         pixels: .npy, uint8 [images, height, width, 3], as `images.decode` writes it.
@@ -43,32 +48,21 @@ def extract(
         batch: images in one forward pass.
         dtype: of the forward pass, float32, bfloat16 or float16 (the last two by autocast).
         provenance: called at the end; returns the shard's provenance.
+        paths: the images' paths, which errors name; None: errors name the ids.
 
     Raises:
-        InputError: there is no such layer, or an activation is not finite in float16.
+        InputError: there is no such layer, or an activation is not finite or above `activations.LARGEST`.
     """
     geometry = vits.geometry(vit)
     check_layer(layer, geometry.blocks)
-    device = next(vit.parameters()).device
-    prepare = vits.normalise(vit)
     images = np.load(pixels, mmap_mode="r")
-    low = dtype != "float32"
+    shape = (len(images), len(geometry.roles), geometry.width)
     with whole(out) as part:
-        shape = (len(images), len(geometry.roles), geometry.width)
-        stored = new_array(part, np.float16, shape)
-        starts = range(0, len(images), batch)
-        for first in tqdm(starts, desc=f"layer {layer}", unit="batch"):
-            with torch.autocast(device.type, getattr(torch, dtype), enabled=low):
-                tokens = vits.read(vit, prepare(images[first : first + batch]), layer)
-            block = tokens.half().cpu().numpy()
-            finite = np.isfinite(block).all(axis=(1, 2))
-            if not finite.all():
-                bad = ids[first + int(finite.argmin())]
-                raise InputError(
-                    f"layer {layer}: activations of image {bad} are not finite in float16; "
-                    "check the model's weights, or take an earlier layer"
-                )
-            stored[first : first + len(block)] = block
+        for kind in (np.float16, np.float32):
+            stored = new_array(part, kind, shape)
+            if _store(vit, images, layer, batch, dtype, stored, paths or [str(i) for i in ids]):
+                break
+            print(f"layer {layer}: activations exceed float16's range; stored as float32", file=sys.stderr)
         stored.flush()
         checksum = sha256(part)
     facts = {
@@ -82,6 +76,46 @@ def extract(
         "provenance": provenance and provenance(),
     }
     write_json(out.with_suffix(".json"), facts)
+
+
+def _store(
+    vit: nn.Module,
+    images: np.ndarray,
+    layer: int,
+    batch: int,
+    dtype: str,
+    stored: np.ndarray,
+    paths: Sequence[str],
+) -> bool:
+    """Fills `stored` [images, tokens, width]; returns False as soon as its number format cannot hold an activation."""
+    device, prepare, low = next(vit.parameters()).device, vits.normalise(vit), dtype != "float32"
+    kind = getattr(torch, stored.dtype.name)
+    for first in tqdm(range(0, len(images), batch), desc=f"layer {layer}", unit="batch"):
+        with torch.autocast(device.type, getattr(torch, dtype), enabled=low):
+            tokens = vits.read(vit, prepare(images[first : first + batch]), layer)
+        block = tokens.to(kind).cpu().numpy()
+        if kind == torch.float32 or not np.isfinite(block).all():
+            _check(tokens, paths[first:], f"layer {layer}, activations", low)
+        if not np.isfinite(block).all():
+            return False
+        stored[first : first + len(block)] = block
+    return True
+
+
+def _check(values: torch.Tensor, paths: Sequence[str], what: str, low: bool = False) -> None:
+    """Raises InputError unless all values [images, ...] are finite and at most `activations.LARGEST`.
+
+    Args:
+        paths: of these images, perhaps followed by others.
+        what: gave the values.
+        low: whether it computed in a lower precision than float32.
+    """
+    largest = values.flatten(1).abs().amax(1).float().cpu().numpy()
+    wrong = np.flatnonzero(~(largest <= LARGEST))  # NaN is not below either
+    if len(wrong):
+        value = largest[wrong[0]]
+        remedy = "set extraction.dtype to float32" if low and not np.isfinite(value) else "check the model's weights"
+        raise InputError(f"{what}: image {paths[wrong[0]]} gives {value:.3g}, not a number below {LARGEST:g}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -113,32 +147,37 @@ def reference(
         batch: images in one forward pass.
 
     Raises:
-        InputError: an image of the sample is in no shard.
+        InputError: an image of the sample is in no shard, or an output of the ViT is not finite.
     """
     every = used(manifest)["id"].to_numpy()
     sampled, first = np.isin(every, ids), 0
     if sampled.sum() < len(ids):
         raise InputError(f"image {np.setdiff1d(ids, every)[0]}: it is in no pixel shard; pass all of them")
     features, small, logits = [], [], []
-    for pixels, tokens in _forward(vit, shards, batch):
+    for pixels, tokens in _forward(vit, shards, manifest, batch):
         chosen = torch.from_numpy(sampled[first : first + len(pixels)]).to(tokens.device)
         features.append(_head_input(vit, tokens))
         small.append(thumbnails(pixels))
         if chosen.any():
             logits.append(vits.as_timm(vit).forward_head(tokens[chosen]).float().cpu().numpy())
         first += len(pixels)
-    return Reference(np.concatenate(features), np.concatenate(small), np.concatenate(logits))
+    outputs = np.concatenate(logits)
+    _check(torch.from_numpy(outputs), manifest.set_index("id").loc[list(ids), "path"].tolist(), "outputs of the model")
+    return Reference(np.concatenate(features), np.concatenate(small), outputs)
 
 
 @torch.inference_mode()
-def embed(vit: nn.Module, shards: Sequence[str | Path], batch: int = 64) -> np.ndarray:
+def embed(vit: nn.Module, shards: Sequence[str | Path], manifest: pd.DataFrame, batch: int = 64) -> np.ndarray:
     """Returns the head's input for every image of the shards, float32 [n, D]; see `Reference.features`.
 
     Args:
         vit: may be another model than the ViT under study. Its normalisation is applied, and pixels are resized to its
             input size. The crop is that of the ViT under study.
+
+    Raises:
+        InputError: an output of the ViT is not finite.
     """
-    return np.concatenate([_head_input(vit, tokens) for _pixels, tokens in _forward(vit, shards, batch)])
+    return np.concatenate([_head_input(vit, tokens) for _pixels, tokens in _forward(vit, shards, manifest, batch)])
 
 
 def describe(vit: nn.Module, manifest: pd.DataFrame, ids: Sequence[int], logits: np.ndarray) -> dict[str, Any]:
@@ -185,8 +224,11 @@ def _cells(side: int) -> np.ndarray:
     return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _forward(vit: nn.Module, shards: Sequence[str | Path], batch: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+def _forward(
+    vit: nn.Module, shards: Sequence[str | Path], manifest: pd.DataFrame, batch: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yields pixels [b, height, width, 3] and the tokens after the last block and norm, [b, tokens, width]."""
+    paths, done = used(manifest)["path"].tolist(), 0
     prepare, side = vits.normalise(vit), vits.geometry(vit).side
     arrays = [np.load(path, mmap_mode="r") for path in shards]
     with tqdm(total=sum(map(len, arrays)), desc="untouched model", unit="image") as progress:
@@ -196,7 +238,10 @@ def _forward(vit: nn.Module, shards: Sequence[str | Path], batch: int) -> Iterat
                 x = prepare(pixels)
                 if x.shape[2:] != side:  # normalised first: the two commute, and bytes would be rounded again
                     x = F.interpolate(x, size=side, mode="bilinear", antialias=True)
-                yield pixels, vits.as_timm(vit).forward_features(x)
+                tokens = vits.as_timm(vit).forward_features(x)
+                _check(tokens, paths[done:], "outputs of the model")
+                yield pixels, tokens
+                done += len(pixels)
                 progress.update(len(pixels))
 
 

@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 
 from sae import images
-from sae.activations import OUTLIER, Activations, moments
+from sae.activations import OUTLIER, Activations, moments, scale
 from sae.errors import InputError
 from sae.files import read_arrays, read_json, write_arrays
 from sae.geometry import Geometry
 
 # Norms are counted in fine bins, 0.6 % wide, so that quantiles need no list of all tokens; figures get coarse ones.
-_NORM_EDGES = 10 ** np.linspace(-1, 4, 2001)
+_NORM_EDGES = 10 ** (np.arange(-8 * 400, 20 * 400 + 1) / 400)
 _NORM_BINS_PER_BAR = 40
+_SHOWN = slice(7 * 400, 12 * 400)  # the bins of the figures, from 0.1 to 10,000
 _MOST_RANKED = 50_000  # images: each takes about 10 kB
 _MOST_PROBED = 4000
 
@@ -129,6 +130,9 @@ def facts(layer: Layer, vit: Any, number: int, latents: int, batch: int) -> Laye
         number: of the layer.
         latents: F of the SAEs, for the null of stability.
         batch: images in one forward pass.
+
+    Raises:
+        InputError: all held-out tokens are the same.
     """
     from sae.evidence import matching, splice
 
@@ -136,12 +140,18 @@ def facts(layer: Layer, vit: Any, number: int, latents: int, batch: int) -> Laye
     x = layer.tokens(kind, layer.sample)
     centre = moments(x)[0]
     spread = [np.square(block.astype(np.float64) - centre).sum((1, 2)) for _ids, block in x.blocks(64)]
+    variance = moments(layer.tokens(kind, layer.held_out))[1]
+    if not variance.any() or not np.any(spread):
+        raise InputError(
+            f"{layer.shards[0]}: all held-out tokens have the same activation, so no share of their variance can be "
+            "measured; raise held_out or evaluation.images, or add images"
+        )
     outputs = splice.ablated(vit, layer.tokens("all", layer.sample), number, layer.selected, layer.centre[0], batch)
     train = layer.tokens(kind, layer.train)
     tokens = train.read(np.arange(min(len(train), -(-20 * latents // train.tokens)))).reshape(-1, train.width)
     nulls = matching.null_stability(latents, tokens.astype(np.float32), np.random.default_rng(0))
     return LayerFacts(
-        variance=moments(layer.tokens(kind, layer.held_out))[1],
+        variance=variance,
         spread=np.concatenate(spread),
         **outputs,
         null_directions=nulls["random directions"],
@@ -174,8 +184,10 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
     """
     selected = Activations.open(shards, tokens, ids)
     mean, variance = moments(selected)
-    if variance.sum() == 0:
-        raise InputError(f"{shards[0]}: every token has the same activation; choose another layer or other images")
+    try:
+        factor = scale(mean, variance)
+    except InputError as error:
+        raise InputError(f"{shards[0]}: {error}") from error
     gamma = float(np.linalg.norm(mean) / np.sqrt(variance.sum()))
     order = np.argsort(-variance)[:5]
     share = variance[order] / variance.sum()
@@ -191,12 +203,12 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
             values = norm[:, roles == role].clip(_NORM_EDGES[0], _NORM_EDGES[-1] * 0.999)
             counts[role] += np.histogram(values, _NORM_EDGES)[0]
             totals[role] += float(values.sum())
-    by_role = {
+    by_role: dict[str, dict[str, Any]] = {
         role: {
             "mean": totals[role] / int(count.sum()),
             "median": _quantile(count, 0.5),
             "p99": _quantile(count, 0.99),
-            "histogram": count.reshape(-1, _NORM_BINS_PER_BAR).sum(1).tolist(),
+            "histogram": _bars(count),
         }
         for role, count in counts.items()
     }
@@ -207,7 +219,7 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
         "images": len(selected),
         "rows": len(selected) * selected.tokens,
         "mean": mean.tolist(),
-        "scale": float(np.sqrt(selected.width / variance.sum())),
+        "scale": factor,
         "gamma": gamma,
         "norms": by_role,
         "variance": variance.tolist(),
@@ -216,6 +228,14 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
         "outlier_patches": outliers,
     }
     return facts | {"warnings": warnings_about(facts)}
+
+
+def _bars(counts: np.ndarray) -> list[int]:
+    """Returns the counts of a figure's bars; the first and the last also count the norms below and above."""
+    shown = counts[_SHOWN].copy()
+    shown[0] += counts[: _SHOWN.start].sum()
+    shown[-1] += counts[_SHOWN.stop :].sum()
+    return shown.reshape(-1, _NORM_BINS_PER_BAR).sum(1).tolist()
 
 
 def _quantile(counts: np.ndarray, share: float) -> float:

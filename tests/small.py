@@ -28,6 +28,7 @@ def setup(
     **options: object,
 ) -> measure.Setup:
     """Extracts layer `number` of all used images of folder/pixels.npy and computes its facts."""
+    manifest = manifest.assign(path=[f"{i}.png" for i in manifest["id"]])
     ids = splice.sample(manifest, sample)
     seen = extraction.reference(vit, [folder / "pixels.npy"], manifest, ids)
     shard = folder / f"layer={number}.npy"

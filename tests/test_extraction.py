@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sae import extraction, vit
+from sae.activations import Activations
 from sae.errors import InputError
 from sae.files import read_json
 
@@ -24,6 +25,7 @@ def images(tmp_path_factory):
     for path, part in zip(paths, (pixels[:4], pixels[4:]), strict=True):
         np.save(path, part)
     manifest = pd.DataFrame({"id": range(10), "status": "ok", "split": "held_out", "label": "n02123045"})
+    manifest["path"] = [f"cat/{i}.png" for i in manifest["id"]]
     manifest.loc[4, "status"] = "broken"
     return paths, manifest, pixels
 
@@ -61,14 +63,59 @@ def test_batch_size_changes_nothing(model, images, tmp_path):
     np.testing.assert_allclose(a, b, atol=2e-3)
 
 
-def test_activations_that_are_not_finite_are_refused(images, tmp_path):
-    broken = vit.load("vit_tiny_patch16_224", "random", 32)
-    broken.blocks[2].mlp.fc2.bias.data[3] = float("nan")
-    with pytest.raises(InputError, match="layer 3: activations of image 40 are not finite"):
-        extraction.extract(broken, images[0][0], range(40, 44), 3, tmp_path / "nan.npy")
-    assert not list(tmp_path.glob("*nan*"))  # nothing half-written is left
+def changed(**values):
+    """A ViT whose third block writes these numbers into dimension 3, by its bias or as a factor of its weights."""
+    model = vit.load("vit_tiny_patch16_224", "random", 32)
+    last = model.blocks[2].mlp.fc2
+    last.bias[3] = values.get("bias", 0)
+    last.weight[3] *= values.get("factor", 1)
+    return model
+
+
+@pytest.mark.parametrize(("bias", "dtype", "text"), [
+    (float("nan"), "float32", "gives nan, not a number below 1e+15; check the model's weights"),
+    (float("inf"), "bfloat16", "gives nan, not a number below 1e+15; set extraction.dtype to float32"),
+    (1e20, "float32", "gives 1e+20, not a number below 1e+15; check the model's weights"),
+])  # fmt: skip
+def test_activations_that_cannot_be_computed_with_are_refused(images, tmp_path, bias, dtype, text):
+    paths, manifest, _ = images
+    broken = changed(bias=bias)
+    with pytest.raises(InputError) as error:
+        extraction.extract(broken, paths[0], range(4), 3, tmp_path / "x.npy", dtype=dtype, paths=["a/b.png", *"cde"])
+    assert str(error.value) == f"layer 3, activations: image a/b.png {text}"
+    assert not list(tmp_path.iterdir())  # nothing half-written is left
+    if dtype == "float32" and not np.isfinite(bias):
+        with pytest.raises(InputError, match=r"^outputs of the model: image cat/0.png gives nan"):
+            extraction.reference(broken, paths, manifest, [1, 3])
+
+
+def test_layers_there_are_not_are_refused(model, images, tmp_path):
     with pytest.raises(InputError, match=r"layer 12: this model has blocks 0\.\.11"):
-        extraction.extract(broken, images[0][0], range(4), 12, tmp_path / "nan.npy")
+        extraction.extract(model, images[0][0], range(4), 12, tmp_path / "nan.npy")
+
+
+def test_activations_beyond_float16_are_stored_as_float32(images, tmp_path, capsys):
+    huge, (paths, _, pixels) = changed(factor=1e9), images
+    for i, path in enumerate(paths):
+        ids = range(4 * i, 4 * i + len(np.load(path)))
+        extraction.extract(huge, path, ids, 3, tmp_path / f"shard={i}.npy", batch=2)
+    assert "layer 3: activations exceed float16's range; stored as float32" in capsys.readouterr().err
+    stored = np.concatenate([np.load(tmp_path / f"shard={i}.npy") for i in range(2)])
+    assert stored.dtype == np.float32 and np.abs(stored).max() > 1e5
+    np.testing.assert_allclose(stored, exact(huge, pixels), rtol=1e-3, atol=1e-3)
+
+
+def test_half_of_a_layer_may_be_float32(model, images, tmp_path):
+    paths, _, pixels = images
+    extraction.extract(model, paths[0], range(4), 3, tmp_path / "shard=0.npy")
+    extraction.extract(changed(bias=1e5), paths[1], range(4, 9), 3, tmp_path / "shard=1.npy")
+    x = Activations.open([tmp_path / f"shard={i}.npy" for i in range(2)], "all")
+    assert [np.load(tmp_path / f"shard={i}.npy").dtype for i in range(2)] == [np.float16, np.float32]
+    read = x.read(np.arange(9))
+    assert read.dtype == np.float32 and (read[4:, :, 3] > 9e4).all()
+    np.testing.assert_allclose(read[:4], exact(model, pixels[:4]), rtol=2e-3, atol=2e-3)
+    rows = np.concatenate(list(x.shuffled(7, np.random.default_rng(0))))
+    np.testing.assert_array_equal(np.sort(rows[:, 3]), np.sort(read[:, :, 3].ravel()))
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
@@ -103,9 +150,9 @@ def test_the_models_facts_hold_its_shape_classes_and_accuracy(model, images):
 
 
 def test_another_models_size_is_met_by_resizing(images):
-    paths, _, pixels = images
+    paths, manifest, pixels = images
     other = vit.load("vit_tiny_patch16_224", "random", 48)
-    found = extraction.embed(other, paths, batch=4)
+    found = extraction.embed(other, paths, manifest, batch=4)
     small = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     resized = torch.nn.functional.interpolate(small, (48, 48), mode="bilinear", antialias=True)
     with torch.no_grad():  # this model's mean and standard deviation are 0.5

@@ -111,5 +111,13 @@ def test_a_constant_layer_is_refused(tmp_path):
     broken = vit.load("vit_tiny_patch16_224", "random", 32)
     np.save(tmp_path / "same.npy", np.full((4, 32, 32, 3), 9, np.uint8))
     extraction.extract(broken, tmp_path / "same.npy", range(4), 0, tmp_path / "shard.npy")
-    with pytest.raises(InputError, match="same activation"):
+    with pytest.raises(InputError, match=r"shard\.npy: every token has the same activation"):
         layer.statistics([tmp_path / "shard.npy"], "class", range(4))
+
+
+def test_held_out_tokens_without_variance_are_refused(given):
+    one = given.layer.manifest.assign(split=np.where(np.arange(N) == 0, HELD_OUT, "train"))
+    reference = {**given.layer.reference, "ids": [0]}
+    few = layer.Layer(given.layer.shards, one, reference, {**given.layer.statistics, "tokens": "class"})
+    with pytest.raises(InputError, match="all held-out tokens have the same activation"):
+        layer.facts(few, given.vit, 0, 24, 16)

@@ -6,13 +6,16 @@ import zipfile
 from pathlib import Path
 
 import conftest
+import contract
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import snakemake
 
 import sae
 import sae.concepts
+from sae import vit
 from sae.files import read_json, read_provenance, sha256
 
 CONFIG = {
@@ -175,6 +178,20 @@ def test_everything_of_the_contract_is_made(finished):
         assert (r / path).stat().st_size > 0, path
     assert not list(r.rglob("*.part*"))
     assert not list(r.glob("checkpoints/**/*.safetensors"))
+
+
+def test_every_file_is_as_the_page_describes_it(finished):
+    assert contract.problems(finished / "results/small") == []
+
+
+def test_weights_that_give_no_numbers_are_one_line_with_layer_and_image(copy):
+    model = vit.load("vit_tiny_concepts")
+    model.blocks[2].mlp.fc2.bias[5] = float("nan")
+    torch.save(model.state_dict(), copy / "nan.pth")
+    shard = "results/small/activations/layer=3/shard=0000.npy"
+    done = snakemake(copy, shard, config=CONFIG | {"model": {"checkpoint": str(copy / "nan.pth")}})
+    found = r"^error: layer 3, activations: image \d+\.png gives nan, .*; check the model's weights$"
+    assert done.returncode != 0 and re.search(found, done.stderr, re.M) and "Traceback" not in done.stderr
 
 
 def test_a_second_run_has_nothing_to_do(finished):

@@ -49,6 +49,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `tables` does without
 KINDS = ("ablate", "control", "steer")
 BATCH = 16  # images in one forward pass
 _ROUNDING = 2e-6  # of the largest output: two float32 forward passes in other batches differ by up to half of it
+_LATENTS = ["latent", "images", "measure", "size", "size_control", "size_steered", "ratio", "p"]
+_LATENTS += ["causal_attribute", "causal_class", "causal_effect", "control_effect"]
+_LATENTS += ["correlated_attribute", "correlated_class", "correlated_effect"]
+_LATENTS += ["rank", "agreement", "sign_agrees", "agreement_control", "sign_agrees_control", "agreement_steered"]
 _EFFECTS = ["latent", "kind", "attribute", "class", "effect", "se", "images"]
 
 
@@ -248,7 +252,7 @@ def tables(
         for kind in mean:
             for group, part in effects.items():
                 moved += _most(part[places[kind]], names[group], top, (latent, kind, group))
-    table = pd.DataFrame(rows, columns=None if rows else ["latent"])
+    table = pd.DataFrame(rows, columns=None if rows else _LATENTS)
     for column in table.columns[table.columns.str.startswith("sign_")]:
         table[column] = table[column].astype("boolean")
     return table, pd.DataFrame(moved, columns=_EFFECTS)

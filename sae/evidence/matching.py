@@ -206,11 +206,14 @@ def shuffled_rows(z: sparse.csr_array, tokens_per_image: int, rng: np.random.Gen
     position.
 
     Raises:
-        InputError: n is no multiple of tokens_per_image, or there is one image only.
+        InputError: n is no multiple of tokens_per_image, or there is one image only, which cannot be exchanged.
     """
     images, rest = divmod(z.shape[0], tokens_per_image)
     if rest or images < 2:
-        raise InputError(f"{z.shape[0]} tokens: not two or more images of {tokens_per_image} tokens each")
+        raise InputError(
+            f"{z.shape[0]} tokens: not two or more held-out images of {tokens_per_image} tokens each, whose exchange "
+            "shows what chance matches; raise held_out or evaluation.images, or add images"
+        )
     circle = rng.permutation(images)
     source = np.empty(images, np.int64)
     source[circle] = np.roll(circle, 1)  # along one circle no image keeps its tokens

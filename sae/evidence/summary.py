@@ -35,11 +35,15 @@ def table(parts: dict[str, tuple[float, np.ndarray, int]]) -> pd.DataFrame:
     ch. 10): drawn images repeat, which lowers numbers about latents that fire on few images.
 
     Args:
-        parts: measure -> its value, its draws, and the number of latents, classes or images in the mean.
+        parts: measure -> its value, its draws, and the number of latents, classes or images in the mean. A value of NaN
+            is left out: no latent fires, or no class can be tested. So is a draw in which that is so.
     """
     rows = []
     for measure, (value, draws, n) in parts.items():
-        draws = draws + (value - draws.mean())
+        if not np.isfinite(value):
+            continue
+        middle = _known_mean(draws)
+        draws = np.where(np.isnan(draws), middle, draws) + (value - middle)
         low, high = np.quantile(draws, INTERVAL)
         rows.append({"measure": measure, "value": value, "low": low, "high": high, "n": n, "draws": draws.tolist()})
     return pd.DataFrame(rows, columns=["measure", "value", "low", "high", "n", "draws"])
@@ -138,8 +142,8 @@ def selectivity(
 def probed(probes: Probes, size: int, w: np.ndarray) -> tuple[float, np.ndarray, int]:
     """Mean over classes of the held-out AUROC of the probes that read `size` latents; w [draws, probed images]."""
     chosen = np.flatnonzero(probes.table["probe"] == str(size))
-    draws = np.nanmean(probing.auroc(probes.scores[:, chosen], probes.truth[:, chosen], w), 1)
-    return float(np.nanmean(probes.table["auroc"].to_numpy()[chosen])), draws, len(chosen)
+    draws = _known_mean(probing.auroc(probes.scores[:, chosen], probes.truth[:, chosen], w))
+    return float(_known_mean(probes.table["auroc"].to_numpy()[chosen])), draws, len(chosen)
 
 
 def stability(codes: Codes, other: Codes, partner: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, int]:
@@ -164,7 +168,7 @@ def stability(codes: Codes, other: Codes, partner: np.ndarray, w: np.ndarray) ->
         product = np.maximum(aa - a * a, 0) * np.maximum(bb - b * b, 0)
         # A latent that fires on none of the images drawn has no correlation there.
         r = np.divide(ab - a * b, np.sqrt(product), out=np.full_like(ab, np.nan), where=product > 1e-24)
-        return np.nanmean(np.where((a > 0) & ~(b > 0), 0, r), 1)
+        return _known_mean(np.where((a > 0) & ~(b > 0), 0, r))
 
     return float(mean_r(np.ones((1, len(codes.ids))))[0]), mean_r(w), len(alive)
 
@@ -185,6 +189,12 @@ def interventions(latents: pd.DataFrame, seed: int = 0) -> dict[str, tuple[float
             draws = values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(1)
             parts[measure] = values.mean(), draws, len(values)
     return parts
+
+
+def _known_mean(values: np.ndarray) -> np.ndarray:
+    """Returns the mean along the last axis of all values but NaN; NaN if there are no others."""
+    count = (~np.isnan(values)).sum(-1)
+    return np.divide(np.nansum(values, -1), count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
 def compare(summaries: pd.DataFrame, methods: list[str], baselines: list[str]) -> pd.DataFrame:

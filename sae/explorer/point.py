@@ -192,9 +192,7 @@ def _table(tables: Tables, best: pd.DataFrame) -> dict[str, Any]:
     named = known["attribute"].where(known["attribute"] != "label", "").astype(str)
     text = named.where(named == "", named + ": ") + known["name"].astype(str)
     kinds = pd.Categorical(text.reindex(range(n)))
-    effect = (
-        tables.interventions.set_index("latent")["ratio"] if "ratio" in tables.interventions else pd.Series(dtype=float)
-    )
+    effect = tables.interventions.set_index("latent")["ratio"].astype(float)
     token_types = pd.Categorical(latents["token_type"].replace("", None))
     return {
         "size": n,

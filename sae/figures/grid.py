@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from sae.figures.style import BASELINE_MARKS, INK, colours, headline, plain_numbers, styled
+from sae.figures.style import BASELINE_MARKS, INK, colours, headline, plain_numbers, say, styled
 
 _FAINT: dict[str, Any] = {"alpha": 0.45, "ms": 4, "linestyle": "none"}
 _MARKS = ("o-", "s--", "^-.", "D:", "v-")  # methods
@@ -113,6 +113,10 @@ def layers(table: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
 @styled
 def other_ks(table: pd.DataFrame) -> Figure:
     """FVU against the number of latents kept; table has a row per grid point and at_k (other_ks/P.parquet together)."""
+    if table.empty:
+        figure = Figure(figsize=(4.4, 3.7))
+        say(figure.subplots(), "every number of evaluation.ks\nexceeds the number of latents")
+        return figure
     layers, every_k = sorted(table["layer"].unique()), sorted(table["k"].unique())
     methods, by_k = dict(zip(sorted(table["method"].unique()), _MARKS, strict=False)), colours("k", every_k)
     columns = min(4, len(layers))

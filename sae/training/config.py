@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from sae.activations import Activations, moments
+from sae.activations import Activations, moments, scale
 from sae.autoencoder import INPUTS, METHODS
 from sae.errors import InputError
 
@@ -107,13 +106,12 @@ class Source:
         """Returns this source with the statistics of `x` if it has none.
 
         Raises:
-            InputError: An activation is not finite.
+            InputError: An activation is not finite or too large, or all tokens are the same.
         """
         if self.statistics is not None:
             return self
         mean, variance = moments(x)
-        scale = math.sqrt(x.width / max(variance.sum(), 1e-30))
-        return replace(self, statistics={"mean": mean, "variance": variance, "scale": scale})
+        return replace(self, statistics={"mean": mean, "variance": variance, "scale": scale(mean, variance)})
 
     @property
     def mean(self) -> np.ndarray:

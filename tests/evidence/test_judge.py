@@ -48,3 +48,14 @@ def test_a_dictionary_is_found_again_in_its_own_copy(given):
     _measured, tables = small.judged(setup, {0: saes[0], 7: saes[0]}, 0, judge.Limits())
     assert (tables["latents"]["stability_cosine"] > 0.999).all()
     assert tables["latents"]["partner_seeds"].str[0].eq(7).all()
+
+
+def test_the_table_of_interventions_has_its_columns_though_no_latent_fires(given):
+    setup, saes = given
+    silent = sae.train(np.random.default_rng(0).standard_normal((60, 192)), sae.TrainConfig(k=1, latents=24, batch=30))
+    silent.config = saes[0].config
+    silent.b_enc.fill_(-1e6)
+    full, none = (small.judged(setup, {0: m, 1: saes[1]}, 0, judge.Limits(5, 3, 2))[1] for m in (saes[0], silent))
+    assert len(full["interventions"]) and not len(none["interventions"])
+    assert list(none["interventions"]) == list(full["interventions"])
+    assert "stability" not in set(none["summary"]["measure"]) and none["summary"]["value"].notna().all()

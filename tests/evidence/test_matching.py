@@ -217,7 +217,7 @@ def test_shuffling_gives_every_image_the_whole_rows_of_another():
 
 def test_shuffling_needs_several_whole_images():
     for tokens in (7, 16):
-        with pytest.raises(InputError, match="two or more images"):
+        with pytest.raises(InputError, match="two or more held-out images"):
             shuffled_rows(csr(events(2, n=16)), tokens, np.random.default_rng(0))
 
 

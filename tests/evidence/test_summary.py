@@ -163,3 +163,10 @@ def test_an_interval_holds_its_value_also_where_the_draws_are_biased():
     row = summary.table({"stability": (0.4, draws, 9)}).iloc[0]
     assert row["low"] < 0.4 < row["high"] and np.mean(row["draws"]) == pytest.approx(0.4)
     assert row["high"] - row["low"] == pytest.approx(np.ptp(np.quantile(draws, [0.025, 0.975])))
+
+
+def test_a_measure_that_no_image_gives_is_left_out():
+    draws = np.append(np.linspace(0.1, 0.3, summary.DRAWS - 1), np.nan)
+    table = summary.table({"fvu": (0.2, draws, 5), "stability": (np.nan, np.full(summary.DRAWS, np.nan), 0)})
+    assert table["measure"].tolist() == ["fvu"] and 0.1 < table["low"][0] < 0.2 < table["high"][0] < 0.3
+    assert np.isfinite(table["draws"][0]).all()

@@ -84,3 +84,9 @@ def test_layers_shows_the_saes_among_all_baselines():
     assert len(heights) == 2
     named = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert named == list(style.BASELINE_MARKS)
+
+
+def test_other_ks_says_when_there_are_none():
+    empty = pd.DataFrame(columns=["layer", "k", "method", "at_k", "fvu", "l0"])
+    figure = grid.other_ks(empty)
+    assert "exceeds the number of latents" in figure.axes[0].texts[0].get_text()

@@ -246,10 +246,44 @@ def test_what_the_config_cannot_do_here_is_explained(data, change, message):
 def test_mistakes_in_the_arguments_are_explained(data):
     with pytest.raises(InputError, match="device tpu"):
         sae.train(data[0][:2000], SHORT, device="tpu")
-    with pytest.raises(InputError, match="image 0: an activation is not finite"):
-        sae.train(np.full((600, 4), np.nan, np.float32), SHORT)
-    with pytest.raises(InputError, match="n > 0"):
-        sae.train(np.zeros((0, 4), np.float32), SHORT)
+
+
+def with_one(value, dtype=np.float32):
+    x = np.random.default_rng(0).standard_normal((600, 4)).astype(dtype)
+    x[7, 2] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (with_one(np.nan), "k 3, before step 1: row 7: an activation is nan; need finite numbers up to 1e+15"),
+        (with_one(-np.inf, np.float16), "k 3, before step 1: row 7: an activation is inf; need finite"),
+        (torch.from_numpy(with_one(np.nan)).bfloat16(), "k 3, before step 1: row 7: an activation is nan; need finite"),
+        (with_one(1e200, np.float64), "k 3, before step 1: row 7: an activation is 1e+200; need finite numbers"),
+        (np.full((600, 4), 0.1, np.float32), "k 3, before step 1: every token has the same activation; choose another"),
+        (np.zeros((600, 4)), "k 3, before step 1: every token has the same activation; choose another layer"),
+        (np.zeros((0, 4)), "activations of shape (0, 4): need numbers in [n, d] with n > 0; reshape them"),
+        (np.ones((600, 0)), "activations of shape (600, 0): need numbers in [n, d]"),
+        (torch.ones(600, 2, 2), "activations of shape (600, 2, 2): need numbers in [n, d] with n > 0; reshape them"),
+        (np.ones((600, 4), complex), "activations of type complex128: need real numbers in [n, d]; convert them"),
+        (np.full((600, 4), "1.5"), "activations of type <U3: need real numbers in [n, d]; convert them to float32"),
+    ],
+)  # fmt: skip
+def test_activations_that_cannot_be_trained_on_are_explained(x, message):
+    with pytest.raises(InputError) as error:
+        sae.train(x, SHORT)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_other_number_formats_are_trained_on(data):
+    x = torch.from_numpy(data[0][:2000])
+    exact = sae.train(x, SHORT)
+    low = x.bfloat16()
+    assert torch.equal(sae.train(low, SHORT).W_dec, sae.train(low.float(), SHORT).W_dec)
+    assert not torch.equal(sae.train(low, SHORT).W_dec, exact.W_dec)
+    whole = (x * 100).to(torch.int64)
+    assert torch.equal(sae.train(whole, SHORT).W_dec, sae.train(whole.float(), SHORT).W_dec)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -279,7 +313,7 @@ def test_an_activation_that_is_not_finite_is_named(data):
     x[777, 3, 5] = np.inf
     rows = np.stack([np.zeros(1000, int), np.arange(1000)], 1)
     store = Activations([x], np.arange(1000) + 50, rows, slice(None))
-    with pytest.raises(InputError, match="layer 9 k 3, before step 1: image 827: an activation is not finite"):
+    with pytest.raises(InputError, match="layer 9 k 3, before step 1: image 827: an activation is inf"):
         sae.train(store, SHORT, source=sae.Source(layer=9))
 
 

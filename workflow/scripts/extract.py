@@ -23,4 +23,5 @@ with jobs.job(snakemake) as provenance:
         settings["batch"],
         settings["dtype"],
         provenance,
+        part["path"].tolist(),
     )

@@ -22,7 +22,7 @@ with jobs.job(snakemake) as provenance:
     arrays = dict(vars(found))
     if settings["embedding"]["name"]:
         other = vit.load(**snakemake.config["evidence"]["embedding"], device=where)
-        arrays |= {"features": extraction.embed(other, snakemake.input.pixels, settings["batch"])}
+        arrays |= {"features": extraction.embed(other, snakemake.input.pixels, manifest, settings["batch"])}
     if snakemake.output.get("coverage"):
         paths = manifest.set_index("id").loc[ids, "path"]
         masks, see = Path(snakemake.input[0]) / "masks.npy", vit.pixel_transform(model)
