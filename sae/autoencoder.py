@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,6 +24,7 @@ except ImportError:  # no numba for this machine or Python: the same latents, sl
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 INPUTS = ("standardised", "layernorm")
+TOKENS = ("patches", "class", "all")
 METHODS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
 BASELINES = ("neurons", "pca", "kmeans", "random", "sampled", "frozen")  # see `baselines`
 _PER_TOKEN = ("topk", "matryoshka", *BASELINES)  # k latents on each token
@@ -52,12 +53,17 @@ class SAEConfig:
     tokens: str = "patches"
 
     def __post_init__(self) -> None:
+        for name in ("width", "latents", "k"):
+            if not isinstance(value := getattr(self, name), int | np.integer):
+                raise InputError(f"{name} {value!r}: must be a whole number")
         if not 1 <= self.k <= self.latents:
             raise InputError(f"k {self.k}: must lie between 1 and the number of latents, {self.latents}")
         if self.method not in METHODS + BASELINES:
             raise InputError(f"method {self.method}: no such method; there are {', '.join(METHODS + BASELINES)}")
         if self.input not in INPUTS:
             raise InputError(f"input {self.input}: must be one of {', '.join(INPUTS)}")
+        if self.tokens not in TOKENS:
+            raise InputError(f"tokens {self.tokens}: must be one of {', '.join(TOKENS)}")
 
 
 class SparseAutoencoder(nn.Module):
@@ -203,22 +209,19 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
         InputError: the folder holds no SAE, a file is damaged, or the two files do not fit each other.
     """
     folder = Path(folder)
+    facts, weights = _read(folder / "sae.json", read_json), _read(folder / "sae.safetensors", load_file)
     try:
-        facts = read_json(folder / "sae.json")
-        weights = load_file(folder / "sae.safetensors")
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no SAE here: {Path(error.filename or folder).name} is missing") from error
-    except NotADirectoryError as error:
-        raise InputError(f"{folder}: is a file; give the folder that holds sae.json and sae.safetensors") from error
-    except SafetensorError as error:
-        raise InputError(f"{folder / 'sae.safetensors'}: the file is damaged: {error}") from error
-    except ValueError as error:
-        raise InputError(f"{folder / 'sae.json'}: the file is damaged: {error}") from error
-    try:
-        model = SparseAutoencoder(SAEConfig(**{name: facts[name] for name in SAEConfig.__dataclass_fields__}))
+        config = SAEConfig(**{name: facts[name] for name in SAEConfig.__dataclass_fields__})
         record = facts["training"]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / 'sae.json'}: not the facts of an SAE: {error} is missing or wrong") from error
+    except InputError as error:
+        raise InputError(f"{folder / 'sae.json'}: not the facts of an SAE: {error}") from error
+    shape = tuple(weights["W_enc"].shape) if "W_enc" in weights else None
+    if shape != (config.latents, config.width):  # before memory is taken for what sae.json says
+        wanted = [config.latents, config.width]
+        raise InputError(f"{folder}: sae.safetensors does not fit sae.json: W_enc has shape {shape}, not {wanted}")
+    model = SparseAutoencoder(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -227,3 +230,16 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
         ) from error
     model.record = record
     return model.eval().requires_grad_(False).to(device)
+
+
+def _read(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return read(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent}: no SAE here: {path.name} is missing") from error
+    except NotADirectoryError as error:
+        raise InputError(
+            f"{path.parent}: is a file; give the folder that holds sae.json and sae.safetensors"
+        ) from error
+    except Exception as error:  # of many kinds: each means that the file is damaged
+        raise InputError(f"{path}: the file is damaged: {error}") from error

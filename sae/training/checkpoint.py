@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sae.errors import InputError
@@ -46,16 +46,16 @@ class Checkpoint:
             with safe_open(self._path, "pt") as file:
                 facts = {name: json.loads(text) for name, text in file.metadata().items()}
             state = load_file(self._path)
-        except (SafetensorError, ValueError, AttributeError) as error:
+            theirs, progress, count = dict(facts["identity"]), facts["progress"], int(state["count"])
+        except Exception as error:  # of many kinds: each means that the file is damaged
             raise InputError(f"{self._path}: not a checkpoint that can be read; {again}") from error
-        theirs = facts["identity"]
         for name, value in self._identity.items():
             if theirs.get(name) != value:
                 raise InputError(
                     f"{self._path}: this checkpoint was made with {name} {theirs.get(name)}, now it is {value}; {again}"
                 )
-        self.step = int(state["count"])
-        return state, facts["progress"]
+        self.step = count
+        return state, progress
 
     def due(self) -> bool:
         """Returns whether it is time to write."""

@@ -6,14 +6,13 @@ hand_over()
 
 from pathlib import Path
 
-import pandas as pd
-
 from sae import device, extraction, images, jobs, vit
 
 settings = snakemake.params.settings
 with jobs.job(snakemake) as provenance:
     model = vit.load(**settings["model"], device=device.resolve(settings["device"]))
-    part = images.shard(pd.read_parquet(snakemake.input.manifest), int(snakemake.wildcards.shard), settings["shards"])
+    manifest = images.read_manifest(snakemake.input.manifest)
+    part = images.shard(manifest, int(snakemake.wildcards.shard), settings["shards"])
     extraction.extract(
         model,
         Path(snakemake.input.pixels),

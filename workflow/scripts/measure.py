@@ -11,7 +11,7 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 import sae
-from sae import device, files, jobs, measure, vit
+from sae import device, files, images, jobs, measure, vit
 from sae.layer import Layer, LayerFacts
 
 settings, inputs = snakemake.params.settings, snakemake.input
@@ -20,7 +20,7 @@ with jobs.job(snakemake) as provenance:
     setup = measure.Setup(
         Layer(
             inputs.shards,
-            pd.read_parquet(inputs.manifest),
+            images.read_manifest(inputs.manifest),
             files.read_json(inputs.reference),
             files.read_json(inputs.statistics),
         ),

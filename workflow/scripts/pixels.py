@@ -6,12 +6,11 @@ hand_over(wait=30)
 
 from pathlib import Path
 
-import pandas as pd
-
 from sae import images, jobs, vit
 
 settings = snakemake.params.settings
 with jobs.job(snakemake):
     model = vit.load(settings["model"], "random", settings["image_size"])
-    part = images.shard(pd.read_parquet(snakemake.input.manifest), int(snakemake.wildcards.shard), settings["shards"])
+    manifest = images.read_manifest(snakemake.input.manifest)
+    part = images.shard(manifest, int(snakemake.wildcards.shard), settings["shards"])
     images.decode(part, settings["folder"], vit.pixel_transform(model), Path(snakemake.output[0]), snakemake.threads)
