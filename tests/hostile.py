@@ -22,11 +22,12 @@ SIZE = (48, 32)
 BROKEN, HUGE, DUPLICATE = "broken", "huge", "duplicate"
 # Names that shells, Snakemake, formats, HTML, LaTeX, spreadsheets or file systems take for something else.
 NAMES = (
-    "new\nline", "tab\tand\rreturn", "\x1b[31mred\x1b[0m bell\a", "quote\" and 'tick'", "`id`", "$(id) $HOME ${x}", "{layer} {} {{x}}", "{{ 7 * 7 }} {% x %}",
-    "%s %d %2e%2e", "*?[a-z]", "back\\slash", "; rm -rf x; #", "&amp; <b>", "<script>alert(1)<", "<img src=x onerror=alert(1)>",
-    "-rf", "--help", "=1+1", "+1", "@SUM(1)", "~", " space ", "name.", "CON", "NULL", "nan", "None", "1e5", "$x^2_3$ \\frac",
-    "猫 🐈‍⬛", "\u202etfel ot thgir", "\u2028line\u00a0", unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é"),
-    "case", "CASE", "__proto__", "constructor", "a" * 251, "ü" * 125,
+    "new\nline", "tab\tand\rreturn", "\x1b[31mred\x1b[0m bell\a", "quote\" and 'tick'", "`id`", "$(id) $HOME ${x}",
+    "{layer} {} {{x}}", "{{ 7 * 7 }} {% x %}", "%s %d %2e%2e", "*?[a-z]", "back\\slash", "; rm -rf x; #", "&amp; <b>",
+    "<script>alert(1)<", "<img src=x onerror=alert(1)>", "-rf", "--help", "=1+1", "+1", "@SUM(1)", "~", " space ",
+    "name.", "CON", "NULL", "nan", "None", "1e5", "$x^2_3$ \\frac", "猫 🐈‍⬛", "\u202etfel ot thgir",
+    "\u2028line\u00a0", unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é"), "case", "CASE",
+    "__proto__", "constructor", "a" * 251, "ü" * 125,
 )  # fmt: skip
 LOST = os.fsdecode(b"latin \xe9")  # no UTF-8
 
@@ -159,9 +160,9 @@ def files() -> dict[str, tuple[bytes, Kind]]:
     add("lab.tif", lambda image: saved(_lab(image), "tiff"), "LAB")
     add("grey.png", written("png", "L"), "greyscale", change=grey)
     add("grey.jpg", written("jpeg", "L", quality=95), "greyscale", change=grey)
-    add("palette.png", written("png", "P"), "palette")
+    add("palette.png", lambda image: saved(image.quantize(8), "png"), "palette")
     add("palette.gif", written("gif"), "palette")
-    add("palette.bmp", written("bmp", "P"), "palette")
+    add("palette.bmp", lambda image: saved(image.quantize(8), "bmp"), "palette")
     add("progressive.jpg", written("jpeg", quality=95, progressive=True))
     add("lossless.webp", written("webp", lossless=True))
     add("picture.avif", written("avif", quality=95))
@@ -229,7 +230,8 @@ def files() -> dict[str, tuple[bytes, Kind]]:
     )
     add("one colour clear.png", lambda image: saved(image, "png", transparency=image.getpixel((47, 0))), "transparent",
         change=lambda seen: np.where(np.array([[False], [True], [False], [False]]), 255, seen))  # fmt: skip
-    add("palette clear.png", lambda image: saved((q := image.quantize(4)), "png", transparency=q.getpixel((0, 0))), "transparent",
+    add("palette clear.png", lambda image: saved(q := image.quantize(4), "png", transparency=q.getpixel((0, 0))),
+        "transparent",
         change=lambda seen: np.where(np.array([[True], [False], [False], [False]]), 255, seen))  # fmt: skip
     # Orientations, each beside a tag whose value lies outside the block or has the wrong type.
     turned = {
@@ -318,8 +320,9 @@ def fill(folder: Path) -> dict[str, Kind]:
     drawn(3301).save(outside / "y.png")
     links = folder / "links"
     links.mkdir()
-    for name, target in {"out": outside, "second": outside, "x.png": outside / "x.png", "gone.png": folder / "nowhere.png", "self.png": links / "self.png",
-                         "loop": folder, "here": links, "device.png": "/dev/zero"}.items():  # fmt: skip
+    targets: dict[str, Path | str] = {"out": outside, "second": outside, "x.png": outside / "x.png", "loop": folder}
+    targets |= {"here": links, "self.png": "self.png", "gone.png": "nowhere.png", "device.png": "/dev/zero"}
+    for name, target in targets.items():
         (links / name).symlink_to(target)
     os.mkfifo(links / "pipe.png")
     (links / "folder.png").mkdir()
