@@ -362,8 +362,8 @@ def _inspect(path: Path) -> dict:
     except Exception as error:
         # Pillow's plugins raise all kinds of errors (SyntaxError, struct.error, ZeroDivisionError, …): each means that
         # this file is broken, and the other files can still be read.
-        what = str(error) or type(error).__name__
-        row |= {"status": "broken", "reason": what.replace(str(path), path.name).replace("\n", " ")}
+        what = getattr(error, "strerror", None) or str(error) or type(error).__name__  # the first without the path
+        row |= {"status": "broken", "reason": plain(what)}
     return row
 
 

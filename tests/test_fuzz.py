@@ -96,7 +96,7 @@ def model(place):
     return place / "sae"
 
 
-@fuzz(150)
+@fuzz(100)
 @given(data=st.data())
 def test_saes(model, data):
     kept = {name: (model / name).read_bytes() for name in ("sae.json", "sae.safetensors")}
@@ -127,7 +127,7 @@ def codes(place):
     return place / "codes" / latent_codes.NAME
 
 
-@fuzz(250)
+@fuzz(150)
 @given(data=st.data())
 def test_codes(codes, data):
     kept = codes.read_bytes()
@@ -142,7 +142,7 @@ def test_codes(codes, data):
             part.patch_maps([(0, int(loaded.ids[0]))], (1, 1))
 
 
-@fuzz(150)
+@fuzz(80)
 @given(data=st.data())
 def test_shards(place, data):
     file = place / "shard.npy"
@@ -158,7 +158,7 @@ def test_shards(place, data):
         assert opened.read(np.arange(len(opened))).shape == (len(opened), opened.tokens, opened.width)
 
 
-@fuzz(80)
+@fuzz(60)
 @given(data=st.data())
 def test_checkpoints(place, data):
     file = place / "run.safetensors"
@@ -177,7 +177,7 @@ def listed(place):
     return place / "pets", images.build_manifest(place / "pets", held_out=0.5)
 
 
-@fuzz(150)
+@fuzz(100)
 @given(data=st.data())
 def test_manifests(place, listed, data):
     file = place / "manifest.parquet"
@@ -197,7 +197,7 @@ CELLS = st.text(max_size=6) | st.sampled_from(
 )
 
 
-@fuzz(200)
+@fuzz(100)
 @given(
     rows=st.lists(st.lists(CELLS, max_size=4), max_size=5),
     separator=st.sampled_from([",", ";", "\t", ", "]),
@@ -213,7 +213,7 @@ def test_labels(place, listed, rows, separator, end, encoding, head):
     assert table is None or (len(table) == 6 and (table["status"] == "ok").any())
 
 
-@fuzz(100)
+@fuzz(60)
 @given(content=st.binary(max_size=60))
 def test_labels_of_any_bytes(place, listed, content):
     (place / "labels.csv").write_bytes(content)
@@ -228,7 +228,7 @@ ENTRY = st.tuples(
 )
 
 
-@fuzz(200)
+@fuzz(120)
 @given(
     entries=st.lists(ENTRY, max_size=4),
     order=st.sampled_from("<>"),
@@ -250,14 +250,14 @@ def test_exif_and_images(place, entries, order, ending, data):
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 
 
-@fuzz(150)
+@fuzz(80)
 @given(config=altered(CONFIG))
 def test_configs(config):
     if isinstance(config, dict):  # Snakemake refuses all else
         read(complete, config, ROOT / "workflow/schemas/config.schema.yaml")
 
 
-@fuzz(30)
+@fuzz(10)
 @given(data=st.data())
 def test_weights(place, data):
     file = place / "weights.safetensors"
