@@ -346,10 +346,12 @@ def _inspect(path: Path) -> dict:
                 if long > _LONGEST * short:
                     row |= {"status": "huge", "reason": f"{long // short} times as long as wide; crop it to use it"}
                     return row
-                reasons = _peculiarities(image)
                 whole_size = image.size
                 image.draft("RGB", (64, 64))  # JPEG: every block is still read, few pixels are computed
-                image.load()
+                if image.format != "TIFF":  # a PNG's EXIF may lie behind its pixels: looking for it hides their damage
+                    image.load()
+                reasons = _peculiarities(image)
+                image.load()  # turns a TIFF, and takes its orientation away
                 if _orientation(image) >= 5:  # a quarter turn: width and height change places
                     row |= dict(zip(("height", "width"), whole_size, strict=True))
                 row["thumbnail"] = np.asarray(_as_rgb(image).resize(THUMBNAIL, Image.Resampling.BOX))
