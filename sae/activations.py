@@ -70,13 +70,23 @@ class Activations:
         places: list[tuple[int, int]] = []
         chosen = slice(None)
         for number, path in enumerate(map(Path, sorted(map(str, shards)))):
-            facts = read_json(path.with_suffix(".json"))
+            try:
+                facts, array = read_json(path.with_suffix(".json")), np.load(path, mmap_mode="r")
+                here, roles, digest = np.array(facts["ids"], np.int64), list(facts["roles"]), facts["sha256"]
+                if array.dtype.kind != "f" or array.ndim != 3 or here.shape != array.shape[:1]:
+                    raise ValueError(f"{array.dtype} of shape {array.shape} for {len(here)} images")
+                if arrays and array.shape[1:] != arrays[0].shape[1:]:
+                    raise ValueError(f"shape {array.shape[1:]} per image, other shards have {arrays[0].shape[1:]}")
+            except InputError:
+                raise
+            except Exception as error:  # of many kinds: each means that one of the two files is damaged
+                raise InputError(f"{path}: cannot be read as a shard: {error}; delete it and run again") from error
             if verify:
-                check(path, facts["sha256"])
-            arrays.append(np.load(path, mmap_mode="r"))
-            chosen = select(facts["roles"], tokens)
-            listed += facts["ids"]
-            places += [(number, i) for i in range(len(facts["ids"]))]
+                check(path, digest)
+            arrays.append(array)
+            chosen = select(roles, tokens)
+            listed += here.tolist()
+            places += [(number, i) for i in range(len(here))]
         found, rows = np.array(listed, np.int64), np.array(places, np.int64)
         if ids is not None:
             keep = np.isin(found, np.asarray(ids))

@@ -22,6 +22,7 @@ except ImportError:  # no numba for this machine or Python: the same latents, sl
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 INPUTS = ("standardised", "layernorm")
+TOKENS = ("patches", "class", "all")
 METHODS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
 BASELINES = ("neurons", "pca", "kmeans", "random", "sampled", "frozen")  # see `baselines`
 _PER_TOKEN = ("topk", "matryoshka", *BASELINES)  # k latents on each token
@@ -50,12 +51,17 @@ class SAEConfig:
     tokens: str = "patches"
 
     def __post_init__(self) -> None:
+        for name in ("width", "latents", "k"):
+            if not isinstance(value := getattr(self, name), int | np.integer):
+                raise InputError(f"{name} {value!r}: must be a whole number")
         if not 1 <= self.k <= self.latents:
             raise InputError(f"k {self.k}: must lie between 1 and the number of latents, {self.latents}")
         if self.method not in METHODS + BASELINES:
             raise InputError(f"method {self.method}: no such method; there are {', '.join(METHODS + BASELINES)}")
         if self.input not in INPUTS:
             raise InputError(f"input {self.input}: must be one of {', '.join(INPUTS)}")
+        if self.tokens not in TOKENS:
+            raise InputError(f"tokens {self.tokens}: must be one of {', '.join(TOKENS)}")
 
 
 class SparseAutoencoder(nn.Module):
@@ -202,17 +208,23 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
     """
     folder = Path(folder)
     try:
-        facts = read_json(folder / "sae.json")
-        weights = read_arrays(folder / "sae.safetensors")[0]
+        facts, weights = read_json(folder / "sae.json"), read_arrays(folder / "sae.safetensors")[0]
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no SAE here: {Path(error.filename or folder).name} is missing") from error
     except NotADirectoryError as error:
         raise InputError(f"{folder}: is a file; give the folder that holds sae.json and sae.safetensors") from error
     try:
-        model = SparseAutoencoder(SAEConfig(**{name: facts[name] for name in SAEConfig.__dataclass_fields__}))
+        config = SAEConfig(**{name: facts[name] for name in SAEConfig.__dataclass_fields__})
         record = facts["training"]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / 'sae.json'}: not the facts of an SAE: {error} is missing or wrong") from error
+    except InputError as error:
+        raise InputError(f"{folder / 'sae.json'}: not the facts of an SAE: {error}") from error
+    shape = tuple(weights["W_enc"].shape) if "W_enc" in weights else None
+    if shape != (config.latents, config.width):  # before memory is taken for what sae.json says
+        wanted = [config.latents, config.width]
+        raise InputError(f"{folder}: sae.safetensors does not fit sae.json: W_enc has shape {shape}, not {wanted}")
+    model = SparseAutoencoder(config)
     try:
         model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     except RuntimeError as error:

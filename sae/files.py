@@ -148,10 +148,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: the file is damaged.
     """
-    check(path)
-    content = json.loads(Path(path).read_text())
-    del content["checksum"]
-    return content
+    with _damage_of(path):
+        check(path)
+        content = json.loads(Path(path).read_text())
+        del content["checksum"]
+        return content
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], told: Mapping[str, Any] | None = None) -> None:
@@ -195,19 +196,34 @@ def read_arrays(path: str | Path, mapped: bool = False) -> tuple[dict[str, np.nd
         InputError: the file is damaged.
     """
     import numpy as np
+    from safetensors import safe_open
 
-    check(path)
-    with Path(path).open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    told = {name: json.loads(text) for name, text in header.pop("__metadata__").items()}
-    names, arrays = {short: name for name, short in _TYPES.items()}, {}
-    for name, entry in header.items():
-        dtype, shape, start = names[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        full = np.prod(shape) > 0
-        array = np.memmap(path, dtype, "r", start, shape) if full else np.empty(shape, dtype)
-        arrays[name] = array if mapped else np.array(array)
-    return arrays, told
+    with _damage_of(path):
+        check(path)
+        with safe_open(path, "np"):
+            pass  # the library's checks of the header: sizes, places and types
+        with Path(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        told = {name: json.loads(text) for name, text in header.pop("__metadata__").items()}
+        names, arrays = {short: name for name, short in _TYPES.items()}, {}
+        for name, entry in header.items():
+            dtype, shape, start = names[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+            full = np.prod(shape) > 0
+            array = np.memmap(path, dtype, "r", start, shape) if full else np.empty(shape, dtype)
+            arrays[name] = array if mapped else np.array(array)
+        return arrays, told
+
+
+@contextmanager
+def _damage_of(path: str | Path) -> Iterator[None]:
+    """Turns the errors of readers into one of ours; a file that is missing keeps its error."""
+    try:
+        yield
+    except (InputError, OSError, MemoryError):
+        raise
+    except Exception as error:  # of many kinds: each means that these are other bytes than were written
+        raise InputError(f"{path}: the file is damaged: {error}; delete it and run again") from error
 
 
 def write_table(path: str | Path, table: pd.DataFrame, provenance: dict[str, Any] | None = None) -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from sae import labelling
-from sae.errors import InputError
+from sae.errors import InputError, plain
 from sae.files import new_array, sha256, whole
 from sae.labelling import BESIDE, HELD_OUT, TRAIN
 from sae.near_duplicates import THUMBNAIL, near_duplicates
@@ -33,6 +34,9 @@ _NOT_IMAGES = frozenset(
     ("__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "@Recently-Snapshot", "$RECYCLE.BIN", "lost+found")
 )
 COLUMNS = ["id", "path", "label", "split", "sha256", "width", "height", "mode", "status", "reason", "group"]
+# Pillow goes by the content, whatever the ending. It must not open PostScript, which is a program, and the like.
+_OPENED = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "PPM")
+_WAYS = 100  # paths by which one folder is listed: links that cross would never end
 _MOST_PIXELS = 178_956_970  # above this Pillow itself suspects a decompression bomb
 _LONGEST = 256  # times its width: a strip becomes as wide as the model's input before it is cropped
 _ORIENTATION = 0x0112
@@ -157,6 +161,25 @@ def label(table: pd.DataFrame, folder: str | Path, labels: str | Path | None = N
     return manifest[COLUMNS].join(found[[column for column in found if column not in COLUMNS]])
 
 
+def read_manifest(path: str | Path) -> pd.DataFrame:
+    """Returns a manifest, or a list of images, as `label` and `list_images` made it.
+
+    Raises:
+        InputError: the file is damaged, or no manifest; or a path leads out of the folder of images.
+    """
+    try:
+        table = pd.read_parquet(path)
+        if table["id"].dtype.kind != "i" or not table["id"].is_unique:
+            raise ValueError("its ids are not different whole numbers")
+        if lead_out := [p for p in table["path"] if Path(p).is_absolute() or ".." in Path(p).parts]:
+            raise ValueError(f"the path {lead_out[0]} leads out of the folder of images")
+        first = [column for column in COLUMNS if column in table or column != "label"]
+        return table[[*first, *table.columns.drop(first)]]
+    except Exception as error:  # of many kinds: pyarrow's, pandas' and those of damaged values
+        what = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path}: cannot be read as a manifest: {what}; delete it and run again") from error
+
+
 def read_image(path: str | Path) -> Image.Image:
     """Returns the image as a person would see it: upright, first frame, RGB, transparency over white, 8 bit.
 
@@ -164,8 +187,8 @@ def read_image(path: str | Path) -> Image.Image:
         OSError, ValueError, SyntaxError: Pillow cannot read it.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
+        warnings.simplefilter("ignore")  # the manifest has looked at the file already
+        with Image.open(path, formats=_OPENED) as image:
             image.load()  # turns a TIFF, and takes its orientation away
             orientation, rgb = _orientation(image), _as_rgb(image)
             return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
@@ -235,7 +258,7 @@ def summary(manifest: pd.DataFrame) -> str:
     if beside := int((used(manifest)["reason"].str.contains(BESIDE)).sum()):
         lines.append(f"  {beside} lie {BESIDE}")
     bad = manifest[~manifest["status"].isin(["ok", "unlisted"])]
-    lines += [f"  {row.path}: {row.status}: {row.reason}" for row in bad.head(20).itertuples()]
+    lines += [plain(f"  {row.path}: {row.status}: {row.reason}") for row in bad.head(20).itertuples()]
     if len(bad) > 20:
         lines.append(f"  and {len(bad) - 20} more, see the manifest's column `reason`")
     return "\n".join(lines)
@@ -287,17 +310,25 @@ def _synsets() -> dict[str, str]:
 
 def image_files(folder: Path) -> Iterator[str]:
     """Yields the paths of the image files, relative to the folder, with forward slashes."""
-    seen = {os.path.realpath(name) for name in ("results", ".snakemake")} - {os.path.realpath(folder)}  # our own
-    for place, subfolders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # or a link that leads back up
+    own = {os.path.realpath(name) for name in ("results", ".snakemake")} - {os.path.realpath(folder)}
+    ways: Counter[str] = Counter()
+    for place, subfolders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        real, around = os.path.realpath(place), Path(place).parents[: len(Path(place).relative_to(folder).parts)]
+        ways[real] += 1
+        back_up = any(os.path.realpath(above) == real for above in around)
+        if real in own or back_up or ways[real] > _WAYS:
             subfolders.clear()
             continue
-        seen.add(real)
         subfolders[:] = [s for s in subfolders if not s.startswith(".") and s not in _NOT_IMAGES]
         for name in names:
             if Path(name).suffix.lower() in EXTENSIONS | _FOREIGN and not name.startswith("."):
                 yield (Path(place) / name).relative_to(folder).as_posix()
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(
+        f"images {error.filename}: the folder cannot be read: {error.strerror}; correct or remove it"
+    ) from error
 
 
 def _inspect(path: Path) -> dict:
@@ -306,11 +337,15 @@ def _inspect(path: Path) -> dict:
     if path.suffix.lower() in _FOREIGN:
         return row | {"status": "broken", "reason": f"{path.suffix} files cannot be read; save it as PNG or JPEG"}
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device would never end
+            return row | {"status": "broken", "reason": "not a file"}
         content = path.read_bytes()
+        if not content:
+            return row | {"status": "broken", "reason": "the file is empty"}
         row["sha256"] = hashlib.sha256(content).hexdigest()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=_OPENED) as image:
                 row |= {"width": image.width, "height": image.height, "mode": image.mode}
                 if image.width * image.height > _MOST_PIXELS:
                     raise Image.DecompressionBombError
@@ -318,10 +353,12 @@ def _inspect(path: Path) -> dict:
                 if long > _LONGEST * short:
                     row |= {"status": "huge", "reason": f"{long // short} times as long as wide; crop it to use it"}
                     return row
-                reasons = _peculiarities(image)
                 whole_size = image.size
                 image.draft("RGB", (64, 64))  # JPEG: every block is still read, few pixels are computed
-                image.load()
+                if image.format != "TIFF":  # a PNG's EXIF may lie behind its pixels: looking for it hides their damage
+                    image.load()
+                reasons = _peculiarities(image)
+                image.load()  # turns a TIFF, and takes its orientation away
                 if _orientation(image) >= 5:  # a quarter turn: width and height change places
                     row |= dict(zip(("height", "width"), whole_size, strict=True))
                 row["thumbnail"] = np.asarray(_as_rgb(image).resize(THUMBNAIL, Image.Resampling.BOX))
@@ -329,13 +366,13 @@ def _inspect(path: Path) -> dict:
     except Image.DecompressionBombError:
         limit = _MOST_PIXELS // 1_000_000
         row |= {"status": "huge", "reason": f"over {limit} megapixels; make it smaller to use it"}
+    except UnidentifiedImageError:
+        row |= {"status": "broken", "reason": "not an image of a known format"}
     except Exception as error:
         # Pillow's plugins raise all kinds of errors (SyntaxError, struct.error, ZeroDivisionError, …): each means that
         # this file is broken, and the other files can still be read.
-        what = (
-            "the file is empty" if path.is_file() and path.stat().st_size == 0 else str(error) or type(error).__name__
-        )
-        row |= {"status": "broken", "reason": what.replace(str(path), path.name).replace("\n", " ")}
+        what = getattr(error, "strerror", None) or str(error) or type(error).__name__  # the first without the path
+        row |= {"status": "broken", "reason": plain(what)}
     return row
 
 

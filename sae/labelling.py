@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -121,9 +122,10 @@ def by_csv(table: pd.DataFrame, folder: Path, labels: Path, columns: Sequence[st
     if len(repeated):
         raise InputError(f"labels {labels}: {repeated.iloc[0]} is listed more than once; keep one row")
     missing = sorted(set(listed["path"]) - set(table["path"]))
-    if missing and (folder / missing[0]).is_file():
+    if missing and os.path.isfile(folder / missing[0]):  # noqa: PTH113 -- pathlib's raises errors for odd names
         raise InputError(
-            f"labels {labels}: {missing[0]} has no ending of an image, or lies in a folder that is skipped"
+            f"labels {labels}: {missing[0]} is no image of {folder}: it lies outside, or in a folder that is skipped, "
+            "or has no ending of an image; correct its path"
         )
     if missing:
         raise InputError(

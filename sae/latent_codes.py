@@ -191,19 +191,29 @@ def codes(folder: str | Path) -> Codes:
     """Returns the codes saved in `folder` (…/codes/layer=6/k=32/method=topk/seed=0).
 
     Raises:
-        InputError: the folder holds no codes, damaged ones, or codes of another version.
+        InputError: the folder holds no codes, or codes of another version, or the file is damaged.
     """
     path = Path(folder) / NAME
     try:
-        arrays, told = read_arrays(path, mapped=True)
+        return _codes(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no codes here") from error
+    except InputError:
+        raise
+    except Exception as error:  # of many kinds: each means that the file is damaged
+        raise InputError(f"{path}: the file is damaged: {error}; delete it and run measure again") from error
+
+
+def _codes(path: Path) -> Codes:
+    arrays, told = read_arrays(path, mapped=True)
     if told["version"] != VERSION:
         raise InputError(f"{path}: codes of version {told['version']}, this program reads {VERSION}; run measure again")
     latents, tokens, ids = told["latents"], told["tokens"], arrays["ids"]
 
     def matrix(name: str, values: str, rows: int) -> sparse.csr_array:
-        return _matrix(arrays[values], arrays[f"{name}.indices"], arrays[f"{name}.indptr"], (rows, latents))
+        made = _matrix(arrays[values], arrays[f"{name}.indices"], arrays[f"{name}.indptr"], (rows, latents))
+        made.check_format()  # SciPy's compiled code trusts the places, and would write outside its memory
+        return made
 
     z = matrix("tokens", "tokens.values", len(ids) * tokens)
     if "image_ids" not in arrays:
@@ -211,6 +221,9 @@ def codes(folder: str | Path) -> Codes:
     image_ids = arrays["image_ids"]
     images, places = (matrix("images", f"images.{name}", len(image_ids)) for name in ("values", "places"))
     tally = Tally(**{name: arrays[f"tally.{name}"] for name in Tally.__dataclass_fields__})
+    shapes = {name: array.shape for name, array in vars(Tally.empty(latents, tokens)).items()}
+    if wrong := [name for name, shape in shapes.items() if vars(tally)[name].shape != shape]:
+        raise ValueError(f"tally.{wrong[0]} has another shape than {shapes[wrong[0]]}")
     return Codes(z, ids, tokens, images, places, image_ids, arrays["error"], tally)
 
 

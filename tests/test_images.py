@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import picture
+from hostile import exif, with_exif
 from PIL import Image, ImageOps
 
 from sae import images
@@ -281,17 +282,6 @@ def test_a_sample_keeps_both_splits_and_its_images_when_others_come():
     assert len(images.sample(rows, 5000)) == 2000
 
 
-def exif(*entries, order="<"):
-    """Returns an EXIF block of (tag, type, count, four bytes or more)."""
-    body, extra = struct.pack(order + "H", len(entries)), b""
-    at = 8 + 2 + 12 * len(entries) + 4
-    for tag, kind, count, data in entries:
-        where = data.ljust(4, b"\0") if len(data) <= 4 else struct.pack(order + "I", at + len(extra))
-        body += struct.pack(order + "HHI", tag, kind, count) + where
-        extra += data if len(data) > 4 else b""
-    return b"Exif\0\0" + b"II*\0" + struct.pack("<I", 8) + body + struct.pack("<I", 0) + extra
-
-
 TURNED = (0x0112, 3, 1, struct.pack("<H", 6))
 
 
@@ -300,7 +290,7 @@ TURNED = (0x0112, 3, 1, struct.pack("<H", 6))
 def test_a_malformed_exif_tag_beside_the_orientation_stops_nothing(pets, tag, kind):
     path = picture(pets / "cat" / "phone.jpg", seed=7, size=(40, 24))
     jpeg, block = path.read_bytes(), exif(TURNED, (tag, kind, 2, b"2\0"))
-    path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + jpeg[2:])
+    path.write_bytes(with_exif(jpeg, block))
     found = row(manifest(pets), "cat/phone.jpg")
     assert found[["status", "width", "height"]].tolist() == ["ok", 24, 40]
     assert images.read_image(path).size == (24, 40)

@@ -66,6 +66,9 @@ sys.meta_path.insert(0, Finder())
 opened = set()
 
 def note(event, arguments):
+    if event == "socket.getaddrinfo" or (event == "socket.connect" and isinstance(arguments[1], tuple)):
+        with open(os.environ["COUNT_FILE"] + ".network", "a") as file:
+            print(sys.argv[0], event, *arguments[1:], file=file)
     path, mode = (*map(str, arguments[:2]), "")[:2] if event == "open" else ("", "")
     if "results/" in path and "w" not in mode:
         opened.add("results/" + path.split("results/", 1)[1])
@@ -93,7 +96,7 @@ def finished(tmp_path_factory) -> Path:
     (folder / "counting").mkdir()
     (folder / "counting/sitecustomize.py").write_text(COUNT)
     environment = {"PYTHONPATH": str(folder / "counting"), "COUNT_FILE": str(folder / "encoded.txt")}
-    done = snakemake(folder, config=CONFIG, **environment)
+    done = snakemake(folder, config=CONFIG, **environment, HF_HUB_OFFLINE="0")  # as a user's is
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -101,6 +104,11 @@ def finished(tmp_path_factory) -> Path:
 def test_every_file_that_a_job_reads_is_an_input_of_its_rule(finished):
     undeclared = finished / "encoded.txt.undeclared"
     assert not undeclared.exists(), undeclared.read_text()
+
+
+def test_no_job_asks_for_the_network(finished):
+    asked = finished / "encoded.txt.network"
+    assert not asked.exists(), asked.read_text()
 
 
 def test_every_token_meets_every_dictionary_once(finished):

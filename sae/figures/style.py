@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ INK, ACCENT, QUIET, CONTROL = "#222222", "#c2410c", "#9aa0a6", "#2563eb"
 # One colour for a layer and one for a k in every figure; the explorer has the same scales.
 SCALES = {"layer": ("viridis", 0.82), "k": ("plasma", 0.8)}
 BASELINE_MARKS = {"neurons": "s", "pca": "^", "kmeans": "D", "random": "x", "sampled": "+", "frozen": "v"}
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 # Decorates every function that draws or saves.
 styled = matplotlib.rc_context(
     {
@@ -46,6 +48,8 @@ def save(figure: Figure, path: str | Path) -> None:
     """Writes the figure as SVG or PNG, by the file's ending; equal figures give identical files."""
     with whole(path) as part:
         figure.savefig(part, dpi=110, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
+        if Path(path).suffix == ".svg":  # Matplotlib writes names of classes with whatever characters they have
+            part.write_text(_NOT_XML.sub("\ufffd", part.read_text("utf-8")), "utf-8")
 
 
 def colours(kind: str, values: Iterable[int]) -> dict[int, tuple[float, float, float, float]]:

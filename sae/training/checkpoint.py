@@ -41,16 +41,16 @@ class Checkpoint:
         again = "delete it to start this run again from the beginning"
         try:
             arrays, facts = read_arrays(self._path)
-        except InputError as error:
+            theirs, progress, count = dict(facts["identity"]), facts["progress"], int(arrays["count"])
+        except Exception as error:  # of many kinds: each means that the file is damaged
             raise InputError(f"{self._path}: not a checkpoint that can be read; {again}") from error
-        theirs = facts["identity"]
         for name, value in self._identity.items():
             if theirs.get(name) != value:
                 raise InputError(
                     f"{self._path}: this checkpoint was made with {name} {theirs.get(name)}, now it is {value}; {again}"
                 )
-        self.step = int(arrays["count"])
-        return {name: torch.from_numpy(value) for name, value in arrays.items()}, facts["progress"]
+        self.step = count
+        return {name: torch.from_numpy(value) for name, value in arrays.items()}, progress
 
     def due(self) -> bool:
         """Returns whether it is time to write."""

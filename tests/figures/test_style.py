@@ -3,9 +3,11 @@
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 import pandas as pd
+import pytest
 
 from sae.figures import conclusion, style
 from sae.figures.inputs import training
@@ -19,6 +21,13 @@ def test_a_notebooks_settings_stay_as_they_are(tmp_path):
     style.save(figure, tmp_path / "a.svg")
     assert matplotlib.rcParams.copy() == before
     assert not figure.axes[0].spines["top"].get_visible()  # although the style held while it was drawn
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_with_any_characters_give_an_svg_that_can_be_read(tmp_path):
+    style.save(training(LOG, 1000, "<script>\x1b\b &amp;\uffff $x"), tmp_path / "a.svg")
+    drawn = "".join(ElementTree.parse(tmp_path / "a.svg").getroot().itertext())
+    assert "<script>\ufffd\ufffd &amp;\ufffd $x" in drawn
 
 
 def test_the_same_table_gives_the_same_file(tmp_path):

@@ -7,14 +7,13 @@ hand_over()
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from sae import baselines, files, images, jobs
 from sae.activations import Activations
 
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake) as provenance:
-    train = images.used(pd.read_parquet(snakemake.input.images), images.TRAIN)
+    train = images.used(images.read_manifest(snakemake.input.images), images.TRAIN)
     x = Activations.open(snakemake.input.shards, settings["tokens"], train["id"], verify=False)
     statistics = files.read_json(snakemake.input.statistics)
     centre = np.array(statistics["mean"]), statistics["scale"]

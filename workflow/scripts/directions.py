@@ -5,14 +5,13 @@ from sae.warm import hand_over
 hand_over()
 
 import numpy as np
-import pandas as pd
 
 from sae import baselines, files, images, jobs
 from sae.activations import Activations
 
 settings = snakemake.params.settings
 with jobs.job(snakemake):
-    train = images.used(pd.read_parquet(snakemake.input.images), images.TRAIN)
+    train = images.used(images.read_manifest(snakemake.input.images), images.TRAIN)
     x = Activations.open(snakemake.input.shards, settings["tokens"], train["id"], verify=False)
     statistics = files.read_json(snakemake.input.statistics)
     centre = np.array(statistics["mean"]), statistics["scale"]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 import sae
-from sae import files, jobs, layer
+from sae import files, images, jobs, layer
 from sae.evidence import judge
 from sae.evidence.interventions import Responses
 from sae.geometry import Geometry
@@ -28,7 +28,7 @@ def dictionary(path, codes, responses=None):
 with jobs.job(snakemake) as provenance:
     reference = files.read_json(inputs.reference)
     geometry = Geometry(**reference["geometry"])
-    manifest = pd.read_parquet(inputs.manifest)
+    manifest = images.read_manifest(inputs.manifest)
     last = int(snakemake.wildcards.layer) == geometry.blocks - 1
     # The last layer's activations are what the features are made of: there images are compared by their pixels.
     embedding = np.load(inputs.thumbnails if last and not settings["embedding"] else inputs.features)

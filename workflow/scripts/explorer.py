@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae import files, jobs
+from sae import files, images, jobs
 from sae.explorer import page, parts, point
 
 settings = snakemake.params.settings
 with jobs.job(snakemake):
-    manifest = pd.read_parquet(snakemake.input.manifest)
+    manifest = images.read_manifest(snakemake.input.manifest)
     reference = files.read_json(snakemake.input.reference)
     metrics, summaries = (files.read_points(snakemake.input[name]) for name in ("metrics", "summaries"))
     opened = point.openable(manifest, settings["images"])["id"].tolist()

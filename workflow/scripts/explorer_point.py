@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 import sae
-from sae import files, jobs
+from sae import files, images, jobs
 from sae.explorer import point
 from sae.geometry import Geometry
 
@@ -20,7 +20,7 @@ with jobs.job(snakemake):
     for name in ("across_ks", "across_layers"):
         paths = jobs.listed(snakemake.input[name])
         tables[name] = pd.concat([pd.DataFrame(), *map(pd.read_parquet, paths)])
-    manifest = pd.read_parquet(snakemake.input.manifest)
+    manifest = images.read_manifest(snakemake.input.manifest)
     about = point.Point(
         where={"layer": int(here.layer), "k": int(here.k), "method": here.method, "seed": int(here.seed)},
         tokens=settings["tokens"],

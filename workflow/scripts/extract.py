@@ -6,14 +6,13 @@ hand_over()
 
 from pathlib import Path
 
-import pandas as pd
-
 from sae import device, extraction, images, jobs, vit
 
 settings = snakemake.params.settings
 with jobs.job(snakemake) as provenance:
     model = vit.load(**snakemake.config["model"], device=device.resolve(snakemake.config["device"]))
-    part = images.shard(pd.read_parquet(snakemake.input.images), int(snakemake.wildcards.shard), settings["shards"])
+    table = images.read_manifest(snakemake.input.images)
+    part = images.shard(table, int(snakemake.wildcards.shard), settings["shards"])
     extraction.extract(
         model,
         Path(snakemake.input.pixels),

@@ -16,7 +16,7 @@ from sae.geometry import Geometry
 
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake):
-    manifest = pd.read_parquet(snakemake.input.manifest)
+    manifest = images.read_manifest(snakemake.input.manifest)
     latents, panels = (pd.read_parquet(snakemake.input[name]) for name in ("latents", "images"))
     groups = sheets.choose_latents(latents, settings["latents"])
     shown = sheets.shown(panels, [latent for part in groups.values() for latent in part], settings["images"])

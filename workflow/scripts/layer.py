@@ -4,17 +4,14 @@ from sae.warm import hand_over
 
 hand_over()
 
-import pandas as pd
-
-from sae import device, files, jobs, layer, vit
+from sae import device, files, images, jobs, layer, vit
 from sae.evidence import classes, probing
-from sae.images import HELD_OUT
 
 settings = snakemake.params.settings
 with jobs.job(snakemake) as provenance:
     found = layer.Layer(
         snakemake.input.shards,
-        pd.read_parquet(snakemake.input.manifest),
+        images.read_manifest(snakemake.input.manifest),
         files.read_json(snakemake.input.reference),
         files.read_json(snakemake.input.statistics),
     )
@@ -24,6 +21,6 @@ with jobs.job(snakemake) as provenance:
     facts.save(snakemake.output.layer)
     place = layer.probed(found.ranked)
     labels = {name: values[place] for name, values in classes.attributes(found.ranked).items()}
-    train = (found.ranked["split"] != HELD_OUT).to_numpy()[place]
+    train = (found.ranked["split"] != images.HELD_OUT).to_numpy()[place]
     probes = probing.probe_dense(layer.dense_features(found), labels, train)
     files.write_table(snakemake.output.dense_probes, probes.table, provenance())

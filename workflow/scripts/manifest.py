@@ -6,12 +6,10 @@ hand_over()
 
 import sys
 
-import pandas as pd
-
 from sae import files, images, jobs
 
 asked = snakemake.config
 with jobs.job(snakemake) as provenance:
-    table = images.label(pd.read_parquet(snakemake.input.images), asked["images"], asked["labels"])
+    table = images.label(images.read_manifest(snakemake.input.images), asked["images"], asked["labels"])
     files.write_table(snakemake.output[0], table, provenance())
     print(images.summary(table), file=sys.stderr)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 import sae
-from sae import device, files, jobs, measure, vit
+from sae import device, files, images, jobs, measure, vit
 from sae.layer import Layer, LayerFacts
 
 settings, inputs = snakemake.params.settings, snakemake.input
@@ -19,7 +19,7 @@ with jobs.job(snakemake) as provenance:
     setup = measure.Setup(
         Layer(
             inputs.shards,
-            pd.read_parquet(inputs.manifest),
+            images.read_manifest(inputs.manifest),
             files.read_json(inputs.reference),
             files.read_json(inputs.statistics),
         ),

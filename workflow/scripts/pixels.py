@@ -6,14 +6,12 @@ hand_over(wait=30)
 
 from pathlib import Path
 
-import pandas as pd
-
 from sae import feasibility, images, jobs, vit
 
 asked = snakemake.config
 with jobs.job(snakemake):
     model = vit.load(**asked["model"] | {"checkpoint": "random"})
-    table = pd.read_parquet(snakemake.input.images)
+    table = images.read_manifest(snakemake.input.images)
     feasibility.check(asked, vit.geometry(model), len(images.used(table, images.TRAIN)))
     part = images.shard(table, int(snakemake.wildcards.shard), asked["shards"])
     images.decode(part, asked["images"], vit.pixel_transform(model), Path(snakemake.output[0]), snakemake.threads)

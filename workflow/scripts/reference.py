@@ -7,16 +7,15 @@ hand_over()
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from sae import concepts, device, extraction, files, jobs, vit
+from sae import concepts, device, extraction, files, images, jobs, vit
 from sae.evidence import splice
 
 settings = snakemake.params.settings
 with jobs.job(snakemake) as provenance:
     where = device.resolve(snakemake.config["device"])
     model = vit.load(**snakemake.config["model"], device=where)
-    manifest = pd.read_parquet(snakemake.input.manifest)
+    manifest = images.read_manifest(snakemake.input.manifest)
     ids = splice.sample(manifest, settings["images"])
     found = extraction.reference(model, snakemake.input.pixels, manifest, ids, settings["batch"])
     arrays = dict(vars(found))

@@ -6,12 +6,10 @@ hand_over()
 
 import sys
 
-import pandas as pd
-
 from sae import files, images, jobs, layer
 
 with jobs.job(snakemake) as provenance:
-    train = images.used(pd.read_parquet(snakemake.input.images), images.TRAIN)
+    train = images.used(images.read_manifest(snakemake.input.images), images.TRAIN)
     facts = layer.statistics(snakemake.input.shards, snakemake.params.settings["tokens"], train["id"])
     for warning in facts["warnings"]:
         print(f"layer {snakemake.wildcards.layer}: {warning}", file=sys.stderr)

@@ -6,14 +6,12 @@ hand_over()
 
 from pathlib import Path
 
-import pandas as pd
-
 from sae import files, images, jobs, training
 from sae.activations import Activations
 
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake) as provenance:
-    train = images.used(pd.read_parquet(snakemake.input.images), images.TRAIN)
+    train = images.used(images.read_manifest(snakemake.input.images), images.TRAIN)
     x = Activations.open(snakemake.input.shards, settings["tokens"], train["id"])
     shape = dict(settings["sae"])
     latents = round(shape.pop("expansion") * x.width)
