@@ -89,7 +89,7 @@ def _of(path: Path, name: str) -> Iterator[str]:
 def _page_of(name: str) -> dict[str, str]:
     """Returns the columns of a table, from the name on the page that fits it."""
     pages = {re.sub(r"\bP\b", "@", page): columns for page, columns in documented().items()}
-    for page, columns in pages.items():
+    for page, columns in sorted(pages.items(), key=lambda item: -len(item[0])):  # the closest first
         if re.fullmatch("(.*/)?" + re.sub(r"=[A-Z]\b", "=[^/]+", re.escape(page)).replace("@", "layer=.*"), name):
             return {key: text for key, text in columns.items() if page[:8] != "metrics/" or key not in _IN_PATH}
     raise KeyError(f"docs/data.md has no {name}")

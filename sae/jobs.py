@@ -40,8 +40,8 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
         snakemake: the object that Snakemake gives a script.
 
     Yields:
-        a function that returns the outputs' provenance: rule, wildcards, settings, hashes of the inputs, versions, git
-        commit and threads. The receipts add the time of the start, the seconds and the peak memory (MB).
+        a function that returns the outputs' provenance: rule, wildcards, settings, hashes of the inputs, versions and
+        threads. The receipts add the git commit, the time of the start, the seconds and the peak memory (MB).
     """
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
 
@@ -54,7 +54,6 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
             "weights": snakemake.params.get("weights"),
             "inputs": inputs,
             "versions": versions(),
-            "commit": _commit(),
             "machine": platform.machine(),
             "threads": snakemake.threads,
         }
@@ -72,7 +71,7 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
         try:
             inputs = compared(snakemake.input, results)
             yield origin
-            write_receipts(snakemake.output, results, origin() | {"started": started} | cost())
+            write_receipts(snakemake.output, results, origin() | {"commit": _commit(), "started": started} | cost())
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sae
-from sae import autoencoder, images, latent_codes, vit
+from sae import activations, autoencoder, files, images, latent_codes, vit
 from sae.activations import Activations
 from sae.config import complete
 from sae.errors import InputError
-from sae.files import sha256, write_table
+from sae.files import sha256, write_arrays, write_table
 from sae.training.checkpoint import Checkpoint
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -82,6 +82,15 @@ def read(function, *arguments):
     except InputError as error:
         assert "\n" not in str(error) and len(str(error)) < 2000
         return None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def renewed_checksums():
+    """Whoever writes a harmful file writes its checksum too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (files, activations):
+            patch.setattr(module, "check", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +162,7 @@ def test_shards(place, data):
         facts["sha256"] = sha256(file)
     else:
         facts = data.draw(altered(facts))
-    file.with_suffix(".json").write_text(json.dumps(facts))
+    file.with_suffix(".json").write_text(json.dumps({"checksum": ""} | facts if isinstance(facts, dict) else facts))
     if opened := read(Activations.open, [file], "all"):
         assert opened.read(np.arange(len(opened))).shape == (len(opened), opened.tokens, opened.width)
 
@@ -163,8 +172,8 @@ def test_shards(place, data):
 def test_checkpoints(place, data):
     file = place / "run.safetensors"
     state = {"count": torch.tensor(3), "W": torch.zeros(2)}
-    told = {"identity": json.dumps({"seed": 0}), "progress": json.dumps([1, 2])}
-    autoencoder.save_file(state, file, told)
+    told = {"identity": {"seed": 0}, "progress": [1, 2]}
+    write_arrays(file, {name: value.numpy() for name, value in state.items()}, told)
     file.write_bytes(data.draw(tensors(file.read_bytes())))
     read(Checkpoint(file, {"seed": 0}, 1).load)
 
