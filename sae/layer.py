@@ -205,7 +205,7 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
             values = norm[:, roles == role].clip(_NORM_EDGES[0], _NORM_EDGES[-1] * 0.999)
             counts[role] += np.histogram(values, _NORM_EDGES)[0]
             totals[role] += float(values.sum())
-    by_role = {
+    by_role: dict[str, dict[str, Any]] = {
         role: {
             "mean": totals[role] / int(count.sum()),
             "median": _quantile(count, 0.5),
