@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 _ZEROS = "0" * 64
 _CHECKSUM = re.compile(rb'"checksum": "(?:\\")?([0-9a-f]{64})')
-_TYPES = {"int64": "I64", "int32": "I32", "float64": "F64", "float32": "F32"}  # numpy's names and those of safetensors
+_TYPES = {  # of NumPy -> of safetensors
+    **{"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16"},
+    **{"int8": "I8", "uint8": "U8", "bool": "BOOL"},
+}
 # Files that were compared with a receipt already, and that readers need not hash again; filled by the job that runs.
 trusted: set[Path] = set()
 
