@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -86,12 +87,12 @@ def _contents(folder: Path, paths: list[str], memory: Path, name: str = "") -> l
 
 
 def _state(path: Path) -> list[int] | None:
-    """Returns numbers that change when a file is written; None without a file, such as a broken link."""
+    """Returns numbers that change when a file is written; None without a file, such as a broken link or a device."""
     try:
         found = path.stat()
     except OSError:
         return None
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    return None if not stat.S_ISREG(found.st_mode) else [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def _content(path: Path) -> str:

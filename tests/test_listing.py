@@ -45,7 +45,9 @@ def test_each_change_of_the_images_is_seen(pets, now):
     seen.append(now(pets))
     (pets / "cat/03.png").unlink()
     seen.append(now(pets))
-    (pets / "cat/link.png").symlink_to("nowhere")
+    for name, target in (("link", "nowhere"), ("endless", "/dev/zero"), ("loop", "loop.png")):
+        (pets / f"cat/{name}.png").symlink_to(target)
+    os.mkfifo(pets / "cat/pipe.png")
     seen.append(now(pets))
     for part in ("images", "labels"):
         assert len({hashes[part] for hashes in seen}) == 5
