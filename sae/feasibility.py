@@ -12,7 +12,7 @@ def check(config: dict[str, Any], geometry: Geometry, train_images: int | None =
     """Compares a complete config with the ViT, and with the number of train images where it is known.
 
     Raises:
-        InputError: a layer, a k, the tokens, the batch or a baseline asks for more than there is.
+        InputError: a layer, a k, the tokens, the batch, the precision or a baseline asks for more than there is.
     """
     grid, training = config["grid"], config["training"]
     for layer in grid["layers"]:
@@ -23,6 +23,9 @@ def check(config: dict[str, Any], geometry: Geometry, train_images: int | None =
             f"config key grid.ks: {max(grid['ks'])} active latents of {latents} "
             f"(sae.expansion {config['sae']['expansion']} x width {geometry.width}); lower k or raise sae.expansion"
         )
+    dense = [method for method in grid["methods"] if method in ("relu", "jumprelu")]
+    if training["precision"] == "int8" and dense:
+        raise InputError(f"config key training.precision: int8 is not possible for {dense[0]}; write auto, bf16 or fp32")
     per_image = len(geometry.roles[geometry.select(config["tokens"])])
     if train_images is None:
         return

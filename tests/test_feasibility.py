@@ -24,6 +24,11 @@ def config(**changes):
         ({"grid": {"layers": [0, 6], "ks": [4]}}, None, r"layer 6: this model has blocks 0\.\.5"),
         ({"grid": {"layers": [0], "ks": [4, 193]}}, None, r"grid\.ks: 193 active latents of 192"),
         ({"sae": {"expansion": 0.001}}, None, r"grid\.ks: 4 active latents of 0"),
+        (
+            {"training": {"precision": "int8"}, "grid": {"layers": [0], "ks": [4], "methods": ["topk", "relu"]}},
+            None,
+            "int8 is not possible for relu",
+        ),
         ({"training": {"batch": 491}}, 10, r"training\.batch: 491 tokens per step, .* have 490 tokens"),
         ({"training": {"batch": 11, "whole_images": True}}, 10, r"training\.batch: 11 images per step"),
         ({"tokens": "class", "training": {"batch": 11}}, 10, r"training\.batch: 11 tokens per step"),
