@@ -106,7 +106,7 @@ class Run:
                 if snakemake.returncode:
                     raise RuntimeError((self.folder / "output.txt").read_text())
                 return None
-            time.sleep(0.02)
+            time.sleep(0.1)
             jobs = self.jobs()
         with suppress(ProcessLookupError):  # it has just ended
             os.kill(snakemake.pid if victim == "snakemake" else rng.choice(sorted(jobs)), signal.SIGKILL)

@@ -59,27 +59,23 @@ def test_a_writer_that_is_killed_leaves_whole_files_or_none(tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_results_and_a_second_one_beside_it_is_refused(tmp_path):
-    small, rng = config("killed", concepts={"count": 500}), random.Random(3)
+    small, rng = config("killed", concepts={"count": 200}), random.Random(3)
     target = "results/killed/manifest.parquet"
     undisturbed, run = (Run(tmp_path / name, small, target) for name in ("undisturbed", "run"))
     status, output = undisturbed.finish()
     assert status == 0, output
 
-    def refused(beside: str) -> None:
-        status, output = Run(run.folder, small, target).finish(output=beside)
-        assert status == 1
-        assert [line for line in output.splitlines() if "error" in line.lower()] == [output.splitlines()[-1]]
-        assert output.splitlines()[-1].startswith(f"error: {run.results}: another run makes these results; wait")
-
     first = run.begin()
     while not run.jobs():
         assert first.poll() is None
-        time.sleep(0.02)
+        time.sleep(0.1)
     os.kill(first.pid, signal.SIGSTOP)  # it holds the lock as long as this test wants
-    refused("second.txt")
+    status, output = run.finish(output="second.txt")
+    assert status == 1
+    assert [line for line in output.splitlines() if "error" in line.lower()] == [output.splitlines()[-1]]
+    assert output.splitlines()[-1].startswith(f"error: {run.results}: another run makes these results; wait")
     first.kill()
     first.wait()
-    refused("third.txt")
     run.recover("snakemake")
     assert run.kill("job", rng.uniform(0, 3), rng)
     status, output = run.finish()
