@@ -366,6 +366,8 @@ def _inspect(path: Path) -> dict:
     except Image.DecompressionBombError:
         limit = _MOST_PIXELS // 1_000_000
         row |= {"status": "huge", "reason": f"over {limit} megapixels; make it smaller to use it"}
+    except MemoryError:
+        raise  # of the machine, not of the file
     except UnidentifiedImageError:
         row |= {"status": "broken", "reason": "not an image of a known format"}
     except Exception as error:
