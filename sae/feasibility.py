@@ -25,7 +25,9 @@ def check(config: dict[str, Any], geometry: Geometry, train_images: int | None =
         )
     dense = [method for method in grid["methods"] if method in ("relu", "jumprelu")]
     if training["precision"] == "int8" and dense:
-        raise InputError(f"config key training.precision: int8 is not possible for {dense[0]}; write auto, bf16 or fp32")
+        raise InputError(
+            f"config key training.precision: int8 is not possible for {dense[0]}; write auto, bf16 or fp32"
+        )
     per_image = len(geometry.roles[geometry.select(config["tokens"])])
     if train_images is None:
         return

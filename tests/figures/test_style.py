@@ -17,7 +17,7 @@ LOG = pd.DataFrame({"tokens": [1, 2e6], "fvu": [1, 0.1], "l0": [4, 4], "dead": [
 
 def test_a_notebooks_settings_stay_as_they_are(tmp_path):
     before = matplotlib.rcParams.copy()
-    figure = training(LOG, 1000, "title")
+    figure = training(LOG, "title")
     style.save(figure, tmp_path / "a.svg")
     assert matplotlib.rcParams.copy() == before
     assert not figure.axes[0].spines["top"].get_visible()  # although the style held while it was drawn
@@ -25,16 +25,16 @@ def test_a_notebooks_settings_stay_as_they_are(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_with_any_characters_give_an_svg_that_can_be_read(tmp_path):
-    style.save(training(LOG, 1000, "<script>\x1b\b &amp;\uffff $x"), tmp_path / "a.svg")
+    style.save(training(LOG, "<script>\x1b\b &amp;\uffff $x"), tmp_path / "a.svg")
     drawn = "".join(ElementTree.parse(tmp_path / "a.svg").getroot().itertext())
     assert "<script>\ufffd\ufffd &amp;\ufffd $x" in drawn
 
 
 def test_the_same_table_gives_the_same_file(tmp_path):
     for name in ("a", "b"):
-        style.save(training(LOG, 1000, "title"), tmp_path / f"{name}.svg")
+        style.save(training(LOG, "title"), tmp_path / f"{name}.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    style.save(training(LOG, 1000, "title"), tmp_path / "a.png")
+    style.save(training(LOG, "title"), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
