@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,7 +47,10 @@ styled = matplotlib.rc_context(
 @styled
 def save(figure: Figure, path: str | Path) -> None:
     """Writes the figure as SVG or PNG, by the file's ending; equal figures give identical files."""
-    with whole(path) as part:
+    with whole(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph"
+        )  # a warning for each unusual character of a name, with that character
         figure.savefig(part, dpi=110, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
         if Path(path).suffix == ".svg":  # Matplotlib writes names of classes with whatever characters they have
             part.write_text(_NOT_XML.sub("\ufffd", part.read_text("utf-8")), "utf-8")
