@@ -139,9 +139,10 @@ def facts(layer: Layer, vit: Any, number: int, latents: int, batch: int) -> Laye
     kind = layer.statistics["tokens"]
     x = layer.tokens(kind, layer.sample)
     centre = moments(x)[0]
-    spread = [np.square(block.astype(np.float64) - centre).sum((1, 2)) for _ids, block in x.blocks(64)]
+    blocks = (np.square(block.astype(np.float64) - centre).sum((1, 2)) for _ids, block in x.blocks(64))
+    spread = np.concatenate([*blocks])
     variance = moments(layer.tokens(kind, layer.held_out))[1]
-    if not variance.any() or not np.any(spread):
+    if not variance.any() or not spread.any():
         raise InputError(
             f"{layer.shards[0]}: all held-out tokens have the same activation, so no share of their variance can be "
             "measured; raise held_out or evaluation.images, or add images"
@@ -152,7 +153,7 @@ def facts(layer: Layer, vit: Any, number: int, latents: int, batch: int) -> Laye
     nulls = matching.null_stability(latents, tokens.astype(np.float32), np.random.default_rng(0))
     return LayerFacts(
         variance=variance,
-        spread=np.concatenate(spread),
+        spread=spread,
         **outputs,
         null_directions=nulls["random directions"],
         null_tokens=nulls.get("random tokens", np.empty(0)),

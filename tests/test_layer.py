@@ -12,12 +12,12 @@ from sae.activations import Activations
 from sae.errors import InputError
 from sae.images import HELD_OUT
 
-N = 60
+N = 300  # 75 of them held out: more than are read at once, and no multiple of that
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """Layer 0 of 60 images of noise by a ViT with two blocks, at most 10 of them through the ViT."""
+    """Layer 0 of images of noise by a ViT with two blocks."""
     folder = tmp_path_factory.mktemp("layer")
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3).eval()
     rng = np.random.default_rng(0)
