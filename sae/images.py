@@ -38,7 +38,7 @@ COLUMNS = ["id", "path", "label", "split", "sha256", "width", "height", "mode", 
 _OPENED = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "PPM")
 _WAYS = 100  # paths by which one folder is listed: links that cross would never end
 _MOST_PIXELS = 178_956_970  # above this Pillow itself suspects a decompression bomb
-_LONGEST = 256  # times its width: a strip becomes as wide as the model's input before it is cropped
+_LONGEST = 256  # times its width: the crop would show next to nothing of such a strip
 _ORIENTATION = 0x0112
 # The EXIF orientations from 2 on, and the way back.
 _UPRIGHT = dict(

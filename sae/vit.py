@@ -30,6 +30,8 @@ from sae.weight_files import timm_name
 if TYPE_CHECKING:
     from sae.autoencoder import SparseAutoencoder
 
+_STRIP = 8  # times as long as wide: the crop shows less than this
+
 
 def load(
     name: str, checkpoint: str | Path | None = None, image_size: int | None = None, device: str | torch.device = "cpu"
@@ -118,8 +120,20 @@ def geometry(model: nn.Module) -> Geometry:
 
 def pixel_transform(model: nn.Module) -> Callable[[Image.Image], np.ndarray]:
     """Returns the model's resizing and cropping: RGB image -> uint8 [3, height, width]."""
-    transform = timm.data.create_transform(**_data_config(model), is_training=False, use_prefetcher=True)
-    return lambda image: np.asarray(transform(image))
+    config = _data_config(model)
+    transform = timm.data.create_transform(**config, is_training=False, use_prefetcher=True)
+    cut = _middle if config["crop_mode"] == "center" else lambda image: image
+    return lambda image: np.asarray(transform(cut(image)))
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """Returns the middle of a strip, any other image as it is: timm scales all of a strip up before it crops it."""
+    long, short = max(image.size), min(image.size)
+    if long <= _STRIP * short:
+        return image
+    first = (long - _STRIP * short) // 2
+    last = long - first
+    return image.crop((first, 0, last, short) if image.width == long else (0, first, short, last))
 
 
 def normalise(model: nn.Module) -> Callable[[np.ndarray], torch.Tensor]:

@@ -201,3 +201,19 @@ def test_heads_name_their_outputs():
     names = vit.class_names(vit.load("vit_tiny_patch16_224", "random", 32))
     assert names["label"][281] == "n02123045"
     assert vit.class_names(vit.load("vit_small_patch14_reg4_dinov2", "random", 70)) == {}
+
+
+@pytest.mark.parametrize("size", [(401, 20), (20, 400), (60_000, 1)])
+def test_a_strip_is_cut_before_it_is_scaled_up(size, monkeypatch):
+    asked = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, to, *a, **k: asked.append(to) or resize(self, to, *a, **k))
+    model = vit.load("vit_tiny_patch16_224", "random", 32)
+    ramp = np.linspace(0, 255, max(size)).astype(np.uint8)
+    line = ramp[None] if size[0] > size[1] else ramp[:, None]
+    strip = Image.fromarray(np.broadcast_to(line, size[::-1]).copy()).convert("RGB")
+    seen = vit.pixel_transform(model)(strip)
+    assert max(map(max, asked)) <= 9 * 36  # 36: the shorter side before the crop
+    whole = timm.data.create_transform(**vit._data_config(model), is_training=False, use_prefetcher=True)
+    if max(size) < 1000:
+        np.testing.assert_allclose(seen.astype(float), np.asarray(whole(strip)).astype(float), atol=3)
