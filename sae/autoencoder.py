@@ -221,7 +221,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
     except InputError as error:
         raise InputError(f"{folder / 'sae.json'}: not the facts of an SAE: {error}") from error
     shape = tuple(weights["W_enc"].shape) if "W_enc" in weights else None
-    if shape != (config.latents, config.width):  # before memory is taken for what sae.json says
+    if shape != (config.latents, config.width):  # before memory is taken for the sizes in sae.json
         wanted = [config.latents, config.width]
         raise InputError(f"{folder}: sae.safetensors does not fit sae.json: W_enc has shape {shape}, not {wanted}")
     model = SparseAutoencoder(config)

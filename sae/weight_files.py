@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     Lightning's `model.`, is taken off.
 
     Raises:
-        InputError: the file is missing, or is no file of weights; the message says what it is.
+        InputError: the file is missing, or is no file of weights; the message names its kind.
     """
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"

@@ -313,7 +313,7 @@ def fill(folder: Path) -> dict[str, Kind]:
         "two/same.png": Kind(DUPLICATE, "same content as one/same.png, which is labelled one"),
     }.items():
         put(path, saved(drawn(3200), "png"), kind)
-    # Links: out of the folder, twice to one folder, to nothing, to themselves, to what contains them; and no files.
+    # Links: out of the folder, twice to one folder, to nothing, to themselves, to a folder above them; and no files.
     outside = folder.with_name(f"{folder.name} outside")
     outside.mkdir(parents=True)
     drawn(3300).save(outside / "x.png")

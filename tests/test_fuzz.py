@@ -1,4 +1,4 @@
-"""Damaged, altered and made-up files: every reader returns something it can stand for, or says what is wrong.
+"""Damaged, altered and made-up files: every reader returns something it can stand for, or names the fault.
 
 Hypothesis draws the files, the same ones in every run. `FUZZ=100 pytest tests/test_fuzz.py` draws 100 times as many.
 """
@@ -76,7 +76,7 @@ def tensors(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 def read(function, *arguments):
-    """Returns what the reader returns; None where it says what is wrong."""
+    """Returns what the reader returns; None where it names a fault."""
     try:
         return function(*arguments)
     except InputError as error:
