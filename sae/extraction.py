@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,12 @@ _THUMBNAIL = 8  # side, pixels
 def extract(
     vit: nn.Module,
     pixels: Path,
-    ids: Sequence[int],
+    ids: Mapping[int, str] | Sequence[int],
     layer: int,
     out: Path,
     batch: int = 64,
     dtype: str = "float32",
     provenance: Callable[[], dict[str, Any]] | None = None,
-    paths: Sequence[str] | None = None,
 ) -> None:
     """Writes the tokens after block `layer` of every image of one shard to `out` (.npy) and its .json.
 
@@ -44,23 +43,23 @@ def extract(
 
     Args:
         pixels: .npy, uint8 [images, height, width, 3], as `images.decode` writes it.
-        ids: the images' ids in the manifest, in the same order.
+        ids: the images' ids in the manifest, in the same order; with their paths, errors name these.
         batch: images in one forward pass.
         dtype: of the forward pass, float32, bfloat16 or float16 (the last two by autocast).
         provenance: called at the end; returns the shard's provenance.
-        paths: the images' paths, which errors name; None: errors name the ids.
 
     Raises:
         InputError: there is no such layer, or an activation is not finite or above `activations.LARGEST`.
     """
     geometry = vits.geometry(vit)
     check_layer(layer, geometry.blocks)
+    names = [*ids.values()] if isinstance(ids, Mapping) else [str(i) for i in ids]
     images = np.load(pixels, mmap_mode="r")
     shape = (len(images), len(geometry.roles), geometry.width)
     with whole(out) as part:
         for kind in (np.float16, np.float32):
             stored = new_array(part, kind, shape)
-            if _store(vit, images, layer, batch, dtype, stored, paths or [str(i) for i in ids]):
+            if _store(vit, images, layer, batch, dtype, stored, names):
                 break
             print(f"layer {layer}: activations exceed float16's range; stored as float32", file=sys.stderr)
         stored.flush()
@@ -102,12 +101,12 @@ def _store(
     return True
 
 
-def _check(values: torch.Tensor, paths: Sequence[str], what: str, low: bool = False) -> None:
+def _check(values: torch.Tensor, paths: Sequence[str], source: str, low: bool = False) -> None:
     """Raises InputError unless all values [images, ...] are finite and at most `activations.LARGEST`.
 
     Args:
         paths: of these images, perhaps followed by others.
-        what: gave the values.
+        source: gave the values.
         low: whether it computed in a lower precision than float32.
     """
     largest = values.flatten(1).abs().amax(1).float().cpu().numpy()
@@ -115,7 +114,7 @@ def _check(values: torch.Tensor, paths: Sequence[str], what: str, low: bool = Fa
     if len(wrong):
         value = largest[wrong[0]]
         remedy = "set extraction.dtype to float32" if low and not np.isfinite(value) else "check the model's weights"
-        raise InputError(f"{what}: image {paths[wrong[0]]} gives {value:.3g}, not a number below {LARGEST:g}; {remedy}")
+        raise InputError(f"{source}: image {paths[wrong[0]]} gives {value:.3g}, not a number below {LARGEST:g}; {remedy}")
 
 
 @dataclass(frozen=True)

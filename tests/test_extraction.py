@@ -81,7 +81,7 @@ def test_activations_that_cannot_be_computed_with_are_refused(images, tmp_path, 
     paths, manifest, _ = images
     broken = changed(bias=bias)
     with pytest.raises(InputError) as error:
-        extraction.extract(broken, paths[0], range(4), 3, tmp_path / "x.npy", dtype=dtype, paths=["a/b.png", *"cde"])
+        extraction.extract(broken, paths[0], dict(enumerate(["a/b.png", *"cde"])), 3, tmp_path / "x.npy", dtype=dtype)
     assert str(error.value) == f"layer 3, activations: image a/b.png {text}"
     assert not list(tmp_path.iterdir())  # nothing half-written is left
     if dtype == "float32" and not np.isfinite(bias):

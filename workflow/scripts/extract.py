@@ -16,11 +16,10 @@ with jobs.job(snakemake) as provenance:
     extraction.extract(
         model,
         Path(snakemake.input.pixels),
-        part["id"].tolist(),
+        dict(zip(part["id"], part["path"], strict=True)),
         int(snakemake.wildcards.layer),
         Path(snakemake.output.tokens),
         settings["batch"],
         settings["dtype"],
         provenance,
-        part["path"].tolist(),
     )
