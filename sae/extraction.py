@@ -106,7 +106,7 @@ def _check(values: torch.Tensor, paths: Sequence[str], source: str, low: bool = 
 
     Args:
         paths: of these images, perhaps followed by others.
-        source: gave the values.
+        source: of the values, for the message.
         low: whether it computed in a lower precision than float32.
     """
     largest = values.flatten(1).abs().amax(1).float().cpu().numpy()
