@@ -114,7 +114,8 @@ def _check(values: torch.Tensor, paths: Sequence[str], source: str, low: bool = 
     if len(wrong):
         value = largest[wrong[0]]
         remedy = "set extraction.dtype to float32" if low and not np.isfinite(value) else "check the model's weights"
-        raise InputError(f"{source}: image {paths[wrong[0]]} gives {value:.3g}, not a number below {LARGEST:g}; {remedy}")
+        problem = f"image {paths[wrong[0]]} gives {value:.3g}, not a number below {LARGEST:g}"
+        raise InputError(f"{source}: {problem}; {remedy}")
 
 
 @dataclass(frozen=True)
