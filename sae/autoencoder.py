@@ -56,12 +56,9 @@ class SAEConfig:
                 raise InputError(f"{name} {value!r}: must be a whole number")
         if not 1 <= self.k <= self.latents:
             raise InputError(f"k {self.k}: must lie between 1 and the number of latents, {self.latents}")
-        if self.method not in METHODS + BASELINES:
-            raise InputError(f"method {self.method}: no such method; there are {', '.join(METHODS + BASELINES)}")
-        if self.input not in INPUTS:
-            raise InputError(f"input {self.input}: must be one of {', '.join(INPUTS)}")
-        if self.tokens not in TOKENS:
-            raise InputError(f"tokens {self.tokens}: must be one of {', '.join(TOKENS)}")
+        for name, known in (("method", METHODS + BASELINES), ("input", INPUTS), ("tokens", TOKENS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} {getattr(self, name)}: must be one of {', '.join(known)}")
 
 
 class SparseAutoencoder(nn.Module):
@@ -198,6 +195,17 @@ class SparseAutoencoder(nn.Module):
 
     def _like(self, result: torch.Tensor, given: Array) -> Array:
         return result.to(given.device) if isinstance(given, torch.Tensor) else result.cpu().numpy()
+
+
+def gain(model: SparseAutoencoder, target: torch.Tensor) -> float:
+    """Returns the c with the least squared error over standardised tokens [m, d]: Σ x̃·x̂ / Σ ‖x̂‖²."""
+    along = square = 0.0
+    with torch.inference_mode():
+        for part in target.split(max(1, 2**23 // model.config.latents)):
+            guess = model.combine(*model.select(model.pre_activations(part), model.config.k)).double()
+            along += float((part * guess).sum())
+            square += float(guess.square().sum())
+    return along / max(square, 1e-30)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoencoder:

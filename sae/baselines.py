@@ -16,19 +16,14 @@ Bricken et al. 2023 (Towards Monosemanticity); frozen and random ones against tr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sae.activations import Activations
 from sae.errors import InputError
-from sae.files import read_arrays, write_arrays
 
 if TYPE_CHECKING:
-    import torch
-
     from sae.autoencoder import SparseAutoencoder
 
 COMPUTED = ("neurons", "pca", "kmeans", "random", "sampled")  # those that this module makes
@@ -69,16 +64,6 @@ def sample(x: Activations, method: str, centre: tuple[np.ndarray, float], seed: 
     return _sample(x, _rng(method, seed), centre)
 
 
-def save_directions(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
-    """Writes the directions [n, d] of each method, those of one layer and seed, as safetensors."""
-    write_arrays(path, rows)
-
-
-def load_directions(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns the directions [n, d] of each method; raises InputError where the file is damaged."""
-    return read_arrays(path)[0]
-
-
 def build(
     rows: np.ndarray,
     sample: np.ndarray | None,
@@ -100,7 +85,7 @@ def build(
     """
     import torch
 
-    from sae.autoencoder import SAEConfig, SparseAutoencoder
+    from sae.autoencoder import SAEConfig, SparseAutoencoder, gain
 
     mean, scale = centre
     config = SAEConfig(rows.shape[1], len(rows), min(k, len(rows)), method, "standardised", layer, tokens)
@@ -109,7 +94,7 @@ def build(
         model.W_enc.copy_(torch.from_numpy(rows))
         model.W_dec.copy_(model.W_enc)
         if sample is not None:
-            model.W_enc.mul_(_gain(model, torch.from_numpy(sample)))
+            model.W_enc.mul_(gain(model, torch.from_numpy(sample)))
     fitted = 0 if sample is None else len(sample)
     model.record = {"tokens": fitted, "precision": "fp32", "device": "cpu"}
     return model.eval().requires_grad_(False)
@@ -158,16 +143,3 @@ def _components(x: Activations, mean: np.ndarray) -> np.ndarray:
         covariance += centred.T @ centred
     components = np.linalg.eigh(covariance)[1].T[::-1]
     return np.concatenate([components, -components]).astype(np.float32)
-
-
-def _gain(model: SparseAutoencoder, target: torch.Tensor) -> float:
-    """Returns the c with the least squared error over standardised tokens [m, d]: Σ x̃·x̂ / Σ ‖x̂‖²."""
-    import torch
-
-    along = square = 0.0
-    with torch.inference_mode():
-        for part in target.split(max(1, 2**23 // model.config.latents)):
-            guess = model.combine(*model.select(model.pre_activations(part))).double()
-            along += float((part * guess).sum())
-            square += float(guess.square().sum())
-    return along / max(square, 1e-30)

@@ -8,7 +8,6 @@ the accuracy.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from sae import concepts
+from sae.files import sha256
 from sae.light_timm import timm
 
 VisionTransformer = timm.models.VisionTransformer
@@ -144,7 +144,7 @@ def train(
         "seconds": round(time.perf_counter() - start),
         "torch": torch.__version__,
         "device": str(device),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": sha256(path),
     }
     (folder / "backbone.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts

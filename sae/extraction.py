@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
 from sae import vit as vits
@@ -28,7 +27,7 @@ _THUMBNAIL = 8  # side, pixels
 
 @torch.inference_mode()
 def extract(
-    vit: nn.Module,
+    vit: vits.Model,
     pixels: Path,
     ids: Mapping[int, str] | Sequence[int],
     layer: int,
@@ -78,7 +77,7 @@ def extract(
 
 
 def _store(
-    vit: nn.Module,
+    vit: vits.Model,
     images: np.ndarray,
     layer: int,
     batch: int,
@@ -118,26 +117,10 @@ def _check(values: torch.Tensor, paths: Sequence[str], source: str, low: bool = 
         raise InputError(f"{source}: {problem}; {remedy}")
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The untouched ViT's results on the images.
-
-    Attributes:
-        features: the head's input for every used image, by id: the class token or the pooled patches of the last
-            block, float32 [n, D].
-        thumbnails: of every used image, see `thumbnails`, float32 [n, 192].
-        logits: outputs for the held-out sample, by id, float32 [m, outputs].
-    """
-
-    features: np.ndarray
-    thumbnails: np.ndarray
-    logits: np.ndarray
-
-
 @torch.inference_mode()
 def reference(
-    vit: nn.Module, shards: Sequence[str | Path], manifest: pd.DataFrame, ids: Sequence[int], batch: int = 64
-) -> Reference:
+    vit: vits.Model, shards: Sequence[str | Path], manifest: pd.DataFrame, ids: Sequence[int], batch: int = 64
+) -> dict[str, np.ndarray]:
     """Runs the untouched ViT over all used images once.
 
     Args:
@@ -145,6 +128,11 @@ def reference(
         manifest: of these images.
         ids: the held-out sample, ascending.
         batch: images in one forward pass.
+
+    Returns:
+        features: the head's input for every used image, by id: the class token or the pooled patches of the last block,
+        float32 [n, D]. thumbnails: of every used image, see `thumbnails`, float32 [n, 192]. logits: outputs for the
+        held-out sample, by id, float32 [m, outputs].
 
     Raises:
         InputError: an image of the sample is in no shard, or an output of the ViT is not finite.
@@ -159,16 +147,16 @@ def reference(
         features.append(_head_input(vit, tokens))
         small.append(thumbnails(pixels))
         if chosen.any():
-            logits.append(vits.as_timm(vit).forward_head(tokens[chosen]).float().cpu().numpy())
+            logits.append(vit.forward_head(tokens[chosen]).float().cpu().numpy())
         first += len(pixels)
     outputs = np.concatenate(logits)
     _check(torch.from_numpy(outputs), manifest.set_index("id").loc[list(ids), "path"].tolist(), "outputs of the model")
-    return Reference(np.concatenate(features), np.concatenate(small), outputs)
+    return {"features": np.concatenate(features), "thumbnails": np.concatenate(small), "logits": outputs}
 
 
 @torch.inference_mode()
-def embed(vit: nn.Module, shards: Sequence[str | Path], manifest: pd.DataFrame, batch: int = 64) -> np.ndarray:
-    """Returns the head's input for every image of the shards, float32 [n, D]; see `Reference.features`.
+def embed(vit: vits.Model, shards: Sequence[str | Path], manifest: pd.DataFrame, batch: int = 64) -> np.ndarray:
+    """Returns the head's input for every image of the shards, float32 [n, D]; see `features` of `reference`.
 
     Args:
         vit: may be another model than the ViT under study. Its normalisation is applied, and pixels are resized to its
@@ -180,7 +168,7 @@ def embed(vit: nn.Module, shards: Sequence[str | Path], manifest: pd.DataFrame, 
     return np.concatenate([_head_input(vit, tokens) for _pixels, tokens in _forward(vit, shards, manifest, batch)])
 
 
-def describe(vit: nn.Module, manifest: pd.DataFrame, ids: Sequence[int], logits: np.ndarray) -> dict[str, Any]:
+def describe(vit: vits.Model, manifest: pd.DataFrame, ids: Sequence[int], logits: np.ndarray) -> dict[str, Any]:
     """Returns the facts about the untouched ViT: its shape, its classes, and its accuracy on the images `ids`.
 
     Args:
@@ -208,24 +196,12 @@ def thumbnails(pixels: np.ndarray) -> np.ndarray:
     Args:
         pixels: uint8 [n, height, width, 3].
     """
-    n, height, width, _ = pixels.shape
-    rows, columns = _cells(height), _cells(width)
-    strips = rows @ (pixels.reshape(n, height, width * 3).astype(np.float32) / np.float32(255))
-    cells = columns @ strips.reshape(n * _THUMBNAIL, width, 3)
-    return cells.reshape(n, -1, 3).transpose(0, 2, 1).reshape(n, -1)
-
-
-def _cells(side: int) -> np.ndarray:
-    """Returns the weights of a side's pixels in the means over its cells, float32 [8, side]."""
-    first = np.arange(_THUMBNAIL) * side // _THUMBNAIL
-    last = -(-(np.arange(_THUMBNAIL) + 1) * side // _THUMBNAIL)
-    pixel = np.arange(side)
-    inside = (first[:, None] <= pixel) & (pixel < last[:, None])
-    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return F.adaptive_avg_pool2d(x, _THUMBNAIL).flatten(1).numpy()
 
 
 def _forward(
-    vit: nn.Module, shards: Sequence[str | Path], manifest: pd.DataFrame, batch: int
+    vit: vits.Model, shards: Sequence[str | Path], manifest: pd.DataFrame, batch: int
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yields pixels [b, height, width, 3] and the tokens after the last block and norm, [b, tokens, width]."""
     paths, done = used(manifest)["path"].tolist(), 0
@@ -238,12 +214,12 @@ def _forward(
                 x = prepare(pixels)
                 if x.shape[2:] != side:  # normalised first: the two commute, and bytes would be rounded again
                     x = F.interpolate(x, size=side, mode="bilinear", antialias=True)
-                tokens = vits.as_timm(vit).forward_features(x)
+                tokens = vit.forward_features(x)
                 _check(tokens, paths[done:], "outputs of the model")
                 yield pixels, tokens
                 done += len(pixels)
                 progress.update(len(pixels))
 
 
-def _head_input(vit: nn.Module, tokens: torch.Tensor) -> np.ndarray:
-    return vits.as_timm(vit).forward_head(tokens, pre_logits=True).float().cpu().numpy()
+def _head_input(vit: vits.Model, tokens: torch.Tensor) -> np.ndarray:
+    return vit.forward_head(tokens, pre_logits=True).float().cpu().numpy()

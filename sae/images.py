@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import os
 import re
@@ -12,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ _FORMATS = "jpg jpeg jpe jfif png bmp gif webp avif jp2 j2k tif tiff ppm pgm pnm
 EXTENSIONS = frozenset(f".{name}" for name in _FORMATS.split())
 _UNREAD = "heic heif hif jxl svg psd cr2 cr3 nef arw dng orf rw2 raf"  # by Pillow; the manifest lists them as broken
 _FOREIGN = frozenset(f".{name}" for name in _UNREAD.split())
+_LISTED = EXTENSIONS | _FOREIGN
 # What archives, network storage and systems lay beside images: copies, thumbnails, deleted files.
 _NOT_IMAGES = frozenset(
     ("__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "@Recently-Snapshot", "$RECYCLE.BIN", "lost+found")
@@ -40,21 +41,8 @@ _WAYS = 100  # paths by which one folder is listed: links that cross would never
 _MOST_PIXELS = 178_956_970  # above this Pillow itself suspects a decompression bomb
 _LONGEST = 256  # times its width: the crop would show next to nothing of such a strip
 _ORIENTATION = 0x0112
-# The EXIF orientations from 2 on, and the way back.
-_UPRIGHT = dict(
-    enumerate(
-        (
-            Image.Transpose.FLIP_LEFT_RIGHT,
-            Image.Transpose.ROTATE_180,
-            Image.Transpose.FLIP_TOP_BOTTOM,
-            Image.Transpose.TRANSPOSE,
-            Image.Transpose.ROTATE_270,
-            Image.Transpose.TRANSVERSE,
-            Image.Transpose.ROTATE_90,
-        ),
-        2,
-    )
-)
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(_TURNS.split(), 2)}  # orientation -> way back
 _CHUNK = 256  # images in memory at once
 
 
@@ -90,8 +78,6 @@ def list_images(
             empty.
     """
     folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"images {folder}: no such folder; give a folder of images, or `concepts`")
     paths = sorted(image_files(folder))
     if not paths:
         known = " ".join(sorted(EXTENSIONS))
@@ -186,12 +172,11 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         OSError, ValueError, SyntaxError: Pillow cannot read it.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the manifest has looked at the file already
-        with Image.open(path, formats=_OPENED) as image:
-            image.load()  # turns a TIFF, and takes its orientation away
-            orientation, rgb = _orientation(image), _as_rgb(image)
-            return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    # Without warnings: the manifest has looked at the file already.
+    with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_OPENED) as image:
+        image.load()  # turns a TIFF, and takes its orientation away
+        orientation, rgb = _orientation(image), _as_rgb(image)
+        return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def decode(
@@ -301,15 +286,18 @@ def describe(label: str) -> str:
 @cache
 def _synsets() -> dict[str, str]:
     # Read from timm's files: the import of timm takes seconds, and jobs without a ViT need these words too.
-    spec = importlib.util.find_spec("timm")
-    if spec is None or spec.origin is None:
-        raise ImportError("timm is not installed")
-    lines = (Path(spec.origin).parent / "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()
-    return dict(line.split("\t") for line in lines)
+    path = Path(str(distribution("timm").locate_file("timm/data/_info/imagenet_synset_to_lemma.txt")))
+    return dict(line.split("\t") for line in path.read_text().splitlines())
 
 
 def image_files(folder: Path) -> Iterator[str]:
-    """Yields the paths of the image files, relative to the folder, with forward slashes."""
+    """Yields the paths of the image files, relative to the folder, with forward slashes.
+
+    Raises:
+        InputError: there is no such folder, or it cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"images {folder}: no such folder; give a folder of images, or `concepts`")
     own = {os.path.realpath(name) for name in ("results", ".snakemake")} - {os.path.realpath(folder)}
     ways: Counter[str] = Counter()
     for place, subfolders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
@@ -321,7 +309,7 @@ def image_files(folder: Path) -> Iterator[str]:
             continue
         subfolders[:] = [s for s in subfolders if not s.startswith(".") and s not in _NOT_IMAGES]
         for name in names:
-            if Path(name).suffix.lower() in EXTENSIONS | _FOREIGN and not name.startswith("."):
+            if Path(name).suffix.lower() in _LISTED and not name.startswith("."):
                 yield (Path(place) / name).relative_to(folder).as_posix()
 
 
@@ -343,25 +331,23 @@ def _inspect(path: Path) -> dict:
         if not content:
             return row | {"status": "broken", "reason": "the file is empty"}
         row["sha256"] = hashlib.sha256(content).hexdigest()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=_OPENED) as image:
-                row |= {"width": image.width, "height": image.height, "mode": image.mode}
-                if image.width * image.height > _MOST_PIXELS:
-                    raise Image.DecompressionBombError
-                long, short = max(image.size), min(image.size)
-                if long > _LONGEST * short:
-                    row |= {"status": "huge", "reason": f"{long // short} times as long as wide; crop it to use it"}
-                    return row
-                whole_size = image.size
-                image.draft("RGB", (64, 64))  # JPEG: every block is still read, few pixels are computed
-                if image.format != "TIFF":  # a PNG's EXIF may lie behind its pixels: looking for it hides their damage
-                    image.load()
-                reasons = _peculiarities(image)
-                image.load()  # turns a TIFF, and takes its orientation away
-                if _orientation(image) >= 5:  # a quarter turn: width and height change places
-                    row |= dict(zip(("height", "width"), whole_size, strict=True))
-                row["thumbnail"] = np.asarray(_as_rgb(image).resize(THUMBNAIL, Image.Resampling.BOX))
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=_OPENED) as image:
+            row |= {"width": image.width, "height": image.height, "mode": image.mode}
+            if image.width * image.height > _MOST_PIXELS:
+                raise Image.DecompressionBombError
+            long, short = max(image.size), min(image.size)
+            if long > _LONGEST * short:
+                row |= {"status": "huge", "reason": f"{long // short} times as long as wide; crop it to use it"}
+                return row
+            whole_size = image.size
+            image.draft("RGB", (64, 64))  # JPEG: every block is still read, few pixels are computed
+            if image.format != "TIFF":  # a PNG's EXIF may lie behind its pixels: looking for it hides their damage
+                image.load()
+            reasons = _peculiarities(image)
+            image.load()  # turns a TIFF, and takes its orientation away
+            if _orientation(image) >= 5:  # a quarter turn: width and height change places
+                row |= dict(zip(("height", "width"), whole_size, strict=True))
+            row["thumbnail"] = np.asarray(_as_rgb(image).resize(THUMBNAIL, Image.Resampling.BOX))
         row["reason"] = "; ".join(reasons)
     except Image.DecompressionBombError:
         limit = _MOST_PIXELS // 1_000_000
@@ -432,9 +418,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _mark_duplicates(table: pd.DataFrame) -> None:
-    digests = table.loc[table["status"] == "ok", "sha256"]
-    first = dict(zip(digests[::-1], digests.index[::-1], strict=True))
-    for index, digest in digests.items():
-        original = first[digest]
+    first: dict[str, object] = {}
+    for index, digest in table.loc[table["status"] == "ok", "sha256"].items():
+        original = first.setdefault(digest, index)
         if index != original:
             table.loc[index, ["status", "reason"]] = ["duplicate", f"same content as {table.at[original, 'path']}"]

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -65,9 +65,7 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
 
     log = Path(snakemake.log[0])
     results = next(folder.parent for folder in log.parents if folder.name == "logs")
-    terminal = sys.stderr
-    with _opened(log) as file:
-        sys.stderr = _Both(terminal, file)
+    with _opened(log) as file, redirect_stderr(_Both(sys.stderr, file)):
         try:
             inputs = compared(snakemake.input, results)
             yield origin
@@ -82,7 +80,6 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
             traceback.print_exc(file=file)  # the interpreter prints it too, but to the terminal alone
             raise
         finally:
-            sys.stderr = terminal
             trusted.clear()
         spent = cost()
         print(f"rule {snakemake.rule}: {spent['seconds']} s, peak memory {spent['peak_memory_mb']} MB", file=file)
@@ -98,15 +95,12 @@ def listed(paths: Any) -> list[str]:
     return [paths] if isinstance(paths, str) else list(paths)
 
 
-@contextmanager
-def _opened(log: Path) -> Iterator[TextIO]:
+def _opened(log: Path) -> TextIO:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        file = io.TextIOWrapper(_Log(log, "w"), write_through=True)
+        return io.TextIOWrapper(_Log(log, "w"), write_through=True)
     except OSError as error:
         sys.exit(f"error: {shortage(error, log) or error}")
-    with file:
-        yield file
 
 
 class _Log(io.FileIO):

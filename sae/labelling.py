@@ -77,10 +77,8 @@ def read_csv(labels: Path) -> pd.DataFrame:
         raise InputError(f"labels {labels}: the file is empty")
     header = [name.lower() if name.lower() in ("path", "label", "split") else name for name in lines[0][1]]
     while header and not header[-1] and all(len(row) < len(header) or not row[-1] for _number, row in lines):
-        header, lines = (
-            header[:-1],
-            [(number, row[: len(header) - 1]) for number, row in lines],
-        )  # separators at the end
+        header = header[:-1]  # separators at the end
+        lines = [(number, row[: len(header)]) for number, row in lines]
     if repeated := [name for name in header if header.count(name) > 1 or not name]:
         raise InputError(f"labels {labels}: the name {repeated[0]!r} of a column is empty or used twice; rename it")
     for number, row in lines[1:]:
@@ -111,10 +109,8 @@ def by_csv(table: pd.DataFrame, folder: Path, labels: Path, columns: Sequence[st
     clash = sorted(set(listed.columns) & ({*columns, "thumbnail"} - {"path", "label", "split"}))
     if clash:
         raise InputError(f"labels {labels}: the column {clash[0]} has a name that the manifest uses; rename it")
-    roots = (folder.resolve().as_posix() + "/", folder.as_posix() + "/")
-    for root in roots:
+    for root in (f"{folder.resolve().as_posix()}/", f"{folder.as_posix()}/", "./"):
         listed["path"] = listed["path"].str.removeprefix(root)
-    listed["path"] = listed["path"].str.removeprefix("./")
     plain = {_plain(path): path for path in table["path"]}
     known = set(table["path"])
     listed["path"] = [path if path in known else plain.get(_plain(path), path) for path in listed["path"]]
@@ -141,8 +137,7 @@ def by_csv(table: pd.DataFrame, folder: Path, labels: Path, columns: Sequence[st
         if wrong:
             raise InputError(f"labels {labels}: split {wrong[0]!r} is neither train nor held_out; write one of these")
         listed["split"] = [_SPLIT_NAMES[s.lower()] if isinstance(s, str) else None for s in listed["split"]]
-    for column in listed:
-        table[column] = listed[column]
+    table[listed.columns] = listed
     table.loc[unlisted & (table["status"] == "ok"), ["status", "reason"]] = ["unlisted", f"not in {labels.name}"]
     return table
 

@@ -233,10 +233,9 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
 
 def _bars(counts: np.ndarray) -> list[int]:
     """Returns the counts of a figure's bars; the first and the last also count the norms below and above."""
-    shown = counts[_SHOWN].copy()
-    shown[0] += counts[: _SHOWN.start].sum()
-    shown[-1] += counts[_SHOWN.stop :].sum()
-    return shown.reshape(-1, _NORM_BINS_PER_BAR).sum(1).tolist()
+    last = (_SHOWN.stop - _SHOWN.start) // _NORM_BINS_PER_BAR - 1
+    bar = ((np.arange(len(counts)) - _SHOWN.start) // _NORM_BINS_PER_BAR).clip(0, last)
+    return np.bincount(bar, counts).astype(int).tolist()
 
 
 def _quantile(counts: np.ndarray, share: float) -> float:

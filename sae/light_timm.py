@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,11 +32,7 @@ class _Later(ModuleType):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
-        return partial(_call, self.__name__, name)
-
-
-def _call(module: str, name: str, *args: object, **kwargs: object) -> object:
-    return getattr(import_module(module), name)(*args, **kwargs)
+        return lambda *args, **kwargs: getattr(import_module(self.__name__), name)(*args, **kwargs)
 
 
 def _disable(function: Callable[..., Any]) -> Callable[..., Any]:

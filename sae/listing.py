@@ -36,8 +36,7 @@ def listing(folder: str | Path, labels: str | Path | None, memory: str | Path) -
         InputError: the folder or the CSV is missing, or the CSV cannot be read.
     """
     folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"images {folder}: no such folder; give a folder of images, or `concepts`")
+    paths = sorted(images.image_files(folder))
     listed, splits, text = None, None, ""
     if labels is not None:
         labels = Path(labels).expanduser()
@@ -46,7 +45,7 @@ def listing(folder: str | Path, labels: str | Path | None, memory: str | Path) -
         table = labelling.read_csv(labels)
         listed, text = sorted(table["path"]), sha256(labels)
         splits = sorted(zip(table["path"], table["split"], strict=True)) if "split" in table else None
-    contents = _contents(folder, sorted(images.image_files(folder)), Path(memory))
+    contents = _contents(folder, paths, Path(memory))
     return {"images": _hash(contents, listed, splits), "labels": _hash(contents, text)}
 
 
@@ -59,16 +58,12 @@ def weights(path: str | Path, memory: str | Path) -> str:
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"model.checkpoint {path}: no such file; give a .safetensors or .pth file of weights, or null")
-    return _contents(path.parent, [path.name], Path(memory), path.name)[0][1]
+    return _contents(path, [""], Path(memory))[0][1]
 
 
-def _contents(folder: Path, paths: list[str], memory: Path, name: str = "") -> list[tuple[str, str]]:
-    """Returns each path with the hash of its file's content; empty for a file that cannot be read.
-
-    Args:
-        name: what is remembered of one folder, under different names.
-    """
-    place = hashlib.sha256(os.fsencode(os.path.realpath(folder / name))).hexdigest()[:12]
+def _contents(folder: Path, paths: list[str], memory: Path) -> list[tuple[str, str]]:
+    """Returns each path with the hash of its file's content; empty for a file that cannot be read."""
+    place = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:12]
     memory = memory / f"{place}.json"
     known: dict[str, list] = {}
     with suppress(OSError, ValueError):
@@ -96,10 +91,9 @@ def _state(path: Path) -> list[int] | None:
 
 
 def _content(path: Path) -> str:
-    try:
+    with suppress(OSError):
         return sha256(path)
-    except OSError:
-        return ""
+    return ""
 
 
 def _hash(*values: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from scipy import sparse
 from torch import nn
 from tqdm import tqdm
@@ -87,22 +88,19 @@ def measure(model: SparseAutoencoder, setup: Setup, keep_all: bool = True) -> Me
     layer, number = setup.layer, model.config.layer
     assert number is not None
     whole = layer.tokens("all", layer.sample)
-    spliced = _Spliced(setup, whole, number)
-    codes, row, other_ks = _pass(model, setup, keep_all, spliced)
+    codes, row, other_ks = _pass(model, setup, keep_all)
+    sample = codes.of(layer.sample)
     names = layer.reference["class_names"]
     truth = splice.targets(layer.manifest.set_index("id").loc[layer.sample], names)
     head = layer.geometry.outputs > 0
-    row |= splice.metrics(setup.logits, spliced.outputs(), setup.facts, truth, names, head)
-    sample = codes.of(layer.sample)
+    row |= splice.metrics(setup.logits, _spliced(model, setup, number, whole, sample), setup.facts, truth, names, head)
     drawn = interventions.choose(sample, setup.latents)
-    responses = interventions.run(setup.vit, model, whole, sample, drawn, setup.images, clean=setup.facts.clean)
+    responses = interventions.run(setup.vit, model, whole, sample, drawn, setup.facts.clean, setup.images)
     return Measured(codes, row, other_ks, responses)
 
 
 @torch.inference_mode()
-def _pass(
-    model: SparseAutoencoder, setup: Setup, keep_all: bool, spliced: _Spliced
-) -> tuple[Codes, dict[str, Any], pd.DataFrame]:
+def _pass(model: SparseAutoencoder, setup: Setup, keep_all: bool) -> tuple[Codes, dict[str, Any], pd.DataFrame]:
     layer, latents = setup.layer, model.config.latents
     ranked = layer.ranked["id"].to_numpy()
     x = layer.tokens(layer.statistics["tokens"], np.union1d(ranked, layer.held_out))
@@ -117,9 +115,7 @@ def _pass(
             rows = torch.from_numpy(np.repeat(held_out, tokens)).to(raw.device)
             x_hat = (model.combine(values[rows], indices[rows]) + model.b_dec) / model.scale + model.mean
             error = sums.add(model, block[held_out], x_hat, values[rows], indices[rows], pre[rows])
-            sampled = np.isin(ids[held_out], layer.sample)
-            parts["error"].append(error[sampled])
-            spliced.add(ids[held_out][sampled], x_hat.reshape(-1, tokens, x.width)[torch.from_numpy(sampled)])
+            parts["error"].append(error[np.isin(ids[held_out], layer.sample)])
         codes = _codes(ids, tokens, latents, values, indices)
         chosen = codes.of(ids[np.isin(ids, ranked)])
         high = (raw.norm(dim=1) > limit).cpu().numpy().reshape(-1, tokens)[np.isin(ids, ranked)]
@@ -136,32 +132,25 @@ def _pass(
     return found, sums.row(variance), sums.other_ks(variance)
 
 
-class _Spliced:
-    """The ViT's outputs with reconstructions in place of the layer's tokens, in batches of one forward pass each."""
+@torch.inference_mode()
+def _spliced(model: SparseAutoencoder, setup: Setup, layer: int, x: Activations, sample: Codes) -> np.ndarray:
+    """Returns the ViT's outputs with reconstructions in place of the layer's tokens, float32 [images, outputs].
 
-    def __init__(self, setup: Setup, x: Activations, layer: int):
-        self._setup, self._x, self._layer = setup, x, layer
-        self._waiting: list[torch.Tensor] = []
-        self._outputs: list[np.ndarray] = []
-
-    def add(self, ids: np.ndarray, x_hat: torch.Tensor) -> None:
-        """Takes reconstructions [images, tokens, d] of these images of the sample, in the order of the ids."""
-        stream = torch.from_numpy(self._x.read(np.searchsorted(self._x.ids, ids))).to(x_hat.device).float()
-        stream[:, self._setup.layer.selected] = x_hat
-        self._waiting += stream
-        while len(self._waiting) >= self._setup.batch:
-            self._run()
-
-    def outputs(self) -> np.ndarray:
-        """Returns the outputs of all images, float32 [images, outputs]."""
-        while self._waiting:
-            self._run()
-        return np.concatenate(self._outputs)
-
-    def _run(self) -> None:
-        batch = self._setup.batch
-        part, self._waiting = self._waiting[:batch], self._waiting[batch:]
-        self._outputs.append(vits.resume(self._setup.vit, torch.stack(part), self._layer).float().cpu().numpy())
+    Args:
+        x: all tokens of the sample.
+        sample: its codes.
+    """
+    outputs, device = [], model.b_dec.device
+    for ids, block in x.blocks(setup.batch):
+        z = sample.of(ids).z
+        latent, start = (torch.from_numpy(part.astype(np.int64)).to(device) for part in (z.indices, z.indptr[:-1]))
+        value = torch.from_numpy(z.data).to(device)
+        decoded = F.embedding_bag(latent, model.W_dec, start, per_sample_weights=value, mode="sum")
+        x_hat = (decoded + model.b_dec) / model.scale + model.mean
+        stream = torch.from_numpy(block).to(device).float()
+        stream[:, setup.layer.selected] = x_hat.reshape(len(ids), -1, x.width)
+        outputs.append(vits.resume(setup.vit, stream, layer).float().cpu().numpy())
+    return np.concatenate(outputs)
 
 
 def _blocks(model: SparseAutoencoder, x: Activations, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

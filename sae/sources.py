@@ -7,6 +7,8 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+from sae import _HOME
+
 _CODE = Path(__file__).parent
 _AROUND = ("jobs", "verify", "warm")  # they run a script, and change nothing in its results
 
@@ -58,21 +60,12 @@ def _named(path: Path) -> frozenset[str]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sae":
             package = node.module.removeprefix("sae").lstrip(".")
             inside = [f"{package}.{alias.name}".lstrip(".") for alias in node.names]
-            names |= {package, *(_homes().get(name, name) for name in inside)}
+            names |= {package, *(_HOME.get(name, name) for name in inside)}
         elif isinstance(node, ast.Import):
             names |= {alias.name.removeprefix("sae.") for alias in node.names if alias.name.startswith("sae.")}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sae":
-            names.add(_homes().get(node.attr, ""))
+            names.add(_HOME.get(node.attr, ""))
     return frozenset(names)
-
-
-@cache
-def _homes() -> dict[str, str]:
-    """Returns the table of `sae/__init__.py`: public name -> module that defines it."""
-    for node in _tree(_CODE / "__init__.py").body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "_HOME":
-            return ast.literal_eval(node.value)
-    raise LookupError("sae/__init__.py has no table _HOME")
 
 
 def _file(name: str) -> Path | None:

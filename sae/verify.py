@@ -121,7 +121,8 @@ def report(
             others[difference].append(facts["rule"])
 
     with ThreadPoolExecutor(threads) as pool:
-        for path, digest in zip(expected, pool.map(_digest, expected), strict=True):
+        digests = pool.map(lambda path: path.is_file() and sha256(path), expected)
+        for path, digest in zip(expected, digests, strict=True):
             started, artefact, known = expected[path]
             if digest != known:
                 problems.append((started, path, artefact))
@@ -184,7 +185,3 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path] if path.is_file() else []
     return sorted(file for file in path.rglob("*") if file.is_file() and file.name != _STAMP)
-
-
-def _digest(path: Path) -> str | None:
-    return sha256(path) if path.is_file() else None

@@ -6,6 +6,7 @@ Layers are timm's block indices from 0: layer 6 is the residual stream after `bl
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,12 +31,13 @@ from sae.weight_files import timm_name
 if TYPE_CHECKING:
     from sae.autoencoder import SparseAutoencoder
 
+Model = Any  # a timm ViT, an nn.Module: type checkers know none of the attributes that plain ViTs share
 _STRIP = 8  # times as long as wide: the crop shows less than this
 
 
 def load(
     name: str, checkpoint: str | Path | None = None, image_size: int | None = None, device: str | torch.device = "cpu"
-) -> nn.Module:
+) -> Model:
     """Returns the timm model `name` in eval mode, float32.
 
     Args:
@@ -57,12 +59,12 @@ def load(
         raise InputError(f"model.name {name}: timm has no such model{'; near it: ' + ', '.join(near) if near else ''}")
     path = None if checkpoint in (None, "random") else Path(checkpoint).expanduser()
     weights = None if path is None else weight_files.read(path)
-    rng = torch.get_rng_state()
-    torch.manual_seed(0)
     try:
-        model = timm.create_model(name, pretrained=checkpoint is None, **size)
-        if weights is not None and (outputs := _head_outputs(weights, model)) != model.num_classes:
-            model = timm.create_model(name, num_classes=outputs, **size)  # fine-tuned on other classes, or no head
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            model: Model = timm.create_model(name, pretrained=checkpoint is None, **size)
+            if weights is not None and (outputs := _head_outputs(weights, model)) != model.num_classes:
+                model = timm.create_model(name, num_classes=outputs, **size)  # fine-tuned on other classes, or no head
     except Exception as error:
         # timm, its hub client and the model's constructor raise different kinds of errors here.
         wanted = "its pretrained weights" if checkpoint is None else "this model"
@@ -70,12 +72,10 @@ def load(
             f"model.name {name}: timm could not make {wanted}: {_first_line(error)}; "
             "with no network, give a local file as model.checkpoint"
         ) from error
-    finally:
-        torch.set_rng_state(rng)
     if weights is not None and path is not None:
         _fit_weights(model, weights, name, path)
     shape = geometry(model)
-    for side, patch in zip(shape.side, as_timm(model).patch_embed.patch_size, strict=True):
+    for side, patch in zip(shape.side, model.patch_embed.patch_size, strict=True):
         if side < patch or (image_size is not None and side % patch):
             raise InputError(f"model.image_size {side}: patches are {patch} pixels wide; give a multiple of {patch}")
     for module in model.modules():
@@ -84,41 +84,37 @@ def load(
     return model.eval().requires_grad_(False).to(device)
 
 
-def geometry(model: nn.Module) -> Geometry:
+def geometry(model: Model) -> Geometry:
     """Returns the model's geometry.
 
     Raises:
         InputError: the model is not a plain ViT (a stack of blocks on a constant grid of tokens).
     """
-    vit, embed = as_timm(model), getattr(model, "patch_embed", None)
+    embed = getattr(model, "patch_embed", None)
     plain = (
         isinstance(getattr(model, "blocks", None), nn.Sequential | nn.ModuleList)
         and getattr(embed, "grid_size", None) is not None
         and hasattr(model, "num_prefix_tokens")
-        and "return_prefix_tokens" in inspect.signature(vit.forward_intermediates).parameters
+        and "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
     )
     if not plain:
         kind = type(model).__name__
         raise InputError(f"model {kind}: not a plain Vision Transformer (timm's vit_*, deit_*, eva02_*, beit_* are)")
     named = [("class", "cls_token"), ("distillation", "dist_token"), ("register", "reg_token")]
-    prefix = [
-        kind
-        for kind, attribute in named
-        if getattr(model, attribute, None) is not None
-        for _ in range(getattr(model, attribute).shape[1])
-    ]
-    prefix += ["register"] * (vit.num_prefix_tokens - len(prefix))
+    found = [(kind, getattr(model, attribute, None)) for kind, attribute in named]
+    prefix = [kind for kind, token in found if token is not None for _ in range(token.shape[1])]
+    prefix += ["register"] * (model.num_prefix_tokens - len(prefix))
     return Geometry(
-        blocks=len(vit.blocks),
-        width=vit.embed_dim,
+        blocks=len(model.blocks),
+        width=model.embed_dim,
         prefix=tuple(prefix),
-        patches=tuple(vit.patch_embed.grid_size),
-        side=tuple(vit.patch_embed.img_size),
+        patches=tuple(model.patch_embed.grid_size),
+        side=tuple(model.patch_embed.img_size),
         outputs=getattr(model, "num_classes", 0),
     )
 
 
-def pixel_transform(model: nn.Module) -> Callable[[Image.Image], np.ndarray]:
+def pixel_transform(model: Model) -> Callable[[Image.Image], np.ndarray]:
     """Returns the model's resizing and cropping: RGB image -> uint8 [3, height, width]."""
     config = _data_config(model)
     transform = timm.data.create_transform(**config, is_training=False, use_prefetcher=True)
@@ -136,7 +132,7 @@ def _middle(image: Image.Image) -> Image.Image:
     return image.crop((first, 0, last, short) if image.width == long else (0, first, short, last))
 
 
-def normalise(model: nn.Module) -> Callable[[np.ndarray], torch.Tensor]:
+def normalise(model: Model) -> Callable[[np.ndarray], torch.Tensor]:
     """Applies the model's normalisation: uint8 pixels [n, height, width, 3] -> float32 [n, 3, height, width]."""
     config = _data_config(model)
     device = next(model.parameters()).device
@@ -149,14 +145,14 @@ def normalise(model: nn.Module) -> Callable[[np.ndarray], torch.Tensor]:
     return apply
 
 
-def class_names(model: nn.Module) -> dict[str, list[str]]:
+def class_names(model: Model) -> dict[str, list[str]]:
     """Returns the names of the head's outputs, in order, for each group of outputs.
 
     A head whose names all read "attribute: value" has a group for each attribute: one softmax beside the other, as in
     the concept backbone. Any other head is one group, `label`, named by the model's own label names or by ImageNet's
     synsets. Empty where the names are unknown.
     """
-    names = as_timm(model).pretrained_cfg.get("label_names")
+    names = model.pretrained_cfg.get("label_names")
     if names and all(": " in n for n in names):
         groups: dict[str, list[str]] = {}
         for name in names:
@@ -165,10 +161,10 @@ def class_names(model: nn.Module) -> dict[str, list[str]]:
         return groups
     if not names and (subset := timm.data.infer_imagenet_subset(model)):
         names = timm.data.ImageNetInfo(subset).label_names()
-    return {"label": list(names)} if names and len(names) == as_timm(model).num_classes else {}
+    return {"label": list(names)} if names and len(names) == model.num_classes else {}
 
 
-def read(model: nn.Module, x: torch.Tensor, layer: int) -> torch.Tensor:
+def read(model: Model, x: torch.Tensor, layer: int) -> torch.Tensor:
     """Returns all tokens after block `layer`, [n, tokens, width]; the blocks after it are not run.
 
     Args:
@@ -177,18 +173,17 @@ def read(model: nn.Module, x: torch.Tensor, layer: int) -> torch.Tensor:
     Raises:
         InputError: there is no such block.
     """
-    vit = as_timm(model)
-    check_layer(layer, len(vit.blocks))
-    prefix = vit.num_prefix_tokens > 0  # timm cannot return the prefix of a model that has none
+    check_layer(layer, len(model.blocks))
+    prefix = model.num_prefix_tokens > 0  # timm cannot return the prefix of a model that has none
     output = {"output_fmt": "NLC", "return_prefix_tokens": prefix, "intermediates_only": True, "norm": False}
-    tokens = vit.forward_intermediates(x, indices=[layer], stop_early=True, **output)[0]
+    tokens = model.forward_intermediates(x, indices=[layer], stop_early=True, **output)[0]
     return torch.cat(tokens[::-1], 1) if prefix else tokens  # timm returns the patches, then the prefix
 
 
 @contextmanager
-def edit(model: nn.Module, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+def edit(model: Model, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Context: every forward pass continues from `change(tokens)` in place of the tokens after block `layer`."""
-    blocks = as_timm(model).blocks
+    blocks = model.blocks
     check_layer(layer, len(blocks))
     handle = blocks[layer].register_forward_hook(lambda _module, _inputs, output: change(output))
     try:
@@ -198,7 +193,7 @@ def edit(model: nn.Module, layer: int, change: Callable[[torch.Tensor], torch.Te
 
 
 @contextmanager
-def splice(model: nn.Module, layer: int, sae: SparseAutoencoder, tokens: str | None = None) -> Iterator[None]:
+def splice(model: Model, layer: int, sae: SparseAutoencoder, tokens: str | None = None) -> Iterator[None]:
     """Context: the SAE's reconstruction replaces the tokens after block `layer`.
 
     Args:
@@ -217,13 +212,13 @@ def splice(model: nn.Module, layer: int, sae: SparseAutoencoder, tokens: str | N
 
 
 @torch.inference_mode()
-def resume(model: nn.Module, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+def resume(model: Model, tokens: torch.Tensor, layer: int) -> torch.Tensor:
     """Returns the logits [n, outputs] of a forward pass that continues from `tokens` after block `layer`.
 
     The blocks up to `layer` are not run, so a late layer costs little. Plain ViTs take their position information
     before the blocks or as an argument of each block, so the skipped part is not needed.
     """
-    blocks = as_timm(model).blocks
+    blocks = model.blocks
     check_layer(layer, len(blocks))
     kept = [blocks[i] for i in range(layer + 1)]
     side = geometry(model).side
@@ -237,28 +232,23 @@ def resume(model: nn.Module, tokens: torch.Tensor, layer: int) -> torch.Tensor:
             blocks[i] = block
 
 
-def as_timm(model: nn.Module) -> Any:
-    """Returns the model: type checkers know none of the attributes that timm's plain ViTs have in common."""
-    return model
-
-
-def _data_config(model: nn.Module) -> dict:
+def _data_config(model: Model) -> dict:
     config = timm.data.resolve_model_data_config(model)
     return config | {"input_size": (3, *geometry(model).side)}
 
 
-def _head_outputs(weights: dict[str, torch.Tensor], model: nn.Module) -> int:
+def _head_outputs(weights: dict[str, torch.Tensor], model: Model) -> int:
     """Returns the number of classes of the weights' head, 0 without one; the model's own if its head is not linear."""
-    own, classifier = int(as_timm(model).num_classes), as_timm(model).pretrained_cfg.get("classifier")
+    own, classifier = int(model.num_classes), model.pretrained_cfg.get("classifier")
     if not isinstance(classifier, str):
         return own
     head = weights.get(f"{classifier}.weight")
     return 0 if head is None else head.shape[0] if head.ndim == 2 else own
 
 
-def _fit_weights(model: nn.Module, weights: dict[str, torch.Tensor], name: str, path: Path) -> None:
+def _fit_weights(model: Model, weights: dict[str, torch.Tensor], name: str, path: Path) -> None:
     patch = weights.get("patch_embed.proj.weight")
-    wanted = tuple(as_timm(model).patch_embed.patch_size) if hasattr(model, "patch_embed") else None
+    wanted = tuple(model.patch_embed.patch_size) if hasattr(model, "patch_embed") else None
     if patch is not None and patch.ndim == 4 and wanted is not None and tuple(patch.shape[2:]) != wanted:
         # timm would resample the patches without a word: a model that nobody trained.
         raise InputError(
@@ -266,7 +256,9 @@ def _fit_weights(model: nn.Module, weights: dict[str, torch.Tensor], name: str, 
             f"the model's {wanted[0]}"
         )
     try:
-        missing, extra = model.load_state_dict(_filter_of(model)(weights, model), strict=False)
+        # timm's conversion for the model's family: old names, other position grids.
+        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda weights, _model: weights)
+        missing, extra = model.load_state_dict(adapt(weights, model), strict=False)
     except Exception as error:
         # adapting and loading raise different kinds of errors for shapes that do not fit.
         detail = str(error).splitlines()[-1].strip()
@@ -276,12 +268,6 @@ def _fit_weights(model: nn.Module, weights: dict[str, torch.Tensor], name: str, 
         if missing and extra:
             what += f" and has {extra[0]} instead"
         raise InputError(f"model.checkpoint {path}: does not fit {name}: it {what}")
-
-
-def _filter_of(model: nn.Module) -> Callable[[dict, nn.Module], dict]:
-    """Returns timm's conversion for the model's family: old names, other position grids."""
-    module = __import__(type(model).__module__, fromlist=["checkpoint_filter_fn"])
-    return getattr(module, "checkpoint_filter_fn", lambda weights, _model: weights)
 
 
 def _first_line(error: Exception) -> str:

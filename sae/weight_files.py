@@ -18,7 +18,6 @@ _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "mod
 _REMEDY = "give a .safetensors or .pth file of weights"
 # The first bytes of files that are met in place of weights.
 _KINDS = (
-    (b"", "an empty file: its download failed"),
     (b"version https://git-lfs", "a Git LFS pointer, not the weights: run `git lfs pull`"),
     (b"<", "a web page: its download failed"),
     (b"{", "a text file"),
@@ -95,12 +94,12 @@ def _kind(path: Path, error: Exception) -> str:
     """Returns a description of a file that is not read as weights."""
     if isinstance(error, PermissionError):
         return f"cannot be read: {error.strerror}"
-    size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64)
-    for first, kind in _KINDS:
-        if start.lstrip().startswith(first) if first else not size:
-            return kind
+    if not start:
+        return "an empty file: its download failed"
+    if kind := next((kind for first, kind in _KINDS if start.lstrip().startswith(first)), None):
+        return kind
     if start[8:9] == b"{":
         return "a damaged or incomplete safetensors file: download it again"
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):

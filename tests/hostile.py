@@ -22,7 +22,7 @@ SIZE = (48, 32)
 BROKEN, HUGE, DUPLICATE = "broken", "huge", "duplicate"
 # Names that shells, Snakemake, formats, HTML, LaTeX, spreadsheets or file systems take for something else.
 NAMES = (
-    "new\nline", "tab\tand\rreturn", "\x1b[31mred\x1b[0m bell\a", "quote\" and 'tick'", "`id`", "$(id) $HOME ${x}",
+    "new\nline", "tab\tand\rreturn", "\x1b[31mred\x1b[0m bell\a", "quote\", and 'tick'", "`id`", "$(id) $HOME ${x}",
     "{layer} {} {{x}}", "{{ 7 * 7 }} {% x %}", "%s %d %2e%2e", "*?[a-z]", "back\\slash", "; rm -rf x; #", "&amp; <b>",
     "<script>alert(1)<", "<img src=x onerror=alert(1)>", "-rf", "--help", "=1+1", "+1", "@SUM(1)", "~", " space ",
     "name.", "CON", "NULL", "nan", "None", "1e5", "$x^2_3$ \\frac", "猫 🐈‍⬛", "\u202etfel ot thgir",
@@ -112,6 +112,10 @@ def files() -> dict[str, tuple[bytes, Kind]]:
     def written(ending: str, mode: str = "RGB", **how: object) -> Callable[[Image.Image], bytes]:
         return lambda image: saved(image.convert(mode), ending, **how)
 
+    def numbers(dtype: type, factor: int) -> Callable[[Image.Image], bytes]:
+        values = lambda image: np.array(image.convert("L"), np.int64) * factor  # noqa: E731
+        return lambda image: saved(Image.fromarray(values(image).astype(dtype)), "tiff")
+
     def half(image: Image.Image) -> Image.Image:
         """The right half is transparent."""
         mask = Image.new("L", SIZE, 255)
@@ -139,13 +143,14 @@ def files() -> dict[str, tuple[bytes, Kind]]:
     add("program.jpg", script, "not an image of a known format", BROKEN)
     add("fits.png", b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800), "not an image", BROKEN)
     add("vector.svg", b"<svg/>", ".svg files cannot be read", BROKEN)
-    add("phone.HEIC", b"\0\0\0\x18ftypheic", ".HEIC files cannot be read", BROKEN)
+    add("phone.HEIC", b"\0\0\0\x18ftypheic", ".HEIC files cannot be read; save it as PNG or JPEG", BROKEN)
     # Sizes.
     add("claims to be huge.png", png(100_000, 100_000, 8, 2, b""), "megapixels", HUGE)
     add("largest.png", png(2**31 - 1, 2**31 - 1, 1, 0, b""), "megapixels", HUGE)
     add("bomb.png", png(20_000, 9_500, 1, 0, bytes(2501 * 9_500)), "megapixels", HUGE)
-    add("strip.png", lambda image: saved(image.resize((9000, 2)), "png"), "4500 times as long as wide", HUGE)
-    add("tall strip.png", lambda image: saved(image.resize((2, 9000)), "png"), "4500 times as long as wide", HUGE)
+    for name, size in (("strip", (9000, 2)), ("tall strip", (2, 9000))):
+        add(f"{name}.png", lambda image, s=size: saved(image.resize(s), "png"),
+            "4500 times as long as wide; crop it to use it", HUGE)  # fmt: skip
     add("short strip.png", lambda image: saved(image.resize((500, 2), Image.Resampling.NEAREST), "png"))
     made["one pixel.png"] = saved(Image.new("RGB", (1, 1), "teal"), "png"), Kind(corners=np.array([[0, 128, 128]] * 4))
     # Endings that lie.
@@ -171,54 +176,24 @@ def files() -> dict[str, tuple[bytes, Kind]]:
     add("picture.ppm", written("ppm"))
     add("picture.tif", written("tiff", compression="tiff_lzw"))
     # Bits.
-    rows = b"".join(b"\0" + row for row in [b"\xff" * 3 + b"\0" * 3] * 16 + [b"\0" * 3 + b"\xff" * 3] * 16)
     chequered = np.repeat(np.array([[255], [0], [0], [255]]), 3, 1)
-    made["1 bit.png"] = png(*SIZE, 1, 0, rows), Kind("ok", "greyscale", chequered)
-    made["1 bit.tif"] = saved(Image.open(io.BytesIO(made["1 bit.png"][0])), "tiff"), Kind("ok", "greyscale", chequered)
-    for bits in (2, 4, 16):
-        deep = b"".join(
-            b"\0" + row
-            for row in [b"\xff" * 3 * bits + b"\0" * 3 * bits] * 16 + [b"\0" * 3 * bits + b"\xff" * 3 * bits] * 16
-        )
-        made[f"{bits} bits.png"] = png(*SIZE, bits, 0, deep), Kind("ok", "greyscale", chequered)
-    wide = lambda image: np.array(image.convert("L")).astype(np.int64)  # noqa: E731
-    add(
-        "16 bits.tif",
-        lambda image: saved(Image.fromarray((wide(image) * 257).astype(np.uint16)), "tiff"),
-        "greyscale",
-        change=grey,
-    )
-    add(
-        "32 bits.tif",
-        lambda image: saved(Image.fromarray((wide(image) * 257).astype(np.int32)), "tiff"),
-        "greyscale",
-        change=grey,
-    )
-    add(
-        "large numbers.tif",
-        lambda image: saved(Image.fromarray((wide(image) * 2**22).astype(np.int32)), "tiff"),
-        "range is unknown",
-        BROKEN,
-    )
-    add(
-        "floats.tif",
-        lambda image: saved(Image.fromarray(wide(image).astype(np.float32)), "tiff"),
-        "range is unknown",
-        BROKEN,
-    )
+    for bits in (1, 2, 4, 16):
+        light, dark = b"\xff" * 3 * bits, b"\0" * 3 * bits
+        rows = (b"\0" + light + dark) * 16 + (b"\0" + dark + light) * 16
+        made[f"{bits}-bit.png"] = png(*SIZE, bits, 0, rows), Kind("ok", "greyscale", chequered)
+    one_bit = Image.open(io.BytesIO(made["1-bit.png"][0]))
+    made["1-bit.tif"] = saved(one_bit, "tiff"), Kind("ok", "greyscale", chequered)
+    for name, dtype, factor, reason, status in (
+        ("16 bits", np.uint16, 257, "greyscale", "ok"),
+        ("32 bits", np.int32, 257, "greyscale", "ok"),
+        ("large numbers", np.int32, 2**22, "range is unknown", BROKEN),
+        ("floats", np.float32, 1, "range is unknown", BROKEN),
+    ):
+        add(f"{name}.tif", numbers(dtype, factor), reason, status, grey)
     # Several frames.
-    for ending, reason in {
-        "gif": "first of 3 frames",
-        "png": "first of 3 frames",
-        "webp": "first of 3 frames",
-        "tiff": "first of 3 frames",
-    }.items():
-        frames = [Image.new("RGB", SIZE, colour) for colour in ("black", "white")]
-        add(
-            f"moving.{ending}",
-            lambda image, e=ending, f=frames: saved(image, e, save_all=True, append_images=f),
-            reason,
-        )
+    frames = [Image.new("RGB", SIZE, colour) for colour in ("black", "white")]
+    for ending in ("gif", "png", "webp", "tiff"):
+        add(f"moving.{ending}", written(ending, save_all=True, append_images=frames), "first of 3 frames")
     # Transparency.
     add("alpha.png", lambda image: saved(half(image), "png"), "transparent", change=white)
     add("alpha.webp", lambda image: saved(half(image), "webp", lossless=True), "transparent", change=white)
@@ -234,26 +209,17 @@ def files() -> dict[str, tuple[bytes, Kind]]:
         "transparent",
         change=lambda seen: np.where(np.array([[True], [False], [False], [False]]), 255, seen))  # fmt: skip
     # Orientations, each beside a tag whose value lies outside the block or has the wrong type.
-    turned = {
-        1: (0, 1, 2, 3),
-        2: (1, 0, 3, 2),
-        3: (3, 2, 1, 0),
-        4: (2, 3, 0, 1),
-        5: (0, 2, 1, 3),
-        6: (2, 0, 3, 1),
-        7: (3, 1, 2, 0),
-        8: (1, 3, 0, 2),
-    }
+    turned = ("0123", "1032", "3210", "2301", "0213", "2031", "3120", "1302")
     neighbours = (
         (0x010E, 2, 9, b"\xff" * 4),
         (0x8769, 4, 1, b"\xff" * 4),
         (0x011A, 5, 1, b"\0" * 4),
         (0x0128, 77, 1, b""),
     )
-    for value, order in turned.items():
-        block = exif((0x0112, 3, 1, struct.pack("<H", value)), neighbours[value % 4])
+    for value, order in enumerate(turned, 1):
+        block, places = exif((0x0112, 3, 1, struct.pack("<H", value)), neighbours[value % 4]), [*map(int, order)]
         add(f"orientation {value}.jpg", lambda image, b=block: with_exif(saved(image, "jpeg", quality=95), b),
-            f"EXIF orientation {value}" if value > 1 else "", change=lambda seen, o=order: seen[list(o)])  # fmt: skip
+            f"EXIF orientation {value}" if value > 1 else "", change=lambda seen, p=places: seen[p])  # fmt: skip
     for name, entry in {
         "0": (0x0112, 3, 1, b"\0\0"),
         "9": (0x0112, 3, 1, b"\x09\0"),

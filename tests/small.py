@@ -1,20 +1,57 @@
-"""One small layer, wholly measured, from pixels to tables: what the workflow's scripts do with files."""
+"""What several tests share: small inputs, and one small layer, wholly measured as the workflow's scripts do it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+import torch
+from scipy import sparse
 from torch import nn
 
 import sae
-from sae import extraction, layer, measure
+from sae import device, extraction, layer, measure
 from sae.activations import Activations
-from sae.evidence import judge, splice
+from sae.evidence import judge, splice, summary
+from sae.latent_codes import Codes
 from sae.layer import Layer
 from sae.training import Source
+
+FAST_INT8 = device.fast_int8(torch.device("cpu"))
+NEEDS_INT8 = pytest.mark.skipif(not FAST_INT8, reason="this CPU has no instructions for 8-bit integers")
+INT8 = pytest.param("int8", marks=NEEDS_INT8)
+
+
+def noise(folder: Path, n: int = 40, every: int = 4, **columns: object) -> pd.DataFrame:
+    """Writes pixels.npy with n images of noise, and returns their manifest; one of `every` images is held out."""
+    rng = np.random.default_rng(0)
+    np.save(folder / "pixels.npy", rng.integers(0, 256, (n, 32, 32, 3), np.uint8))
+    manifest = pd.DataFrame({"id": range(n), "label": None, "status": "ok", "group": range(n)})
+    manifest["sha256"] = [f"{int(h):064x}" for h in rng.integers(2**62, size=n)]
+    manifest["split"] = np.where(np.arange(n) % every == 0, "held_out", "train")
+    return manifest.assign(**columns)
+
+
+def coded(z: np.ndarray, ids: Sequence[int] | np.ndarray | None = None, **others: object) -> Codes:
+    """Wraps latents [images, tokens, F] as codes whose images are all ranked."""
+    n, tokens, latents = z.shape
+    z, ids = z.astype(np.float32), np.arange(n) if ids is None else np.asarray(ids)
+    images = sparse.csr_array(z.max(1))
+    row, latent = images.nonzero()
+    places = sparse.csr_array((z[row, :, latent].argmax(1), images.indices, images.indptr), images.shape)
+    return Codes(sparse.csr_array(z.reshape(-1, latents)), ids, tokens, images, places, ids, **others)
+
+
+def summaries(values: Mapping[str, float], measure: str = "concept_recovery") -> pd.DataFrame:
+    """Returns the summary of one measure for these methods: method -> value, with draws around it."""
+    rng, parts = np.random.default_rng(0), []
+    for method, value in values.items():
+        part = summary.table({measure: (value, value + 0.01 * rng.standard_normal(200), 10)})
+        parts.append(part.assign(layer=1, k=4, seed=0, method=method))
+    return pd.concat(parts, ignore_index=True)
 
 
 def setup(
@@ -35,8 +72,8 @@ def setup(
     extraction.extract(vit, folder / "pixels.npy", manifest.loc[manifest["status"] == "ok", "id"], number, shard)
     train = manifest.loc[(manifest["status"] == "ok") & (manifest["split"] == "train"), "id"]
     statistics = layer.statistics([shard], tokens, train)
-    here = Layer([shard], manifest, extraction.describe(vit, manifest, ids, seen.logits), statistics)
-    return measure.Setup(here, layer.facts(here, vit, number, size, 16), vit, seen.logits, 16, **options)
+    here = Layer([shard], manifest, extraction.describe(vit, manifest, ids, seen["logits"]), statistics)
+    return measure.Setup(here, layer.facts(here, vit, number, size, 16), vit, seen["logits"], 16, **options)
 
 
 def train(given: measure.Setup, number: int, config: sae.TrainConfig, seed: int) -> sae.SparseAutoencoder:

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 import sae
-from sae import baselines
+from sae import baselines, files
 from sae.activations import Activations, moments
 from sae.autoencoder import BASELINES
 from sae.errors import InputError
@@ -106,8 +106,8 @@ def test_the_gain_makes_the_error_smallest(tokens):
 
 def test_directions_are_the_same_for_every_k_and_when_read_again(tokens, tmp_path):
     rows = {m: baselines.directions(Activations.of(tokens), 40, m, centre(tokens), 1) for m in baselines.COMPUTED}
-    baselines.save_directions(tmp_path / "directions.safetensors", rows)
-    again = baselines.load_directions(tmp_path / "directions.safetensors")
+    files.write_arrays(tmp_path / "directions.safetensors", rows)
+    again = files.read_arrays(tmp_path / "directions.safetensors")[0]
     assert again.keys() == rows.keys()
     for method, own in again.items():
         np.testing.assert_array_equal(own, rows[method])

@@ -13,6 +13,8 @@ from sae.errors import InputError
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 EXPERIMENTS = [ROOT / "config.yaml", *sorted((ROOT / "experiments").glob("*.yaml"))]
 LEAST = {"name": "x", "images": "concepts", "grid": {"layers": [1], "ks": [2]}}
+# Names with which results would leave their folder, or a command would go wrong.
+OUTSIDE = ("../x", "/tmp/x", "..", "x/../../y", "-x", "a b", "{layer}", "<b>", "")
 
 
 def test_defaults_are_filled_in_and_the_given_is_kept():
@@ -88,6 +90,7 @@ def test_the_notebooks_experiment_is_exact():
         ({"tokens": "patch"}, "tokens: 'patch' must be one of patches, class, all"),
         ({"device": "gpu"}, "device: 'gpu' is not allowed. The device that .* `cuda:N`"),
         ({"name": "a/b"}, "name: 'a/b' is not allowed. Name of the experiment: letters"),
+        *(({"name": name}, "config key name: .* is not allowed") for name in OUTSIDE),
         ({"held_out": 1}, "held_out: 1 must be below 1"),
         ({"training": {"betas": [0.9]}}, r"training\.betas: \[0\.9\] needs at least 2 entries"),
     ],

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from small import NEEDS_INT8
 
 import sae
 from sae import device
@@ -23,8 +24,8 @@ def test_auto_is_the_best_there_is():
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:x", "cpu:0", "", "mps:1"])
 def test_unknown_names_are_explained(name):
-    with pytest.raises(InputError, match="no such name"):
-        device.resolve(name)
+    with pytest.raises(InputError, match=f"device {name}: no such name"):
+        sae.train(torch.ones(9, 2), sae.TrainConfig(1, 2), device=name)
 
 
 def test_a_device_that_is_absent_is_an_error_that_says_so(monkeypatch):
@@ -40,7 +41,7 @@ def test_a_device_that_is_absent_is_an_error_that_says_so(monkeypatch):
         device.resolve("cuda:2")
 
 
-@pytest.mark.skipif(not device.fast_int8(torch.device("cpu")), reason="this CPU has no instructions for 8-bit integers")
+@NEEDS_INT8
 def test_products_of_integers_that_overflow_are_not_taken():
     """An older instruction, which users can hold oneDNN to, lets sums of pairs overflow."""
     script = "import torch; from sae import device; print(device.fast_int8(torch.device('cpu')))"

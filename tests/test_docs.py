@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import torch
 from conftest import ROOT, picture
-from scipy import sparse
 
 import sae
 from sae import vit as vits
-from sae.latent_codes import Codes, Tally
+from sae.latent_codes import Tally
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 POINT = "layer=6/k=32/method=topk/seed=0"
@@ -98,14 +98,8 @@ def results(tmp_path_factory) -> Path:
     x = rng.standard_normal((5000, 192), np.float32)
     model = sae.train(x, sae.TrainConfig(k=32, latents=64), source=sae.Source(layer=6))
     model.save(folder / "results/pets/sae" / POINT)
-    images, tokens = 3, 196
-    z = sparse.csr_array(model.encode(x[: images * tokens]))
-    block = z.toarray().reshape(images, tokens, -1)
-    strongest = sparse.csr_array(block.max(1))
-    token = block.argmax(1)[strongest.nonzero()].astype(np.int64)
-    places = sparse.csr_array((token, strongest.indices, strongest.indptr), strongest.shape)
-    ids = np.array([2, 5, 7])
-    codes = Codes(z, ids, tokens, strongest, places, ids, np.ones(1), Tally.empty(64, tokens))
+    z = model.encode(x[: 3 * 196]).reshape(3, 196, 64)
+    codes = small.coded(z, [2, 5, 7], error=np.ones(1), tally=Tally.empty(64, 196))
     codes.save(folder / "results/pets/codes" / POINT, {})
     return folder
 

@@ -131,11 +131,11 @@ def test_the_reference_is_one_pass_of_the_whole_model(images, name):
     with torch.no_grad():
         expected = model(vit.normalise(model)(pixels)).numpy()
     handle.remove()
-    np.testing.assert_allclose(found.logits, expected[[1, 3, 8]], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["logits"], expected[[1, 3, 8]], rtol=1e-4, atol=1e-5)
     if name.startswith("vit"):  # the distilled model has two heads, and the mean of their inputs as features
-        np.testing.assert_allclose(found.features, read[0].numpy(), rtol=1e-4, atol=1e-5)
-    assert found.features.shape == (9, 192) and found.features.dtype == np.float32
-    np.testing.assert_array_equal(found.thumbnails, extraction.thumbnails(pixels))
+        np.testing.assert_allclose(found["features"], read[0].numpy(), rtol=1e-4, atol=1e-5)
+    assert found["features"].shape == (9, 192) and found["features"].dtype == np.float32
+    np.testing.assert_array_equal(found["thumbnails"], extraction.thumbnails(pixels))
     with pytest.raises(InputError, match="image 4"):
         extraction.reference(model, paths, manifest, [3, 4])
 

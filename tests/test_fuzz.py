@@ -10,6 +10,7 @@ from contextlib import suppress
 import numpy as np
 import pandas as pd
 import pytest
+import small
 import torch
 import yaml
 from conftest import ROOT, picture
@@ -126,12 +127,8 @@ def test_saes(model, data):
 
 @pytest.fixture(scope="module")
 def codes(place):
-    rng = np.random.default_rng(0)
-    z = np.maximum(rng.standard_normal((12, 5)), 0).astype(np.float32)
-    strongest = z.reshape(4, 3, 5).max(1)
-    sparse = latent_codes.sparse.csr_array
-    made = latent_codes.Codes(sparse(z), np.arange(4), 3, sparse(strongest), sparse((strongest > 0).astype(np.int64)),
-                              np.arange(4), np.zeros(4), latent_codes.Tally.empty(5, 3))  # fmt: skip
+    z = np.maximum(np.random.default_rng(0).standard_normal((4, 3, 5)), 0)
+    made = small.coded(z, error=np.zeros(4), tally=latent_codes.Tally.empty(5, 3))
     made.save(place / "codes", {})
     return place / "codes" / latent_codes.NAME
 

@@ -49,16 +49,6 @@ def test_flat_folder_has_no_labels(tmp_path):
     assert manifest(tmp_path)["label"].isna().all()
 
 
-def test_topmost_split_folders_give_the_split_not_the_class(tmp_path):
-    for split in ("train", "val"):
-        for i in range(2):
-            picture(tmp_path / split / "cat" / f"{i}.png", seed=hash(split) % 1000 + i)
-    table = manifest(tmp_path)
-    assert set(table["label"]) == {"cat"}
-    assert row(table, "val/cat/0.png")["split"] == "held_out"
-    assert row(table, "train/cat/0.png")["split"] == "train"
-
-
 def test_split_follows_the_content_not_the_name_or_the_neighbours(pets):
     before = manifest(pets).set_index("sha256")["split"]
     for i in range(20):
@@ -66,68 +56,6 @@ def test_split_follows_the_content_not_the_name_or_the_neighbours(pets):
     shutil.move(pets / "cat" / "1.png", pets / "cat" / "renamed.png")
     after = manifest(pets).set_index("sha256")["split"]
     assert (after.loc[before.index] == before).all()
-
-
-def test_broken_files_are_recorded_and_the_others_used(pets):
-    whole = (pets / "cat" / "1.png").read_bytes()
-    (pets / "cat" / "truncated.png").write_bytes(whole[: len(whole) // 2])
-    (pets / "cat" / "empty.jpg").write_bytes(b"")
-    (pets / "cat" / "text.jpg").write_text("hello")
-    jpeg = picture(pets / "cut.jpg", seed=50, size=(300, 200))
-    jpeg.write_bytes(jpeg.read_bytes()[:4000])
-    (pets / "gone.png").symlink_to(pets / "nowhere.png")
-    table = manifest(pets)
-    broken = table[table["status"] == "broken"]
-    assert set(broken["path"]) == {"cat/truncated.png", "cat/empty.jpg", "cat/text.jpg", "cut.jpg", "gone.png"}
-    assert (broken["reason"].str.len() > 5).all()
-    assert "empty" in row(table, "cat/empty.jpg")["reason"]
-    assert (table["status"] == "ok").sum() == 12
-
-
-def test_duplicates_are_used_once_and_say_of_what(pets):
-    shutil.copy(pets / "cat" / "1.png", pets / "dog" / "zz copy.png")
-    copy = row(manifest(pets), "dog/zz copy.png")
-    assert copy["status"] == "duplicate"
-    assert copy["reason"] == "same content as cat/1.png, which is labelled cat"
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "word"),
-    [
-        ("grey.png", {"mode": "L"}, "greyscale"),
-        ("cmyk.jpg", {"mode": "CMYK"}, "CMYK"),
-        ("palette.gif", {"mode": "P"}, "palette"),
-        ("clear.png", {"mode": "RGBA"}, ""),
-        ("line.png", {"mode": "1"}, "greyscale"),
-    ],
-)
-def test_unusual_modes_are_used_and_noted(pets, name, options, word):
-    picture(pets / name, seed=77, **options)
-    found = row(manifest(pets), name)
-    assert found["status"] == "ok"
-    assert word in found["reason"]
-    assert images.read_image(pets / name).mode == "RGB"
-
-
-def test_animation_gives_its_first_frame(pets):
-    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "lime")]
-    frames[0].save(pets / "moving.gif", save_all=True, append_images=frames[1:])
-    assert "first of 3 frames" in row(manifest(pets), "moving.gif")["reason"]
-    assert images.read_image(pets / "moving.gif").getpixel((5, 5)) == (255, 0, 0)
-
-
-def test_exif_rotation_is_undone(pets):
-    image = Image.new("RGB", (40, 20), "black")
-    image.paste("white", (0, 0, 20, 20))  # left half white
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned a quarter clockwise: white comes to the top
-    image.save(pets / "turned.jpg", exif=exif, quality=95)
-    found = row(manifest(pets), "turned.jpg")
-    assert (found["width"], found["height"]) == (20, 40)
-    assert "EXIF" in found["reason"]
-    upright = np.asarray(images.read_image(pets / "turned.jpg").convert("L"))
-    assert upright.shape == (40, 20)
-    assert upright[:18].mean() > 200 > 50 > upright[22:].mean()
 
 
 def test_sixteen_bits_are_scaled_not_clipped(pets):
@@ -138,17 +66,7 @@ def test_sixteen_bits_are_scaled_not_clipped(pets):
     assert abs(int(grey[200]) - 128) <= 2
 
 
-def test_transparency_lies_over_white(pets):
-    Image.new("RGBA", (10, 10), (0, 0, 0, 0)).save(pets / "glass.png")
-    assert "transparent" in row(manifest(pets), "glass.png")["reason"]
-    assert images.read_image(pets / "glass.png").getpixel((3, 3)) == (255, 255, 255)
-
-
-def test_huge_images_are_left_out_with_a_reason(pets):
-    Image.new("1", (20000, 9500)).save(pets / "huge.png")
-    found = row(manifest(pets), "huge.png")
-    assert found["status"] == "huge"
-    assert "megapixels" in found["reason"]
+def test_large_images_are_used(pets):
     Image.new("1", (12000, 9000)).save(pets / "large.png")
     assert row(manifest(pets), "large.png")["status"] == "ok"
 
@@ -169,24 +87,6 @@ def test_labels_csv_gives_labels_splits_and_attributes(pets, tmp_path):
     assert (table["status"] == "ok").sum() == 4
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("file,label\na,b\n", "no column `path`"),
-        ("path,label\ncat/1.png,a\ncat/nothing.png,b\n", "cat/nothing.png"),
-        ("path,label\ncat/1.png,a\ncat/1.png,b\n", "more than once"),
-        ("path,split\ncat/1.png,exam\n", "'exam'"),
-        ("path,sha256\ncat/1.png,1\n", "sha256"),
-        ("", "the file is empty"),
-    ],
-)
-def test_labels_csv_that_does_not_fit_is_explained(pets, tmp_path, text, message):
-    csv = tmp_path / "labels.csv"
-    csv.write_text(text)
-    with pytest.raises(InputError, match=message):
-        manifest(pets, labels=csv)
-
-
 def test_folders_without_images_are_explained(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         manifest(tmp_path / "nowhere")
@@ -194,7 +94,7 @@ def test_folders_without_images_are_explained(tmp_path):
         manifest(tmp_path)
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_text("no image")
-    with pytest.raises(InputError, match="none of the 3 images can be used"):
+    with pytest.raises(InputError, match=r"none of the 3 images can be used; the first, 0\.jpg, is broken"):
         manifest(tmp_path)
 
 
@@ -207,19 +107,6 @@ def test_an_empty_split_is_explained(tmp_path):
 def test_a_class_with_one_image_is_used(pets):
     picture(pets / "lonely" / "1.png", seed=500)
     assert row(manifest(pets), "lonely/1.png")["status"] == "ok"
-
-
-def test_links_that_lead_back_up_end(pets):
-    (pets / "cat" / "loop").symlink_to(pets, target_is_directory=True)
-    assert len(manifest(pets)) == 12
-
-
-def test_odd_names_survive(pets):
-    for i, name in enumerate(("with space.png", 'comma,quote".png', "ünïcödé 猫.png", "new\nline.png", "UPPER.PNG")):
-        picture(pets / name, seed=600 + i)
-    table = manifest(pets)
-    assert (table["status"] == "ok").sum() == 17
-    assert "ünïcödé 猫.png" in set(table["path"])
 
 
 def test_pixels_are_decoded_in_order_and_changes_are_noticed(pets, tmp_path):
@@ -328,26 +215,15 @@ def test_pixels_of_unknown_range_are_broken_with_a_reason(pets, values):
     assert found["status"] == "broken" and "their range is unknown" in found["reason"]
 
 
-def test_files_that_are_no_images_of_the_user_are_passed_over_or_counted(pets, monkeypatch):
-    for place in ("@eaDir/x.png", "#recycle/x.png", "__MACOSX/x.png"):
+def test_files_that_are_no_images_of_the_user_are_passed_over(pets, monkeypatch):
+    for place in ("@eaDir/x.png", "#recycle/x.png"):
         picture(pets / "cat" / place, seed=50)
-    (pets / "cat/phone.HEIC").write_bytes(b"ftypheic")
     picture(pets / "cat/new.avif", seed=51)
-    strip = Image.new("RGB", (9000, 2))
-    strip.save(pets / "dog/strip.png")
     monkeypatch.chdir(pets)
     picture(pets / "results/x/explorer/0.png", seed=52)
     table = manifest(pets)
     assert set(table["label"]) == {"cat", "dog"}
     assert row(table, "cat/new.avif")["status"] == "ok"
-    assert row(table, "cat/phone.HEIC")[["status", "reason"]].tolist() == [
-        "broken",
-        ".HEIC files cannot be read; save it as PNG or JPEG",
-    ]
-    assert row(table, "dog/strip.png")[["status", "reason"]].tolist() == [
-        "huge",
-        "4500 times as long as wide; crop it to use it",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -405,15 +281,20 @@ def test_labels_in_every_common_dialect(pets, tmp_path, text, encoding):
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    ("content", "message"),
     [
+        (b"file,label\na,b\n", "no column `path`"),
+        (b"path,label\ncat/1.png,a\ncat/nothing.png,b\n", "cat/nothing.png"),
+        (b"path,label\ncat/1.png,a\ncat/1.png,b\n", "more than once"),
+        (b"path,split\ncat/1.png,exam\n", "'exam'"),
+        (b"path,sha256\ncat/1.png,1\n", "sha256"),
         (b"path,label\ndog/0.png,tom, the cat\n", "line 2 has 3 cells, the first line 2"),
         (b"path,label,label\ndog/0.png,a,b\n", "'label' of a column is empty or used twice"),
         ("path,label\ndog/0.png,Bär\n".encode("latin-1"), "cannot be read as text in UTF-8"),
         (b"", "the file is empty"),
     ],
 )
-def test_a_csv_that_cannot_be_meant_is_refused(pets, tmp_path, content, message):
+def test_a_labels_csv_that_cannot_be_used_is_explained(pets, tmp_path, content, message):
     (tmp_path / "labels.csv").write_bytes(content)
     with pytest.raises(InputError, match=message):
         manifest(pets, labels=tmp_path / "labels.csv")

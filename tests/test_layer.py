@@ -1,7 +1,6 @@
 """The facts about a layer: its statistics, and all else that no dictionary changes."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import small
 import timm
@@ -20,12 +19,7 @@ def given(tmp_path_factory):
     """Layer 0 of images of noise by a ViT with two blocks."""
     folder = tmp_path_factory.mktemp("layer")
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3).eval()
-    rng = np.random.default_rng(0)
-    np.save(folder / "pixels.npy", rng.integers(0, 256, (N, 32, 32, 3), np.uint8))
-    manifest = pd.DataFrame({"id": range(N), "label": None, "status": "ok", "group": range(N)})
-    manifest["sha256"] = [f"{int(h):064x}" for h in rng.integers(2**62, size=N)]
-    manifest["split"] = np.where(np.arange(N) % 4 == 0, HELD_OUT, "train")
-    return small.setup(folder, model.requires_grad_(False), manifest, 0, "patches", 24)
+    return small.setup(folder, model.requires_grad_(False), small.noise(folder, N), 0, "patches", 24)
 
 
 def test_the_variance_is_that_of_all_held_out_tokens(given):

@@ -94,6 +94,7 @@ def test_a_missing_folder_is_one_line_of_the_plan_and_no_matter_to_a_list_of_rul
     done = snakemake(tmp_path, "results/mine/manifest.parquet", "--quiet", "all", config=config)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"error: images {tmp_path / 'none'}: no such folder")
+    assert "Traceback" not in done.stderr and not (tmp_path / "results").exists()
 
 
 def test_only_what_a_change_can_reach_runs_again(pets, tmp_path):

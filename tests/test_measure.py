@@ -4,7 +4,6 @@ import gc
 import tracemalloc
 
 import numpy as np
-import pandas as pd
 import pytest
 import small
 import timm
@@ -28,12 +27,7 @@ def vit(request):
 def setup(vit, request, tmp_path_factory):
     """A layer of 40 images of noise; every fourth is held out."""
     folder = tmp_path_factory.mktemp("store")
-    rng = np.random.default_rng(0)
-    np.save(folder / "pixels.npy", rng.integers(0, 256, (N, 32, 32, 3), np.uint8))
-    manifest = pd.DataFrame({"id": range(N), "label": None, "status": "ok", "group": range(N)})
-    manifest["sha256"] = [f"{int(h):064x}" for h in rng.integers(2**62, size=N)]
-    manifest["split"] = np.where(np.arange(N) % 4 == 0, "held_out", "train")
-    return small.setup(folder, vit, manifest, 0, request.param, 24, ks=[1, 4, 99], latents=5, images=2)
+    return small.setup(folder, vit, small.noise(folder, N), 0, request.param, 24, ks=[1, 4, 99], latents=5, images=2)
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -141,14 +135,12 @@ def test_patch_maps_are_the_activations_on_the_patches(setup, dictionary):
 def stores(tmp_path_factory):
     """The same layer with 1,000 and with 10,000 images; 20 of them go through the ViT."""
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5).eval().requires_grad_(False)
-    rng, setups = np.random.default_rng(0), {}
+    setups = {}
     for n in (1000, 10_000):
         folder = tmp_path_factory.mktemp(f"images-{n}")
-        np.save(folder / "pixels.npy", rng.integers(0, 256, (n, 32, 32, 3), np.uint8))
-        manifest = pd.DataFrame({"id": range(n), "label": None, "status": "ok", "group": range(n)})
-        manifest["sha256"] = [f"{int(h):064x}" for h in rng.integers(2**62, size=n)]
-        manifest["split"] = np.where(np.arange(n) % 5 == 0, "held_out", "train")
-        setups[n] = small.setup(folder, vit, manifest, 0, "patches", 96, sample=20, latents=5, images=2)
+        setups[n] = small.setup(
+            folder, vit, small.noise(folder, n, 5), 0, "patches", 96, sample=20, latents=5, images=2
+        )
     return setups
 
 

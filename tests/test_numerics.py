@@ -15,7 +15,7 @@ from sae.autoencoder import METHODS
 from sae.evidence import judge
 from sae.files import write_json, write_table
 
-N, F = 40, 24
+F = 24
 POINT = "layer=0/k=4/method=topk/seed=0"
 
 
@@ -44,14 +44,10 @@ def mostly_zero(vit):
 
 @pytest.fixture(scope="module", params=[huge, one_outlier, tiny, mostly_zero], ids=lambda change: change.__name__)
 def given(request, tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("numerics"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("numerics")
     vit = timm.create_model("test_vit", img_size=32, num_classes=3).eval().requires_grad_(False)
     request.param(vit)
-    np.save(folder / "pixels.npy", rng.integers(0, 256, (N, 32, 32, 3), np.uint8))
-    manifest = pd.DataFrame({"id": range(N), "status": "ok", "group": range(N)})
-    manifest["label"] = np.where(np.arange(N) % 3 == 0, "a", "b")
-    manifest["sha256"] = [f"{int(h):064x}" for h in rng.integers(2**62, size=N)]
-    manifest["split"] = np.where(np.arange(N) % 4 == 0, "held_out", "train")
+    manifest = small.noise(folder, label=np.where(np.arange(40) % 3 == 0, "a", "b"))
     return small.setup(folder, vit, manifest, 0, "patches", F, latents=5, images=2)
 
 

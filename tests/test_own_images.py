@@ -8,8 +8,6 @@ import pandas as pd
 import pytest
 from conftest import ROOT, picture, planned, snakemake
 
-GRID = {"layers": [0], "ks": [4]}
-
 
 def test_the_flow_works_on_a_folder_with_troubles(tmp_path):
     """Nested classes, a broken file, a duplicate, a class with one image; several shards; all tokens; another model."""
@@ -62,7 +60,6 @@ def test_the_flow_works_on_a_folder_with_troubles(tmp_path):
     ("config", "message"),
     [
         ({"trainning": {}}, "error: config key trainning: there is no such key; did you mean training?"),
-        ({"name": "x", "images": "/none/at all", "grid": {"layers": [0], "ks": [4]}}, "error: images /none/at all: no"),
         # Only the built-in images take the settings of config.yaml.
         ({"name": "x", "images": "/none"}, "error: config key grid: is missing. "),
     ],
@@ -73,16 +70,6 @@ def test_mistakes_in_the_config_end_before_anything_is_made(tmp_path, config, me
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "results").exists()
-
-
-def test_a_folder_of_broken_images_is_explained(tmp_path):
-    (tmp_path / "bad").mkdir()
-    for i in range(3):
-        (tmp_path / "bad" / f"{i}.jpg").write_text("no image")
-    done = snakemake(tmp_path / "work", config={"name": "bad", "images": str(tmp_path / "bad"), "grid": GRID})
-    assert done.returncode != 0
-    assert "none of the 3 images can be used; the first, 0.jpg, is broken" in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_snakemake_finds_nothing_to_complain_about():

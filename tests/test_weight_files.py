@@ -1,8 +1,6 @@
 """Files of weights: read by their content whatever their ending, without running anything in them."""
 
 import gzip
-import os
-import pickle
 import zipfile
 
 import numpy as np
@@ -95,22 +93,6 @@ def test_what_is_no_weights_is_named_in_one_line(tmp_path):
         message = str(caught.value)
         assert message.startswith(f"model.checkpoint {tmp_path / name}: "), name
         assert words in message and "\n" not in message, message
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_code_inside_a_file_is_not_run(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "owned"),))
-
-    saved(tmp_path / "zip", {"model": Evil()})
-    saved(tmp_path / "legacy", {"model": Evil()}, _use_new_zipfile_serialization=False)
-    (tmp_path / "pickle").write_bytes(pickle.dumps({"model": Evil()}))
-    saved(tmp_path / "module", torch.nn.Linear(2, 2))
-    for name in ("zip", "legacy", "pickle", "module"):
-        with pytest.raises(InputError, match="code or whole objects, which are not run: save the model"):
-            read(tmp_path / name)
-    assert not (tmp_path / "owned").exists()
 
 
 @pytest.mark.parametrize("prefix", ["", "timm/", "hf-hub:timm/", "hf_hub:timm/", "https://huggingface.co/timm/"])

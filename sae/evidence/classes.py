@@ -7,7 +7,6 @@ fire, so the cost grows with their number, not with images times latents times c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -52,7 +51,7 @@ def pairs(
         distribution); q: p after Benjamini & Hochberg (1995), over *all* pairs of F latents with the classes that have
         support, fired or not. confirmed: q at most 0.05.
     """
-    firing, splits = _Firing.of(images), {}
+    firing, splits = _firing(images), {}
     nothing = {"label": pd.Categorical([None] * images.shape[0])}
     parts, possible = [], 0
     for attribute, values in (classes or nothing).items():
@@ -61,7 +60,7 @@ def pairs(
         for ending, chosen in {"": train & (codes >= 0), "_held_out": ~train & (codes >= 0)}.items():
             known = ending, chosen.tobytes()  # most attributes are known of the same images
             if known not in splits:
-                splits[known] = _Split(firing, chosen)
+                splits[known] = _Split(*firing, chosen, images.shape[1])
             sides[ending] = _Side(splits[known], codes, len(values.categories))
         parts.append(_of_attribute(attribute, values, sides))
         possible += images.shape[1] * int(np.all([side.support >= support for side in sides.values()], 0).sum())
@@ -69,7 +68,9 @@ def pairs(
     tested = ((table["support"] >= support) & (table["support_held_out"] >= support)).to_numpy()
     table["p_held_out"] = table["q"] = np.nan
     table.loc[tested, "p_held_out"] = p = _fisher(table[tested])
-    table.loc[tested, "q"] = _benjamini_hochberg(p, max(possible, len(p)))
+    # The pairs that never fire together have p = 1: they count among the tests.
+    q = stats.false_discovery_control(p) * (max(possible, len(p)) / max(len(p), 1))
+    table.loc[tested, "q"] = np.minimum(q, 1)
     table["confirmed"] = (table["q"] <= RATE) & (table["mcc"] > 0)
     return table
 
@@ -78,7 +79,7 @@ def ranked(table: pd.DataFrame, most: int) -> pd.DataFrame:
     """Returns the `most` classes of each latent and attribute with the highest mcc on train images, with their rank."""
     attribute, latent = pd.factorize(table["attribute"])[0], table["latent"].to_numpy()
     order = np.lexsort((-table["mcc"], attribute, latent))  # numbers: sorting as many texts takes seconds
-    first = _firsts(latent[order], attribute[order])
+    first = firsts(latent[order], attribute[order])
     rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order))) + 1
     kept = rank <= most
     best = table.iloc[order[kept]].reset_index(drop=True)
@@ -121,51 +122,44 @@ def best_latents(table: pd.DataFrame) -> pd.DataFrame:
     tested = table[table["q"].notna()]
     attribute, name = (pd.factorize(tested[column], sort=True)[0] for column in ("attribute", "class"))
     order = np.lexsort((tested["latent"], -tested["f1"], name, attribute))
-    best = tested.iloc[order[_firsts(attribute[order], name[order])]]
+    best = tested.iloc[order[firsts(attribute[order], name[order])]]
     columns = "attribute class latent threshold f1 auroc f1_held_out auroc_held_out precision_held_out recall_held_out"
     return best[[*columns.split(), "support", "support_held_out"]].reset_index(drop=True)
 
 
-@dataclass(frozen=True)
-class _Firing:
-    """The firing pairs (image, latent), by latent and falling activation.
+def _firing(images: sparse.csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns image, latent, activation and `fall` of the firing pairs, by latent and falling activation.
 
-    fall: the place of the activation among all different ones, the highest first; levels: how many these are; latents:
-    F.
+    `fall` is the place of the activation among all different ones, the highest first.
     """
-
-    image: np.ndarray
-    latent: np.ndarray
-    value: np.ndarray
-    fall: np.ndarray
-    levels: int
-    latents: int
-
-    @classmethod
-    def of(cls, images: sparse.csr_array) -> _Firing:
-        columns = images.tocsc()
-        latent = np.repeat(np.arange(images.shape[1]), np.diff(columns.indptr))
-        values, level = np.unique(columns.data, return_inverse=True)
-        fall = len(values) - 1 - level
-        order = np.argsort(latent * len(values) + fall, kind="stable")
-        image, latent, value, fall = (part[order] for part in (columns.indices, latent, columns.data, fall))
-        return cls(image, latent, value, fall, len(values), images.shape[1])
+    columns = images.tocsc()
+    latent = np.repeat(np.arange(images.shape[1]), np.diff(columns.indptr))
+    values, level = np.unique(columns.data, return_inverse=True)
+    fall = len(values) - 1 - level
+    order = np.argsort(latent * len(values) + fall, kind="stable")
+    return columns.indices[order], latent[order], columns.data[order], fall[order]
 
 
 class _Split:
     """The firing pairs of some images; nothing here depends on a class."""
 
-    def __init__(self, firing: _Firing, chosen: np.ndarray):
-        kept = np.flatnonzero(chosen[firing.image])
-        self.image, self.latent, self.value, self.fall = (
-            part[kept] for part in (firing.image, firing.latent, firing.value, firing.fall)
-        )
-        self.chosen, self.n, self.levels, self.latents = chosen, int(chosen.sum()), firing.levels, firing.latents
+    def __init__(
+        self,
+        image: np.ndarray,
+        latent: np.ndarray,
+        value: np.ndarray,
+        fall: np.ndarray,
+        chosen: np.ndarray,
+        latents: int,
+    ):
+        kept = np.flatnonzero(chosen[image])
+        self.image, self.latent, self.value, self.fall = (part[kept] for part in (image, latent, value, fall))
+        self.chosen, self.n, self.levels, self.latents = chosen, int(chosen.sum()), fall.max(initial=0) + 1, latents
         self.key = self.latent * self.levels + self.fall
         self.fires = np.bincount(self.latent, minlength=self.latents)
         self.start = np.cumsum(self.fires) - self.fires
         # Place among the latent's images with at least this activation: of equal ones all count.
-        first = _firsts(self.key)
+        first = firsts(self.key)
         equal = np.diff(first, append=len(kept))
         place = np.repeat(first, equal) - self.start[self.latent]
         self.flagged = place + np.repeat(equal, equal)
@@ -193,7 +187,7 @@ class _Side:
         f1 = 2 * right / (self.split.flagged[order] + self.support[self.code[order]])
         highest = np.maximum.reduceat(f1, first) if len(first) else f1
         best = np.flatnonzero(f1 == np.repeat(highest, count))
-        best = best[_firsts(np.repeat(pair, count)[best])]
+        best = best[firsts(np.repeat(pair, count)[best])]
         return *np.divmod(pair, max(self.classes, 1)), order[best]
 
     def measure(self, latent: np.ndarray, code: np.ndarray, fall: np.ndarray) -> dict[str, np.ndarray]:
@@ -230,7 +224,7 @@ def _of_attribute(attribute: str, classes: pd.Categorical, sides: dict[str, _Sid
     return pd.DataFrame(columns)
 
 
-def _firsts(*keys: np.ndarray) -> np.ndarray:
+def firsts(*keys: np.ndarray) -> np.ndarray:
     """Returns the places at which a new value begins in sorted keys."""
     new = np.any([key[1:] != key[:-1] for key in keys], 0)
     return np.append(0, np.flatnonzero(new) + 1)[: len(keys[0])]
@@ -240,14 +234,6 @@ def _grouped(group: np.ndarray, groups: int) -> np.ndarray:
     """Returns the stable order by group number, in linear time: the columns of a matrix with an entry in each row."""
     n = len(group)
     return sparse.csr_array((np.ones(n, bool), group, np.arange(n + 1)), (n, groups)).tocsc().indices
-
-
-def _benjamini_hochberg(p: np.ndarray, tests: int) -> np.ndarray:
-    """Returns the q of each p among this number of tests; the other tests have p = 1."""
-    order = np.argsort(p)
-    q = np.empty(len(p))
-    q[order] = np.minimum.accumulate((p[order] * tests / np.arange(1, len(p) + 1))[::-1])[::-1]
-    return np.minimum(q, 1)
 
 
 def _fisher(table: pd.DataFrame) -> np.ndarray:

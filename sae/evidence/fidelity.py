@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_softmax
 
 from sae.evidence.measures import DENSE
 
@@ -44,15 +45,9 @@ def recovered(clean: float, spliced: float, ablated: float) -> float:
     return (ablated - spliced) / (ablated - clean) if ablated - clean > 1e-3 else float("nan")
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities of each row of logits [n, classes], float64."""
-    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-
-
 def kl(logits: np.ndarray, other: np.ndarray) -> np.ndarray:
     """KL(softmax(logits) ‖ softmax(other)) in nats for each row of [n, classes]: [n], float64."""
-    p, q = log_softmax(logits), log_softmax(other)
+    p, q = (log_softmax(np.asarray(part, np.float64), 1) for part in (logits, other))
     return (np.exp(p) * (p - q)).sum(1)
 
 

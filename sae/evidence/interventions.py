@@ -27,20 +27,19 @@ would show the same distribution of effects. The control of one latent is a sing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from scipy.special import log_softmax
 
 from sae.errors import InputError
+from sae.evidence.fidelity import kl
 from sae.latent_codes import Codes
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `tables` does without
-    import torch
     from torch import nn
 
     from sae.activations import Activations
@@ -74,15 +73,6 @@ class Responses:
     size: np.ndarray
     effects: np.ndarray
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Returns the fields by name, to be saved."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Responses:
-        """Returns the responses from the arrays of `to_arrays`."""
-        return cls(**{field.name: arrays[field.name] for field in fields(cls)})
-
 
 @dataclass(frozen=True)
 class _Change:
@@ -112,28 +102,29 @@ def run(
     x: Activations,
     codes: Codes,
     latents: Sequence[int],
+    clean: np.ndarray,
     images: int = 8,
     seed: int = 0,
-    clean: np.ndarray | None = None,
 ) -> Responses:
     """Ablates, steers and controls each latent on held-out images.
 
-    The cost is at most 3 · latents · images forward passes of the blocks after the layer, and one for each image
-    where `clean` is not given.
+    The cost is at most 3 · latents · images forward passes of the blocks after the layer.
 
     Args:
         x: held-out images with *all* tokens at the dictionary's layer.
         codes: the dictionary's codes of its own tokens of the same images.
+        clean: the outputs for the stored tokens `x` without any change, float32 [len(x), outputs].
         images: number of images per latent: those on which it fires strongest, and as many random silent ones for
             steering.
         seed: of the silent images and the control's direction. Each latent has its own draw, so its rows do not depend
             on the other latents.
-        clean: the outputs for the stored tokens `x` without any change, [len(x), outputs], see `untouched`. They are
-            the same for all dictionaries of a layer.
 
     Raises:
         InputError: `codes` and `x` are not of the same images, or the dictionary's layer is unknown.
     """
+    import torch
+    from tqdm import tqdm
+
     from sae import vit as vits
 
     if not np.array_equal(codes.ids, x.ids):
@@ -145,28 +136,21 @@ def run(
     norms = directions.double().norm(dim=1).cpu().numpy()
     changes = list(_changes(codes, list(latents), norms, images, seed))
     image = np.array([change.image for change in changes], np.int64)
-    used, place = np.unique(image, return_inverse=True)
-    clean = untouched(vit, x, layer, used) if clean is None else clean[used]
-
     geometry = vits.geometry(vit)
     first_token = geometry.select(dictionary.config.tokens).start or 0
-
-    def edit(tokens: torch.Tensor, number: int) -> None:
-        change = changes[number]
-        values = directions.new_tensor(change.values)
-        tokens[change.tokens + first_token] += values[:, None] * directions[change.direction]
-
-    changed = _outputs(vit, x, layer, image, edit)
+    outputs = [np.zeros((0, clean.shape[1]), np.float32)]
+    with torch.inference_mode():
+        for first in tqdm(range(0, len(changes), BATCH), desc="interventions", unit="batch"):
+            stream = torch.from_numpy(x.read(image[first : first + BATCH])).to(directions.device).float()
+            for tokens, change in zip(stream, changes[first : first + BATCH], strict=True):
+                values = directions.new_tensor(change.values)
+                tokens[change.tokens + first_token] += values[:, None] * directions[change.direction]
+            outputs.append(vits.resume(vit, stream, layer).float().cpu().numpy())
     groups = [len(names) for names in vits.class_names(vit).values()] or [geometry.outputs]
-    size, effects = respond(clean[place], changed, groups if geometry.outputs else [])
+    size, effects = respond(clean[image], np.concatenate(outputs), groups if geometry.outputs else [])
     kind = np.array([KINDS.index(change.kind) for change in changes], np.int64)
     effects[kind == KINDS.index("steer")] *= -1
     return Responses(np.array([change.latent for change in changes], np.int64), kind, image, size, effects)
-
-
-def untouched(vit: nn.Module, x: Activations, layer: int, places: np.ndarray | None = None) -> np.ndarray:
-    """Returns the ViT's outputs for the stored tokens of `x`, at these places or all, [images, outputs]."""
-    return _outputs(vit, x, layer, np.arange(len(x)) if places is None else places)
 
 
 def respond(clean: np.ndarray, changed: np.ndarray, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -186,15 +170,14 @@ def respond(clean: np.ndarray, changed: np.ndarray, groups: Sequence[int]) -> tu
         return np.where(still, 0, np.maximum(1 - cosine, 0)), np.zeros((len(clean), 0))
     size, effects = np.zeros(len(clean)), []
     for p, q in zip(*(np.split(part, np.cumsum(groups)[:-1], 1) for part in (clean, changed)), strict=True):
-        log_p, log_q = log_softmax(p, 1), log_softmax(q, 1)
-        size += (np.exp(log_p) * (log_p - log_q)).sum(1)
+        size += kl(p, q)
         # The normalisation of the softmax is the same for all classes, so that centring removes it.
         effects.append((p - q) - (p - q).mean(1, keepdims=True))
     return np.maximum(size, 0), np.concatenate(effects, 1)
 
 
 def tables(
-    responses: Responses, names: Mapping[str, Sequence[str]], classes: pd.DataFrame | None = None, top: int = 5
+    responses: Responses, names: Mapping[str, Sequence[str]], classes: pd.DataFrame, top: int = 5
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns a table of the latents and one of the effects on classes.
 
@@ -238,9 +221,7 @@ def tables(
         group: responses.effects[:, start:end].astype(np.float64)
         for group, start, end in zip(names, ends, ends[1:], strict=False)
     }
-    if classes is not None:
-        classes = classes[classes["latent"].isin(responses.latent)]
-    correlated = _correlated(classes, names)
+    correlated = _correlated(classes[classes["latent"].isin(responses.latent)], names)
     rows, moved = [], []
     for latent in dict.fromkeys(responses.latent.tolist()):
         of_latent = responses.latent == latent
@@ -284,43 +265,14 @@ def _changes(codes: Codes, latents: list[int], norms: np.ndarray, images: int, s
                 yield _Change(latent, "steer", silent[number], tokens, values, latent)
 
 
-def _outputs(
-    vit: nn.Module,
-    x: Activations,
-    layer: int,
-    places: np.ndarray,
-    edit: Callable[[torch.Tensor, int], None] | None = None,
-) -> np.ndarray:
-    """Returns the outputs that follow from the stored tokens of these places, float32 [places, outputs].
-
-    Args:
-        edit: changes the tokens [tokens, d] of the image of this number among `places`.
-    """
-    import torch
-    from tqdm import tqdm
-
-    from sae import vit as vits
-
-    parts, device = [], next(vit.parameters()).device
-    with torch.inference_mode():
-        for first in tqdm(range(0, len(places), BATCH), desc="interventions", unit="batch"):
-            stream = torch.from_numpy(x.read(places[first : first + BATCH])).to(device).float()
-            if edit:
-                for number, tokens in enumerate(stream, first):
-                    edit(tokens, number)
-            parts.append(vits.resume(vit, stream, layer).float().cpu().numpy())
-    return np.concatenate(parts) if parts else np.zeros((0, max(1, vits.geometry(vit).outputs)), np.float32)
-
-
-def _correlated(classes: pd.DataFrame | None, names: Mapping[str, Sequence[str]]) -> dict[int, tuple[str, int]]:
+def _correlated(classes: pd.DataFrame, names: Mapping[str, Sequence[str]]) -> dict[int, tuple[str, int]]:
     """Returns latent -> its first class that the head knows, as (group, place in the group)."""
     place = {(group, value): i for group, values in names.items() for i, value in enumerate(values)}
     first: dict[int, tuple[str, int]] = {}
-    if classes is not None:
-        for latent, group, text in zip(classes["latent"], classes["attribute"], classes["class"], strict=True):
-            key = (group, str(text).split("/")[-1])
-            if key in place:
-                first.setdefault(latent, (group, place[key]))
+    for latent, group, text in zip(classes["latent"], classes["attribute"], classes["class"], strict=True):
+        key = (group, str(text).split("/")[-1])
+        if key in place:
+            first.setdefault(latent, (group, place[key]))
     return first
 
 
@@ -355,22 +307,15 @@ def _agreement(
         "correlated_class": None if group is None else names[group][place],
         "correlated_effect": np.nan if group is None else mean["ablate"][group][place],
     }
-    rank = {kind: np.nan for kind in KINDS}
-    sign: dict[str, bool | None] = {kind: None for kind in KINDS}
+    found: dict[str, tuple[float, float, bool | None]] = {kind: (np.nan, np.nan, None) for kind in KINDS}
     for kind, part in mean.items():
         if group is not None and len(part[group]) > 1 and part[group].any():
             effect = part[group][place]
-            rank[kind] = (part[group] > effect).sum() + ((part[group] == effect).sum() - 1) / 2
-            sign[kind] = bool(effect > 0)
-    last = len(names[group]) - 1 if group is not None else 1
-    return facts | {
-        "rank": rank["ablate"],
-        "agreement": 1 - rank["ablate"] / max(last, 1),
-        "sign_agrees": sign["ablate"],
-        "agreement_control": 1 - rank["control"] / max(last, 1),
-        "sign_agrees_control": sign["control"],
-        "agreement_steered": 1 - rank["steer"] / max(last, 1),
-    }
+            rank = (part[group] > effect).sum() + ((part[group] == effect).sum() - 1) / 2
+            found[kind] = rank, 1 - rank / (len(part[group]) - 1), bool(effect > 0)
+    facts |= zip(("rank", "agreement", "sign_agrees"), found["ablate"], strict=True)
+    _rank, facts["agreement_control"], facts["sign_agrees_control"] = found["control"]
+    return facts | {"agreement_steered": found["steer"][1]}
 
 
 def _most(effects: np.ndarray, names: Sequence[str], top: int, key: tuple[int, str, str]) -> list[tuple]:

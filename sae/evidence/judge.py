@@ -126,8 +126,9 @@ def judge(
 def _monosemanticity(codes: Codes, embedding: np.ndarray) -> pd.DataFrame:
     strongest = codes.images
     table = pd.DataFrame({"latent": np.arange(codes.latents)})
+    mixed = embedding[np.random.default_rng(0).permutation(len(embedding))]
     table["monosemanticity"] = monosemanticity.monosemanticity(strongest, embedding)
-    table["monosemanticity_shuffled"] = monosemanticity.shuffled(strongest, embedding, np.random.default_rng(0))
+    table["monosemanticity_shuffled"] = monosemanticity.monosemanticity(strongest, mixed)
     mean, deviation = monosemanticity.chance(strongest, embedding)
     return table.assign(monosemanticity_chance=mean, monosemanticity_deviation=deviation)
 

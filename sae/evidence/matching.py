@@ -16,7 +16,6 @@ from scipy import sparse
 from sae.errors import InputError
 from sae.evidence.measures import FOUND, RELATED
 
-OUTCOMES = ("same", "split", "changed", "merged", "lost", "dead")
 _BLOCK = 2**24  # how many correlations are computed at a time, so that 24,576 x 24,576 of them need no tens of GB
 
 
@@ -53,18 +52,15 @@ def _moments(z: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(variance, out=np.full(len(mean), np.inf), where=varies)
 
 
-def assign(similarity: np.ndarray) -> pd.DataFrame:
-    """The one-to-one matching with the largest total similarity (the Hungarian method), for similarity [F, G].
+def assign(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The one-to-one matching with the largest total similarity (the Hungarian method), for similarity [F, F].
 
-    Returns a row per latent of the first: latent, other, similarity. Where F > G, the F - G latents without a partner
-    have other -1 and similarity NaN.
+    Returns the partner of each latent, int64 [F], and their similarity, float64 [F].
     """
     from scipy.optimize import linear_sum_assignment  # here: the import takes longer than most matchings
 
     latent, partner = linear_sum_assignment(similarity, maximize=True)
-    other, value = np.full(len(similarity), -1), np.full(len(similarity), np.nan)
-    other[latent], value[latent] = partner, similarity[latent, partner]
-    return pd.DataFrame({"latent": np.arange(len(similarity)), "other": other, "similarity": value})
+    return partner, similarity[latent, partner].astype(np.float64)
 
 
 def stability(
@@ -100,8 +96,8 @@ def stability(
     fires, seeds = z.sum(0) > 0, sorted(others)
     by_cosine = [assign(_unit(decoder) @ _unit(others[seed][0]).T) for seed in seeds]
     by_correlation = [assign(correlation(z, others[seed][1])) for seed in seeds]
-    cosines, correlations = (
-        np.stack([pairs["similarity"] for pairs in found], 1) for found in (by_cosine, by_correlation)
+    (partners_by_cosine, cosines), (partners, correlations) = (
+        (np.stack(part, 1) for part in zip(*found, strict=True)) for found in (by_cosine, by_correlation)
     )
     return pd.DataFrame(
         {
@@ -110,8 +106,8 @@ def stability(
             "stability_cosine": cosines.mean(1),
             "stability_correlation": np.where(fires, correlations.mean(1), np.nan),
             "partner_seeds": list(np.tile(seeds, (len(fires), 1))),
-            "partners_by_cosine": list(np.stack([pairs["other"] for pairs in by_cosine], 1)),
-            "partners_by_correlation": list(np.stack([pairs["other"] for pairs in by_correlation], 1)),
+            "partners_by_cosine": list(partners_by_cosine),
+            "partners_by_correlation": list(partners),
             "partner_correlations": list(correlations),
         }
     )
@@ -130,7 +126,7 @@ def null_stability(latents: int, tokens: np.ndarray, rng: np.random.Generator) -
 
     def matched(rows: np.ndarray) -> np.ndarray:
         one, two = np.split(_unit(rows), 2)
-        return assign(one @ two.T)["similarity"].to_numpy()
+        return assign(one @ two.T)[1]
 
     nulls = {"random directions": matched(rng.standard_normal((2 * latents, tokens.shape[1])))}
     if len(tokens) >= 2 * latents:
@@ -170,7 +166,7 @@ def across_ks(r: np.ndarray, fired: np.ndarray, threshold: float = FOUND, partia
         fired: bool [F], whether the first's latent fires on any token.
 
     Returns:
-        a row per latent of the first: latent, outcome (one of OUTCOMES), best (index in the second) and r_best (-1 and
+        a row per latent of the first: latent, outcome, best (index in the second) and r_best (-1 and
         NaN for the dead), children (how many), child_latents (by falling r).
     """
     latents, others = np.arange(r.shape[0]), np.arange(r.shape[1])

@@ -6,13 +6,8 @@ The embedding must not come from the layer under study: a latent would be judged
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from scipy import sparse
-
-if TYPE_CHECKING:  # torch takes seconds to import, and the score does without
-    pass
 
 
 def monosemanticity(a: sparse.csr_array, e: np.ndarray) -> np.ndarray:
@@ -43,14 +38,6 @@ def monosemanticity(a: sparse.csr_array, e: np.ndarray) -> np.ndarray:
     together = np.square(a.T.astype(np.float64) @ e).sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(_pairs(a), (together - own) / (powers[0] ** 2 - powers[1]), np.nan)
-
-
-def shuffled(a: sparse.csr_array, e: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The score with the images in random order, each latent's activations kept: [F], float64.
-
-    One draw for all latents, for comparison with their scores; `chance` gives the mean and the spread of all draws.
-    """
-    return monosemanticity(a, e[rng.permutation(len(e))])
 
 
 def chance(a: sparse.csr_array, e: np.ndarray) -> tuple[float, np.ndarray]:

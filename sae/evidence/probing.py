@@ -15,9 +15,12 @@ from scipy import sparse
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
-from sae.errors import InputError
+from sae.evidence.classes import firsts
 
 STRENGTHS = (0.001, 0.03, 1.0)  # inverse regularisations C that the dense probe chooses from, the strongest first
+# Classes need this many images in each split, and so do all other images; a quarter of them is kept apart once.
+_SUPPORT = 5
+_MOST = 60  # classes over all attributes; those with the most images are taken
 _MEASURED = ["auroc", "balanced_accuracy", "f1"]
 _COLUMNS = ["attribute", "class", "probe", *_MEASURED, "support_train", "support_held_out", "latents"]
 
@@ -61,8 +64,6 @@ def probe(
     labels: Mapping[str, Sequence],
     train: np.ndarray,
     sizes: Sequence[int] = (1, 2, 5),
-    minimum_support: int = 5,
-    most_classes: int = 60,
     seed: int = 0,
 ) -> Probes:
     """Fits one-vs-rest probes for every class on the train images and measures them on the others.
@@ -81,17 +82,12 @@ def probe(
         labels: attribute -> the class of each image [n], None or NaN where it is not known.
         train: bool [n], whether probes are fitted on an image; all others are held out.
         sizes: numbers of latents that the probes read.
-        minimum_support: smallest number of images in each split, of a class and of all other images, for a probe.
-        most_classes: largest number of classes over all attributes; those with the most images are taken.
         seed: of the shuffled labels.
-
-    Raises:
-        InputError: minimum_support is below 4, too few to keep a quarter apart (see `probe_dense`).
     """
     rng, most, found = np.random.default_rng(seed), max(sizes), []
     fit: np.ndarray | None = None
     unseen = latents[np.flatnonzero(~np.asarray(train, bool))].tocsc()
-    for part in _attributes(labels, train, minimum_support, most_classes):
+    for part in _attributes(labels, train):
         # Most attributes are known for the same images, and the sort is the slowest part.
         if fit is None or not np.array_equal(part.fit, fit):
             fit, seen = part.fit, latents[part.fit].tocsc()
@@ -116,8 +112,6 @@ def probe_dense(
     x: np.ndarray,
     labels: Mapping[str, Sequence],
     train: np.ndarray,
-    minimum_support: int = 5,
-    most_classes: int = 60,
     seed: int = 0,
 ) -> Probes:
     """Fits the probes `dense`, which read all raw activations: the same for all dictionaries of a layer.
@@ -129,10 +123,10 @@ def probe_dense(
             alone hides small objects, and latents count by their strongest token.
         seed: of the images kept apart.
 
-    Other arguments and errors: see `probe`.
+    Other arguments: see `probe`.
     """
     rng, found = np.random.default_rng([seed, 1]), []
-    for part in _attributes(labels, train, minimum_support, most_classes):
+    for part in _attributes(labels, train):
         y = part.truth
         # Every fourth image in the order of the classes: each class is in both parts.
         mixed = rng.permutation(part.fit)
@@ -198,7 +192,7 @@ def latent_ranks(latents: sparse.csc_array) -> sparse.csc_array:
     latent = np.repeat(np.arange(latents.shape[1]), fires)
     order = np.lexsort((latents.data, latent))
     ordered = latents.data[order]
-    first = np.flatnonzero((np.diff(ordered, prepend=-1) != 0) | (np.diff(latent, prepend=-1) != 0))
+    first = firsts(ordered, latent)
     equal = np.diff(np.append(first, latents.nnz))
     among_firing = np.repeat(first - latents.indptr[latent[first]] + (equal - 1) / 2, equal)
     # From 0, the silent ones rank (silent - 1) / 2 and the firing ones begin at `silent`.
@@ -264,21 +258,19 @@ def logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return beta
 
 
-def _attributes(labels: Mapping[str, Sequence], train: np.ndarray, minimum: int, most: int) -> Iterator[_Attribute]:
+def _attributes(labels: Mapping[str, Sequence], train: np.ndarray) -> Iterator[_Attribute]:
     """Yields the attributes that have classes to probe."""
-    if minimum < 4:
-        raise InputError(f"minimum_support {minimum}: a probe needs at least 4 images of a class")
     train, numbers, parts = np.asarray(train, bool), {}, [pd.DataFrame(columns=["images"])]
     for attribute, values in labels.items():
         number, names = pd.factorize(np.asarray(values, object), sort=True)
         support = [np.bincount(number[part & (number >= 0)], minlength=len(names)) for part in (train, ~train)]
-        enough = np.all([(s >= minimum) & (s.sum() - s >= minimum) for s in support], axis=0)
+        enough = np.all([(s >= _SUPPORT) & (s.sum() - s >= _SUPPORT) for s in support], axis=0)
         table = {"attribute": attribute, "class": names, "number": np.arange(len(names)), "images": sum(support)}
         table |= {"support_train": support[0], "support_held_out": support[1]}
         numbers[attribute] = number
         parts.append(pd.DataFrame(table)[enough])
     table = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
-    chosen = table.loc[sorted(table["images"].sort_values(ascending=False, kind="stable").index[:most])]
+    chosen = table.loc[sorted(table["images"].sort_values(ascending=False, kind="stable").index[:_MOST])]
     for attribute, part in chosen.groupby("attribute", sort=False) if len(chosen) else ():
         number = numbers[attribute]
         yield _Attribute(part, number, np.flatnonzero(train & (number >= 0)), np.flatnonzero(~train))

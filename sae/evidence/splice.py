@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_softmax
 
 from sae.evidence import fidelity
 from sae.images import HELD_OUT, used
@@ -132,8 +133,8 @@ def metrics(
         "ce_zero_ablated": ce_zero,
         "ce_recovered_mean": fidelity.recovered(ce_clean, ce, ce_mean),
         "ce_recovered_zero": fidelity.recovered(ce_clean, ce, ce_zero),
-        "accuracy": _mean(accuracy(spliced, truth, names)),
-        "accuracy_clean": _mean(accuracy(clean, truth, names)),
+        "accuracy": float(np.mean([*accuracy(spliced, truth, names).values()] or [np.nan])),
+        "accuracy_clean": float(np.mean([*accuracy(clean, truth, names).values()] or [np.nan])),
     }
 
 
@@ -153,9 +154,5 @@ def _cross_entropy(groups: list[np.ndarray], answers: np.ndarray) -> float:
     for group, column in zip(groups, answers.T, strict=True):
         known = np.flatnonzero(column >= 0)
         if len(known):
-            losses.append(-fidelity.log_softmax(group[known])[np.arange(len(known)), column[known]].mean())
+            losses.append(-log_softmax(group[known].astype(np.float64), 1)[np.arange(len(known)), column[known]].mean())
     return float(np.mean(losses))
-
-
-def _mean(values: dict[str, float]) -> float:
-    return float(np.mean(list(values.values()))) if values else float("nan")

@@ -136,11 +136,7 @@ def _fire(
 
 def _runs(*keys: np.ndarray) -> list[slice]:
     """Returns the places of equal keys in sorted arrays."""
-    if not len(keys[0]):
-        return []
-    change = np.any([key[1:] != key[:-1] for key in keys], axis=0)
-    edges = [0, *(np.flatnonzero(change) + 1), len(keys[0])]
-    return [slice(a, b) for a, b in pairwise(edges)]
+    return [slice(a, b) for a, b in pairwise([*classes.firsts(*keys), len(keys[0])])]
 
 
 def _on_images(codes: Codes, wanted: np.ndarray) -> dict[int, dict[str, Any]]:
@@ -150,7 +146,6 @@ def _on_images(codes: Codes, wanted: np.ndarray) -> dict[int, dict[str, Any]]:
     on which they fire, the others where they are among the strongest of a token. counts: how many of tokens and values
     belong to each. values: activations in 1/255 of the scale, at least 1. strongest: of the first `everywhere`.
     """
-    assert codes.images is not None  # the page shows ranked dictionaries
     assert codes.images is not None  # the page shows ranked dictionaries
     row, latent, value = codes.entries()
     order = np.lexsort((-value, row))

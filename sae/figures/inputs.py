@@ -66,13 +66,9 @@ def overview(manifest: pd.DataFrame, model: dict[str, Any], name: str, pixels: n
 
 def _mosaic(pictures: np.ndarray, columns: int = 4, gap: int = 4) -> np.ndarray:
     """Lays pictures [n, height, width, 3] side by side on white."""
-    height, width = pictures.shape[1:3]
-    rows = -(-len(pictures) // columns)
-    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for place, picture in enumerate(pictures):
-        top, left = place // columns * (height + gap), place % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = picture
-    return canvas
+    tiles = np.pad(pictures, ((0, -len(pictures) % columns), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    rows, (height, width) = len(tiles) // columns, tiles.shape[1:3]
+    return tiles.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
 
 
 @styled

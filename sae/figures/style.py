@@ -48,9 +48,8 @@ styled = matplotlib.rc_context(
 def save(figure: Figure, path: str | Path) -> None:
     """Writes the figure as SVG or PNG, by the file's ending; equal figures give identical files."""
     with whole(path) as part, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph"
-        )  # a warning for each unusual character of a name, with that character
+        # One for each unusual character of a name, with that character.
+        warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(part, dpi=110, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
         if Path(path).suffix == ".svg":  # Matplotlib writes names of classes with whatever characters they have
             part.write_text(_NOT_XML.sub("\ufffd", part.read_text("utf-8")), "utf-8")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from queue import Queue
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -61,36 +61,17 @@ def ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
     Raises:
         BaseException: the error that making an item raised.
     """
-    line: Queue[tuple[str, Any]] = Queue(depth)
-    leaving = False
-
-    def work() -> None:
-        try:
-            for item in items:
-                line.put(("item", item))
-                if leaving:
-                    return
-            line.put(("end", None))
-        except BaseException as error:
-            line.put(("error", error))
-
-    Thread(target=work, daemon=True).start()
+    thread, end = ThreadPoolExecutor(1), object()
+    line = deque(thread.submit(next, items, end) for _ in range(depth))
     try:
-        while True:
-            kind, value = line.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
+        while (item := line.popleft().result()) is not end:
+            line.append(thread.submit(next, items, end))
+            yield item
     finally:
-        leaving = True
-        while not line.empty():
-            line.get_nowait()
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
     """Returns a tensor of the array's memory, to be read only; a copy if torch cannot use the array's layout."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an array that must not be written
+    with warnings.catch_warnings(action="ignore"):  # of an array that must not be written
         return torch.from_numpy(np.ascontiguousarray(array))

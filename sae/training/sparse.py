@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -59,7 +58,7 @@ class SparseStep(Step):
         self._memory = Memory(low)
         # Each thread computes its products itself: torch's threads and the kernels would wait for each other.
         self._threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(max(1, self._threads - 1), initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         torch.set_num_threads(1)
 
     def close(self) -> None:
@@ -194,25 +193,15 @@ class SparseStep(Step):
 
         if batchtopk:
             self._over(n, self.rows, prepare)
-            whole = Pass(self._memory, "", self.rows, u, encoder, decoder, ends, self._of_the_batch(encoder, k * n))
-        else:
-            whole = Pass(self._memory, "", self.rows, u, encoder, decoder, ends, self._room("", n, k))
+        codes = self._of_the_batch(encoder, k * n) if batchtopk else self._room("", n, k)
+        whole = Pass(self._memory, "", self.rows, u, encoder, decoder, ends, codes)
         revived, nothing = None, np.zeros_like(bias)
         if len(dead):
             index = torch.from_numpy(dead)
             few = min(max(1, width // 2), len(dead))
             own = encoder.weights[index], self._scales[dead], encoder.bias[index]
-            encoder = Encoder(self._memory, seen, scales, *own)
-            revived = Pass(
-                self._memory,
-                "revived ",
-                self.rows,
-                u,
-                encoder,
-                decoder[index],
-                [len(dead)],
-                self._room("revived ", n, few),
-            )
+            encoder, codes = Encoder(self._memory, seen, scales, *own), self._room("revived ", n, few)
+            revived = Pass(self._memory, "revived ", self.rows, u, encoder, decoder[index], [len(dead)], codes)
 
         def encode(first: int, last: int) -> None:
             if not batchtopk:
@@ -280,29 +269,12 @@ class SparseStep(Step):
             self.model.threshold.add_((float(least) - self.model.threshold) * self._rate())
         return np.append(0, np.cumsum(np.bincount(tokens, minlength=n))), chosen, values
 
-    def _over_latents(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def _over_latents(self, function: Callable[[int, int], Any]) -> list[Any]:
         """As `_over`, for all latents, in pieces of whole blocks."""
         latents = self.model.config.latents
         blocks = -(-latents // (step.BLOCK * 2 * self._threads))
-        return self._over(latents, blocks * step.BLOCK, function, *arguments)
+        return self._over(latents, blocks * step.BLOCK, function)
 
-    def _over(self, total: int, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Returns function(first, last, *arguments) for the pieces of [0, total), in order, by the threads."""
-        pieces, results = deque(range(0, total, size)), {}
-
-        def work() -> None:
-            while pieces:
-                try:
-                    first = pieces.popleft()
-                except IndexError:  # another thread was faster
-                    return
-                results[first] = function(first, min(first + size, total), *arguments)
-
-        helpers = [self._pool.submit(work) for _ in range(min(self._threads, len(pieces)) - 1)]
-        try:
-            work()
-        finally:
-            errors = [helper.exception() for helper in helpers]  # waits for them
-        for error in filter(None, errors):
-            raise error
-        return [results[first] for first in range(0, total, size)]
+    def _over(self, total: int, size: int, function: Callable[[int, int], Any]) -> list[Any]:
+        """Returns function(first, last) for the pieces of [0, total), in order, by the threads."""
+        return [*self._pool.map(lambda first: function(first, min(first + size, total)), range(0, total, size))]

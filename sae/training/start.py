@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from sae.activations import Activations
-from sae.autoencoder import SAEConfig, SparseAutoencoder
+from sae.autoencoder import SAEConfig, SparseAutoencoder, gain
 from sae.training.config import Source, TrainConfig
 
 _SCALED_BY = 2048  # tokens
@@ -37,7 +37,9 @@ def untrained(x: Activations, config: TrainConfig, source: Source, seed: int = 0
         # The notebook's decoder is the normalised copy of an ordinary linear encoder; the field's encoder is the copy.
         model.W_enc.copy_(rows if config.decoder == "start" else model.W_dec)
         if config.start == "scaled":
-            model.W_enc.mul_(_gain(model, x))
+            # Many similar latents reconstruct a token several times too large when k of them are active.
+            first = x.read(np.arange(min(len(x), math.ceil(_SCALED_BY / x.tokens)))).reshape(-1, x.width)
+            model.W_enc.mul_(gain(model, model.standardise(torch.from_numpy(first).float())))
     return model
 
 
@@ -46,14 +48,3 @@ def _towards_tokens(x: Activations, latents: int, mean: np.ndarray, seed: int) -
     chosen = np.random.default_rng(seed).choice(len(x) * x.tokens, latents)
     images, inverse = np.unique(chosen // x.tokens, return_inverse=True)
     return torch.from_numpy(x.read(images)[inverse, chosen % x.tokens] - mean).float()
-
-
-def _gain(model: SparseAutoencoder, x: Activations) -> torch.Tensor:
-    """Returns the factor of the encoder at which the first tokens are reconstructed with least squared error.
-
-    Many similar latents reconstruct a token several times too large when k of them are active.
-    """
-    first = x.read(np.arange(min(len(x), math.ceil(_SCALED_BY / x.tokens)))).reshape(-1, x.width)
-    target = model.standardise(torch.from_numpy(first).float())
-    guess = model.combine(*model.select(model.pre_activations(target), model.config.k))
-    return (target * guess).sum() / guess.square().sum()

@@ -1,24 +1,14 @@
 """The conclusion: SAEs against baselines, in sentences and as a page."""
 
-import numpy as np
-import pandas as pd
 import pytest
+import small
 
 from sae.evidence import conclusion, summary
 
 
-def table_of(values, measure="concept_recovery"):
-    parts = []
-    for method, value in values.items():
-        draws = value + 0.01 * np.random.default_rng(0).standard_normal(200)
-        part = summary.table({measure: (value, draws, 10)})
-        parts.append(part.assign(layer=1, k=4, seed=0, method=method))
-    return pd.concat(parts, ignore_index=True)
-
-
 @pytest.mark.parametrize(("ours", "verdict"), [(0.3, "worse than"), (0.9, "better than")])
 def test_the_page_says_whether_the_sae_beats_the_best_baseline(ours, verdict):
-    table = table_of({"topk": ours, "pca": 0.5, "random": 0.2})
+    table = small.summaries({"topk": ours, "pca": 0.5, "random": 0.2})
     page = conclusion.page(table, summary.compare(table, ["topk"], ["pca", "random"]), "<img src=x onerror=alert(1)>")
     assert f"{verdict} pca" in " ".join(page.split())  # the best baseline, not the weakest
     assert "random" not in page.split("</tr>", 1)[1]  # beyond the heading of its column
@@ -28,7 +18,9 @@ def test_the_page_says_whether_the_sae_beats_the_best_baseline(ours, verdict):
 
 def test_the_sentences_say_what_is_bought_or_that_it_is_nothing():
     for ours, words in ((0.3, "the SAE gains nothing"), (0.9, "better than every baseline in: concept recovery")):
-        compared = summary.compare(table_of({"topk": ours, "pca": 0.5, "random": 0.2}), ["topk"], ["pca", "random"])
+        compared = summary.compare(
+            small.summaries({"topk": ours, "pca": 0.5, "random": 0.2}), ["topk"], ["pca", "random"]
+        )
         first, *lines = conclusion.sentences(conclusion.against_best(compared))
         assert words in first and first.startswith("Over 1 grid point,")
         assert len(lines) == 1 and f"at {int(ours > 0.5)} of 1 grid points" in lines[0]
@@ -36,6 +28,6 @@ def test_the_sentences_say_what_is_bought_or_that_it_is_nothing():
 
 
 def test_what_does_not_depend_on_the_seed_does_not_count_as_stable():
-    table = table_of({"topk": 0.5, "pca": 1.0, "random": 0.2}, measure="stability")
+    table = small.summaries({"topk": 0.5, "pca": 1.0, "random": 0.2}, measure="stability")
     best = conclusion.against_best(summary.compare(table, ["topk"], ["pca", "random"]))
     assert best["baseline"].tolist() == ["random"] and best["verdict"].tolist() == ["better"]

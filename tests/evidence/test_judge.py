@@ -10,20 +10,13 @@ import sae
 from sae.evidence import judge
 from sae.evidence.measures import MEASURES
 
-N = 40
-
 
 @pytest.fixture(scope="module", params=[0, 5], ids=["no head", "a head without names"])
 def given(request, tmp_path_factory):
     """A layer of 40 images of noise without labels, two SAEs on it."""
     folder = tmp_path_factory.mktemp("store")
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=request.param).eval()
-    rng = np.random.default_rng(0)
-    np.save(folder / "pixels.npy", rng.integers(0, 256, (N, 32, 32, 3), np.uint8))
-    manifest = pd.DataFrame({"id": range(N), "label": None, "status": "ok", "group": range(N)})
-    manifest["sha256"] = [f"{int(h):064x}" for h in rng.integers(2**62, size=N)]
-    manifest["split"] = np.where(np.arange(N) % 4 == 0, "held_out", "train")
-    setup = small.setup(folder, vit.requires_grad_(False), manifest, 0, "patches", 24, latents=5, images=2)
+    setup = small.setup(folder, vit.requires_grad_(False), small.noise(folder), 0, "patches", 24, latents=5, images=2)
     config = sae.TrainConfig(k=4, latents=24, batch=30, epochs=3)
     return setup, {seed: small.train(setup, 0, config, seed) for seed in (0, 1)}
 

@@ -3,23 +3,23 @@
 import numpy as np
 import pandas as pd
 import pytest
+import small
 import torch
-from scipy import sparse
 
 from sae import images
 from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.evidence import ranking
 from sae.geometry import Geometry
-from sae.latent_codes import HISTOGRAM_EDGES, Codes, Tally
+from sae.latent_codes import HISTOGRAM_EDGES, Tally
 
 SHAPE = Geometry(12, 6, ("class",), (2, 3), (32, 48), 10)
 N, LATENTS, MEDIAN = 40, 9, 2.5
 
 
-def coded(z, ids, train, norms):
-    """Codes of dense latents z [images, tokens, F], counted plainly."""
-    n, tokens, latents = z.shape
-    fires, strongest = z > 0, z.max(1)
+def counted(z, ids, train, norms):
+    """Codes of latents z [images, tokens, F], with a tally that is counted plainly."""
+    tokens, latents = z.shape[1:]
+    fires = z > 0
     edges = np.append(np.append(0, HISTOGRAM_EDGES[1:-1]), np.inf)
     high = norms > 4 * MEDIAN
     tally = Tally(
@@ -31,12 +31,7 @@ def coded(z, ids, train, norms):
         high=fires[high].sum(0),
         high_rows=np.array([high.sum()]),
     )
-    row, latent = strongest.nonzero()
-    pattern = latent, np.append(0, np.cumsum(np.bincount(row, minlength=n)))
-    images, places = (
-        sparse.csr_array((matrix[row, latent], *pattern), strongest.shape) for matrix in (strongest, z.argmax(1))
-    )
-    return Codes(sparse.csr_array(z.reshape(-1, latents)), ids, tokens, images, places, ids, tally=tally)
+    return small.coded(z, ids, tally=tally)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +65,7 @@ def case():
     )
     z = m.encode(tokens[:, 1:].reshape(-1, 6)).reshape(N, 6, LATENTS)
     norms = np.linalg.norm(tokens[:, 1:], axis=2)
-    return coded(z, ids, (manifest["split"] == "train").to_numpy(), norms), manifest, z, norms
+    return counted(z, ids, (manifest["split"] == "train").to_numpy(), norms), manifest, z, norms
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +170,7 @@ def test_the_class_of_a_latent_is_the_one_that_stands_out_and_is_confirmed():
     manifest = pd.DataFrame({"id": ids, "label": [f"class {b}" for b in both], "group": ids})
     manifest = manifest.assign(split=np.where(ids % 5, "train", "held_out"), colour=[f"c{c}" for c in colour])
     z = m.encode(tokens[:, 0])[:, None]
-    codes = coded(z, ids, ids % 5 > 0, np.linalg.norm(tokens, axis=2))
+    codes = counted(z, ids, ids % 5 > 0, np.linalg.norm(tokens, axis=2))
     found = ranking.rank(codes, manifest, Geometry(1, 4, (), (1, 1), (16, 16), 0), slice(None))
     table = found.latents
     assert table.loc[0, ["top_attribute", "top_class"]].tolist() == ["colour", "c2"]
@@ -197,7 +192,7 @@ def test_without_labels_there_are_no_classes(case):
 def test_class_tokens_have_no_patch(case):
     _codes, manifest, z, norms = case
     train = (manifest["split"] == "train").to_numpy()
-    only = coded(z[:, :1], manifest["id"].to_numpy(), train, norms[:, :1])
+    only = counted(z[:, :1], manifest["id"].to_numpy(), train, norms[:, :1])
     images = ranking.rank(only, manifest, SHAPE, SHAPE.select("class")).images
     assert (images[["token_row", "token_col"]] == -1).all(axis=None)
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+import small
 from scipy import sparse
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from sae.evidence import classes, summary
 from sae.evidence.fidelity import fvu
 from sae.evidence.probing import Probes, measure
-from sae.latent_codes import Codes
 
 
 @pytest.fixture
@@ -92,33 +92,20 @@ def test_selectivity_by_shuffled_labels_is_at_chance(w):
     assert abs(np.mean(values)) < 0.02
 
 
-def codes_of(z, images):
-    return Codes(sparse.csr_array(z.astype(np.float32)), np.arange(images), len(z) // images)
-
-
 def test_stability_of_a_copy_is_one_whatever_its_numbering_and_of_noise_zero(w):
     rng = np.random.default_rng(0)
-    z = rng.random((800, 12)) * (rng.random((800, 12)) < 0.2)
-    z[:, 7] = 0
+    z = rng.random((80, 10, 12)) * (rng.random((80, 10, 12)) < 0.2)
+    z[..., 7] = 0
     order = rng.permutation(12)
-    value, draws, n = summary.stability(codes_of(z, 80), codes_of(3 * z[:, order], 80), np.argsort(order), w)
+    value, draws, n = summary.stability(small.coded(z), small.coded(3 * z[..., order]), np.argsort(order), w)
     assert value == pytest.approx(1) and n == 11 and draws.min() > 0.999
-    noise = rng.permuted(z, axis=0)
-    assert abs(summary.stability(codes_of(z, 80), codes_of(noise, 80), np.arange(12), w)[0]) < 0.05
-    silent = codes_of(np.zeros_like(z), 80)
-    assert summary.stability(codes_of(z, 80), silent, np.arange(12), w)[0] == 0
-    dense = np.corrcoef(z[:, 3], z[:, 4])[0, 1]
-    only = summary.stability(codes_of(z[:, [3]], 80), codes_of(z[:, [4]], 80), np.array([0]), w)
+    noise = rng.permuted(z.reshape(800, 12), axis=0).reshape(z.shape)
+    assert abs(summary.stability(small.coded(z), small.coded(noise), np.arange(12), w)[0]) < 0.05
+    silent = small.coded(np.zeros_like(z))
+    assert summary.stability(small.coded(z), silent, np.arange(12), w)[0] == 0
+    dense = np.corrcoef(z[..., 3].ravel(), z[..., 4].ravel())[0, 1]
+    only = summary.stability(small.coded(z[..., [3]]), small.coded(z[..., [4]]), np.array([0]), w)
     assert only[0] == pytest.approx(dense, abs=1e-5)
-
-
-def table_of(values, spread=0.01, measure="concept_recovery"):
-    rng, parts = np.random.default_rng(0), []
-    for method, value in values.items():
-        draws = value + spread * rng.standard_normal(200)
-        part = summary.table({measure: (value, draws, 10)})
-        parts.append(part.assign(layer=1, k=4, seed=0, method=method))
-    return pd.concat(parts, ignore_index=True)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +119,7 @@ def table_of(values, spread=0.01, measure="concept_recovery"):
     ],
 )
 def test_the_verdict_follows_the_interval_of_the_difference(measure, ours, theirs, verdict):
-    compared = summary.compare(table_of({"topk": ours, "pca": theirs}, measure=measure), ["topk"], ["pca"])
+    compared = summary.compare(small.summaries({"topk": ours, "pca": theirs}, measure=measure), ["topk"], ["pca"])
     assert compared["verdict"].tolist() == [verdict]
     assert (compared["low"] < compared["gain"]).all() and (compared["gain"] < compared["high"]).all()
     assert np.sign(compared["gain"].iloc[0]) == {"better": 1, "worse": -1, "open": 0}[verdict]

@@ -3,19 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
+import small
 
 from sae.evidence import token_types
-from sae.latent_codes import Codes, Tally
+from sae.latent_codes import Tally
 
 KINDS, PATCHES = ["class", *["patch"] * 48], (6, 8)
 N, TOKENS = 60, 49
-
-
-def codes_of(z):
-    """Codes of z [n, tokens, F]."""
-    n, tokens, latents = z.shape
-    return Codes(sparse.csr_array(z.reshape(-1, latents).astype(np.float32)), np.arange(n), tokens)
 
 
 @pytest.fixture
@@ -83,7 +77,7 @@ def test_localisation_of_a_latent_on_the_object_beside_one_that_only_knows_the_i
     z[red, (place[red] + 24) % 48, 1] = 1  # in the right images, elsewhere
     z[:, :, 2] = rng.random((N, 48))  # anywhere
     best = pd.DataFrame({"attribute": "colour", "class": ["red", "red", "red", "blue"], "latent": [0, 1, 2, 0]})
-    table, hit, seen = token_types.localisation(codes_of(z), coverage, best, {("colour", "red"): red})
+    table, hit, seen = token_types.localisation(small.coded(z), coverage, best, {("colour", "red"): red})
     assert hit[red].all(0).tolist() == [True, False, False] and (seen[:, 0] == red).all()
     table = table.set_index("latent")
     assert len(table) == 3  # blue is not known here

@@ -1,11 +1,23 @@
 """The figures that compare the grid's points."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
 from written import written
 
 from sae.figures import grid, style
+
+
+def rows(layers, ks, methods=("topk",), seeds=(0,), fvu=lambda k, _method: 1 / k):
+    """The metrics of a grid; `fvu` is a function of k and method."""
+    table = pd.DataFrame(
+        [(layer, k, method, seed, fvu(k, method), k) for layer, k, method, seed in product(layers, ks, methods, seeds)],
+        columns=["layer", "k", "method", "seed", "fvu", "l0"],
+    )
+    known = {"dead": 0.1, "top1_agreement": 0.9, "top1_agreement_mean_ablated": 0.1, "ce_recovered_mean": 0.8}
+    return table.assign(**known, accuracy=0.7, accuracy_clean=0.9, tokens=9000, images=50)
 
 
 def bands(table):
@@ -22,13 +34,7 @@ def bands(table):
     ],
 )
 def test_layers_of_any_grid(tmp_path, missing):
-    rows = [
-        {"layer": layer, "k": k, "method": "topk", "seed": s, "fvu": 1 / k, "l0": k, "dead": 0.1, "top1_agreement": 0.9}
-        | {"top1_agreement_mean_ablated": 0.1, "ce_recovered_mean": 0.8, "accuracy": 0.7, "accuracy_clean": 0.9}
-        | {"tokens": 9000, "images": 50}
-        for layer in (0, 11) for k in (4, 64) for s in (0, 1)
-    ]  # fmt: skip
-    table = pd.DataFrame(rows)
+    table = rows((0, 11), (4, 64), seeds=(0, 1))
     table[list(missing)] = np.nan
     figure = grid.layers(table, bands(table))
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
@@ -42,24 +48,16 @@ def test_layers_of_any_grid(tmp_path, missing):
 
 
 def test_methods_are_told_apart():
-    rows = [
-        {"layer": 0, "k": k, "method": method, "seed": 0, "fvu": 1 / k, "l0": k, "dead": 0.1, "top1_agreement": 0.9}
-        | {"top1_agreement_mean_ablated": 0.1, "ce_recovered_mean": 0.8, "accuracy": 0.7, "accuracy_clean": 0.9}
-        | {"tokens": 9000, "images": 50}
-        for k in (4, 64) for method in ("topk", "relu")
-    ]  # fmt: skip
-    figure = grid.layers(pd.DataFrame(rows), bands(pd.DataFrame(rows)))
+    table = rows((0,), (4, 64), ("topk", "relu"))
+    figure = grid.layers(table, bands(table))
     assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["k = 4", "k = 64", "relu", "topk"]
     marks = {line.get_marker() for line in figure.axes[0].get_lines()}
     assert len(marks) == 2
 
 
 def test_other_ks_shows_every_layer_and_rings_the_trained_k(tmp_path):
-    rows = [
-        {"layer": layer, "k": k, "method": "topk", "seed": 0, "at_k": n, "fvu": 1 / n, "l0": n}
-        for layer in (0, 3, 6, 9, 11) for k in (4, 16) for n in (1, 4, 16, 64)
-    ]  # fmt: skip
-    figure = grid.other_ks(pd.DataFrame(rows))
+    table = rows((0, 3, 6, 9, 11), (4, 16)).merge(pd.DataFrame({"at_k": (1, 4, 16, 64)}), how="cross")
+    figure = grid.other_ks(table.assign(fvu=1 / table["at_k"], l0=table["at_k"]))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert [t for t in titles if t] == [f"layer {n}" for n in (0, 3, 6, 9, 11)]
     rings = [line.get_xdata()[0] for line in figure.axes[1].get_lines() if line.get_markersize() == 10]
@@ -68,14 +66,8 @@ def test_other_ks_shows_every_layer_and_rings_the_trained_k(tmp_path):
 
 
 def test_layers_shows_the_saes_among_all_baselines():
-    rows = [
-        {"layer": layer, "k": k, "method": m, "seed": 0, "fvu": value, "l0": k, "dead": 0.1, "top1_agreement": 0.9}
-        | {"top1_agreement_mean_ablated": 0.1, "ce_recovered_mean": 0.8, "accuracy": 0.7, "accuracy_clean": 0.9}
-        | {"tokens": 9000, "images": 50}
-        for layer in (0, 6) for k in (4, 8)
-        for m, value in [("topk", 0.11 * k), *((b, 0.7) for b in style.BASELINE_MARKS)]
-    ]  # fmt: skip
-    figure = grid.layers(pd.DataFrame(rows), bands(pd.DataFrame(rows)))
+    table = rows((0, 6), (4, 8), ("topk", *style.BASELINE_MARKS), fvu=lambda k, m: 0.11 * k if m == "topk" else 0.7)
+    figure = grid.layers(table, bands(table))
     lines = [line for line in figure.axes[1].lines if line.get_linestyle() == "-"]
     assert sorted(line.get_ydata()[0] for line in lines) == [0.44, 0.88]
     assert figure.get_suptitle().startswith("Layers compared: 4 SAEs and their baselines on 9,000 held-out tokens")

@@ -8,19 +8,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from small import FAST_INT8, INT8, NEEDS_INT8
 
 import sae
-from sae import device
 from sae.autoencoder import METHODS, SAEConfig, SparseAutoencoder
 from sae.training import autograd, loop, passes
 from sae.training.autograd import AutogradStep
 from sae.training.sparse import SparseStep
 
 K_SPARSE = ("topk", "batchtopk", "matryoshka")
-FAST_INT8 = device.fast_int8(torch.device("cpu"))
-INT8 = pytest.param(
-    "int8", marks=pytest.mark.skipif(not FAST_INT8, reason="this CPU has no instructions for 8-bit integers")
-)
 NEVER = 1e12  # tokens
 
 
@@ -193,7 +189,7 @@ for precision in sys.argv[1:]:
     assert ends[0] == ends[1] and len(ends[0]) == 65 * len(precisions)
 
 
-@pytest.mark.skipif(not FAST_INT8, reason="this CPU has no instructions for 8-bit integers")
+@NEEDS_INT8
 @pytest.mark.parametrize("method", K_SPARSE)
 @pytest.mark.parametrize("seed", range(12))
 def test_int8_gives_the_gradients_of_numbers_that_it_holds(method, seed, monkeypatch):
@@ -266,10 +262,10 @@ def test_each_method_gets_the_fastest_step_that_it_has(method, monkeypatch):
     assert kind() is AutogradStep
 
 
-ONE_INT8 = pytest.param("SparseStep", "int8", marks=INT8.marks)
-
-
-@pytest.mark.parametrize(("kind", "precision"), [("SparseStep", "fp32"), ONE_INT8, ("AutogradStep", "fp32")])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("SparseStep", "fp32"), pytest.param("SparseStep", "int8", marks=NEEDS_INT8), ("AutogradStep", "fp32")],
+)
 def test_no_matrix_of_batch_times_latents_is_held(kind, precision):
     script = f"""
 import torch, sae

@@ -191,14 +191,25 @@ def pad(number):
     return f"{int(number):04d}"
 
 
-def figure_labels(figure, wildcards):
-    return {
-        "figure": figure,
-        "layer": pad(wildcards.layer),
-        "k": pad(wildcards.k),
-        "method": wildcards.method,
-        "seed": pad(wildcards.seed),
-    }
+def shown(path, category, figure, caption=None):
+    """Returns an output of the report, labelled with the figure and the wildcards of its path."""
+
+    def labels(wildcards):
+        given = {name: value for name, value in wildcards.items() if name != "ending"}
+        return {
+            "figure": figure,
+            **{n: pad(v) if v.isdigit() else v for n, v in given.items()},
+        }
+
+    return report(
+        path,
+        caption=f"../report/{caption or Path(path).stem}.rst",
+        category=category,
+        subcategory=(
+            (lambda wildcards: f"layer {pad(wildcards.layer)}") if P in path else None
+        ),
+        labels=labels,
+    )
 
 
 # Params that are functions are computed when Snakemake plans, and not whenever this file is read. Jobs on other machines

@@ -7,12 +7,7 @@ rule overview:
         reference=REFERENCE["reference"],
         pixels=f"{R}/pixels/shard={SHARDS[0]}.npy",
     output:
-        report(
-            f"{R}/report/overview.{{ending}}",
-            caption="../report/overview.rst",
-            category="1 Data and model",
-            labels={"figure": "images and model"},
-        ),
+        shown(f"{R}/report/overview.{{ending}}", "1 Data and model", "images and model"),
     log:
         f"{R}/logs/overview.{{ending}}.log",
     conda:
@@ -27,14 +22,10 @@ rule statistics_figure:
     input:
         f"{R}/activations/layer={{layer}}/statistics.json",
     output:
-        report(
+        shown(
             f"{R}/report/layer={{layer}}/statistics.{{ending}}",
-            caption="../report/statistics.rst",
-            category="2 Activations",
-            labels=lambda wildcards: {
-                "figure": "statistics",
-                "layer": pad(wildcards.layer),
-            },
+            "2 Activations",
+            "statistics",
         ),
     log:
         f"{R}/logs/statistics_figure/layer={{layer}}.{{ending}}.log",
@@ -50,11 +41,11 @@ rule layers_table:
     input:
         points(MEASURED["metrics"], [*METHODS, *BASELINES]),
     output:
-        report(
+        shown(
             f"{R}/report/layers.csv",
-            caption="../report/layers_table.rst",
-            category="3 Layers compared",
-            labels={"figure": "all numbers"},
+            "3 Layers compared",
+            "all numbers",
+            caption="layers_table",
         ),
     log:
         f"{R}/logs/layers_table.log",
@@ -71,12 +62,7 @@ rule layers_figure:
         table=f"{R}/report/layers.csv",
         summaries=points(EVIDENCE["summary"]),
     output:
-        report(
-            f"{R}/report/layers.{{ending}}",
-            caption="../report/layers.rst",
-            category="3 Layers compared",
-            labels={"figure": "layers"},
-        ),
+        shown(f"{R}/report/layers.{{ending}}", "3 Layers compared", "layers"),
     log:
         f"{R}/logs/layers_figure.{{ending}}.log",
     conda:
@@ -91,12 +77,7 @@ rule other_ks_figure:
     input:
         points(MEASURED["other_ks"]),
     output:
-        report(
-            f"{R}/report/other_ks.{{ending}}",
-            caption="../report/other_ks.rst",
-            category="3 Layers compared",
-            labels={"figure": "at other k"},
-        ),
+        shown(f"{R}/report/other_ks.{{ending}}", "3 Layers compared", "at other k"),
     log:
         f"{R}/logs/other_ks_figure.{{ending}}.log",
     conda:
@@ -121,13 +102,7 @@ rule latents_figure:
         latents=RANKING["latents"],
         images=RANKING["images"],
     output:
-        report(
-            f"{R}/report/{P}/latents.{{ending}}",
-            caption="../report/latents.rst",
-            category="4 Latents",
-            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
-            labels=lambda wildcards: figure_labels("1 top images", wildcards),
-        ),
+        shown(f"{R}/report/{P}/latents.{{ending}}", "4 Latents", "1 top images"),
     log:
         f"{R}/logs/latents_figure/{P}.{{ending}}.log",
     conda:
@@ -143,13 +118,7 @@ rule classes_figure:
         latents=RANKING["latents"],
         classes=RANKING["classes"],
     output:
-        report(
-            f"{R}/report/{P}/classes.{{ending}}",
-            caption="../report/classes.rst",
-            category="4 Latents",
-            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
-            labels=lambda wildcards: figure_labels("2 classes", wildcards),
-        ),
+        shown(f"{R}/report/{P}/classes.{{ending}}", "4 Latents", "2 classes"),
     log:
         f"{R}/logs/classes_figure/{P}.{{ending}}.log",
     conda:
@@ -164,13 +133,7 @@ rule density_figure:
     input:
         RANKING["latents"],
     output:
-        report(
-            f"{R}/report/{P}/density.{{ending}}",
-            caption="../report/density.rst",
-            category="4 Latents",
-            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
-            labels=lambda wildcards: figure_labels("3 density", wildcards),
-        ),
+        shown(f"{R}/report/{P}/density.{{ending}}", "4 Latents", "3 density"),
     log:
         f"{R}/logs/density_figure/{P}.{{ending}}.log",
     conda:
@@ -196,33 +159,19 @@ rule evidence_figures:
             },
         ),
     output:
-        stability=report(
-            f"{R}/report/{P}/stability.{{ending}}",
-            caption="../report/stability.rst",
-            category="5 Evidence",
-            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
-            labels=lambda wildcards: figure_labels("1 other seeds", wildcards),
+        stability=shown(
+            f"{R}/report/{P}/stability.{{ending}}", "5 Evidence", "1 other seeds"
         ),
-        probes=report(
-            f"{R}/report/{P}/probes.{{ending}}",
-            caption="../report/probes.rst",
-            category="5 Evidence",
-            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
-            labels=lambda wildcards: figure_labels("2 sparse probes", wildcards),
+        probes=shown(
+            f"{R}/report/{P}/probes.{{ending}}", "5 Evidence", "2 sparse probes"
         ),
-        interventions=report(
-            f"{R}/report/{P}/interventions.{{ending}}",
-            caption="../report/interventions.rst",
-            category="5 Evidence",
-            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
-            labels=lambda wildcards: figure_labels("3 interventions", wildcards),
+        interventions=shown(
+            f"{R}/report/{P}/interventions.{{ending}}", "5 Evidence", "3 interventions"
         ),
-        monosemanticity=report(
+        monosemanticity=shown(
             f"{R}/report/{P}/monosemanticity.{{ending}}",
-            caption="../report/monosemanticity.rst",
-            category="5 Evidence",
-            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
-            labels=lambda wildcards: figure_labels("4 monosemanticity", wildcards),
+            "5 Evidence",
+            "4 monosemanticity",
         ),
     log:
         f"{R}/logs/evidence_figures/{P}.{{ending}}.log",
@@ -238,16 +187,11 @@ rule across_ks_figure:
     input:
         ACROSS_KS,
     output:
-        report(
+        shown(
             f"{R}/report/layer={{layer}}/across-ks-{{method}}-{{seed}}.{{ending}}",
-            caption="../report/across_ks.rst",
-            category="3 Layers compared",
-            labels=lambda wildcards: {
-                "figure": "latents from k to k",
-                "layer": pad(wildcards.layer),
-                "method": wildcards.method,
-                "seed": pad(wildcards.seed),
-            },
+            "3 Layers compared",
+            "latents from k to k",
+            caption="across_ks",
         ),
     log:
         f"{R}/logs/across_ks_figure/layer={{layer}}/{{method}}-{{seed}}.{{ending}}.log",
@@ -263,16 +207,11 @@ rule across_layers_figure:
     input:
         ACROSS_LAYERS,
     output:
-        report(
+        shown(
             f"{R}/report/across-layers/k={{k}}-{{method}}-{{seed}}.{{ending}}",
-            caption="../report/across_layers.rst",
-            category="3 Layers compared",
-            labels=lambda wildcards: {
-                "figure": "latents from layer to layer",
-                "k": pad(wildcards.k),
-                "method": wildcards.method,
-                "seed": pad(wildcards.seed),
-            },
+            "3 Layers compared",
+            "latents from layer to layer",
+            caption="across_layers",
         ),
     log:
         f"{R}/logs/across_layers_figure/k={{k}}-{{method}}-{{seed}}.{{ending}}.log",
@@ -288,18 +227,16 @@ rule conclusion:
     input:
         points(EVIDENCE["summary"], [*METHODS, *BASELINES]),
     output:
-        page=report(
+        page=shown(
             f"{R}/report/conclusion.html",
-            caption="../report/conclusion.rst",
-            category="0 SAEs against baselines",
-            labels={"figure": "the answer, with every number"},
+            "0 SAEs against baselines",
+            "the answer, with every number",
         ),
         table=f"{R}/report/conclusion.csv",
-        figure=report(
+        figure=shown(
             f"{R}/report/conclusion.svg",
-            caption="../report/conclusion.rst",
-            category="0 SAEs against baselines",
-            labels={"figure": "the numbers as a picture"},
+            "0 SAEs against baselines",
+            "the numbers as a picture",
         ),
     log:
         f"{R}/logs/conclusion.log",
@@ -320,13 +257,7 @@ rule training_figure:
     input:
         f"{R}/sae/{P}/training.csv",
     output:
-        report(
-            f"{R}/report/{P}/training.{{ending}}",
-            caption="../report/training.rst",
-            category="6 Training",
-            subcategory=lambda wildcards: f"layer {pad(wildcards.layer)}",
-            labels=lambda wildcards: figure_labels("training curves", wildcards),
-        ),
+        shown(f"{R}/report/{P}/training.{{ending}}", "6 Training", "training curves"),
     log:
         f"{R}/logs/training_figure/{P}.{{ending}}.log",
     conda:

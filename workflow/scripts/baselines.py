@@ -17,7 +17,7 @@ with jobs.job(snakemake) as provenance:
     x = Activations.open(snakemake.input.shards, settings["tokens"], train["id"], verify=False)
     statistics = files.read_json(snakemake.input.statistics)
     centre = np.array(statistics["mean"]), statistics["scale"]
-    rows = baselines.load_directions(snakemake.input.directions)
+    rows = files.read_arrays(snakemake.input.directions)[0]
     for method, path in zip(settings["methods"], jobs.listed(snakemake.output.sae), strict=True):
         fit = method not in baselines.ORTHONORMAL
         sample = baselines.sample(x, method, centre, int(point.seed)) if fit else None

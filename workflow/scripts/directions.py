@@ -17,4 +17,4 @@ with jobs.job(snakemake):
     centre = np.array(statistics["mean"]), statistics["scale"]
     latents, seed = round(settings["expansion"] * x.width), int(snakemake.wildcards.seed)
     rows = {method: baselines.directions(x, latents, method, centre, seed) for method in settings["methods"]}
-    baselines.save_directions(snakemake.output[0], rows)
+    files.write_arrays(snakemake.output[0], rows)

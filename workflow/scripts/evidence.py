@@ -21,7 +21,7 @@ settings, inputs = snakemake.params.settings, snakemake.input
 def dictionary(path, codes, responses=None):
     """Reads one dictionary: its decoder, its codes, the ViT's responses."""
     seed = int(Path(path).parent.name.removeprefix("seed="))
-    found = responses and Responses.from_arrays(files.read_arrays(responses)[0])
+    found = responses and Responses(**files.read_arrays(responses)[0])
     return judge.Dictionary(seed, files.read_arrays(path)[0]["W_dec"], sae.codes(Path(codes).parent), found)
 
 

@@ -33,7 +33,7 @@ with jobs.job(snakemake) as provenance:
     for weights, codes, responses, metrics, other_ks in zip(*paths, strict=True):
         measured = measure.measure(sae.load(Path(weights).parent, where), setup, settings["keep_all"])
         measured.codes.save(Path(codes).parent, provenance())
-        files.write_arrays(responses, measured.responses.to_arrays())
+        files.write_arrays(responses, vars(measured.responses))
         # Layer, k and method stand in the path: hive readers add them, and refuse files that hold them too.
         row = pd.DataFrame([{"seed": int(snakemake.wildcards.seed)} | measured.metrics])
         files.write_table(metrics, row, provenance())

@@ -17,8 +17,7 @@ with jobs.job(snakemake) as provenance:
     model = vit.load(**snakemake.config["model"], device=where)
     manifest = images.read_manifest(snakemake.input.manifest)
     ids = splice.sample(manifest, settings["images"])
-    found = extraction.reference(model, snakemake.input.pixels, manifest, ids, settings["batch"])
-    arrays = dict(vars(found))
+    arrays = extraction.reference(model, snakemake.input.pixels, manifest, ids, settings["batch"])
     if settings["embedding"]["name"]:
         other = vit.load(**snakemake.config["evidence"]["embedding"], device=where)
         arrays |= {"features": extraction.embed(other, snakemake.input.pixels, manifest, settings["batch"])}
@@ -29,6 +28,6 @@ with jobs.job(snakemake) as provenance:
     for name, array in arrays.items():
         with files.whole(snakemake.output[name]) as part:
             np.save(part, array)
-    facts = extraction.describe(model, manifest, ids, found.logits)
+    facts = extraction.describe(model, manifest, ids, arrays["logits"])
     facts |= {"model": settings["model"], "weights": snakemake.params.weights, "provenance": provenance()}
     files.write_json(snakemake.output.reference, facts)

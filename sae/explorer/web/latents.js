@@ -28,34 +28,29 @@ const latents = (() => {
     return [
       ...top,
       panels(grid, point, about, images),
-      h(
-        "section",
-        { class: "columns" },
-        h(
-          "div",
-          {},
+      columns(
+        [
           h("h2", {}, "How strongly it fires"),
           histogram(grid, point, table, latent, about),
           whereItFires(grid, about),
-        ),
-        h(
-          "div",
-          {},
+        ],
+        [
           h("h2", { id: "classes" }, "Classes"),
           classTable(about),
           h("h2", {}, "Effect on the ViT's output"),
           effects(grid, point, latent, about),
-        ),
+        ],
       ),
-      h(
-        "section",
-        { class: "columns" },
-        h("div", {}, h("h2", {}, "Nearest in this SAE"), nearest(grid, point, table, about)),
-        h("div", {}, h("h2", {}, "Counterparts elsewhere"), await relatives(grid, point, about)),
+      columns(
+        [h("h2", {}, "Nearest in this SAE"), nearest(grid, point, table, about)],
+        [h("h2", {}, "Counterparts elsewhere"), await relatives(grid, point, about)],
       ),
       h("p", { class: "quiet" }, "Link to this latent: ", h("a", { href: address }, address)),
     ];
   }
+
+  /** Two columns, one below the other on a narrow screen. */
+  const columns = (...parts) => h("section", { class: "columns" }, ...parts.map((part) => h("div", {}, ...part)));
 
   /** The evidence for and against the latent. */
   function checks(about) {
