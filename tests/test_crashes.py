@@ -59,7 +59,7 @@ def test_a_writer_that_is_killed_leaves_whole_files_or_none(tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_results_and_a_second_one_beside_it_is_refused(tmp_path):
-    small, rng = config("killed", concepts={"count": 200}), random.Random(3)
+    small, rng = config("killed", concepts={"count": 60}), random.Random(3)
     target = "results/killed/manifest.parquet"
     undisturbed, run = (Run(tmp_path / name, small, target) for name in ("undisturbed", "run"))
     status, output = undisturbed.finish()
