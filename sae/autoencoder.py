@@ -24,8 +24,8 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 INPUTS = ("standardised", "layernorm")
 TOKENS = ("patches", "class", "all")
 METHODS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
-BASELINES = ("neurons", "pca", "kmeans", "random", "sampled", "frozen")  # see `baselines`
-_PER_TOKEN = ("topk", "matryoshka", *BASELINES)  # k latents on each token
+BASELINES = ("neurons", "pca", "ica", "kmeans", "random", "sampled", "frozen", "soft_frozen", "frozen_encoder")
+PER_TOKEN = ("topk", "matryoshka", *BASELINES)  # k latents on each token
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class SparseAutoencoder(nn.Module):
 
         A token with fewer than m active latents is filled up with arbitrary latents of value 0.
         """
-        if k is None and self.config.method in _PER_TOKEN:
+        if k is None and self.config.method in PER_TOKEN:
             k = self.config.k
         elif k is None:
             pre = pre.relu() if self.config.method == "relu" else pre * (pre > self.threshold)

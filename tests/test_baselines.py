@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 import sae
-from sae import baselines, files
+from sae import baselines, files, training
 from sae.activations import Activations, moments
 from sae.autoencoder import BASELINES
 from sae.errors import InputError
@@ -79,12 +79,28 @@ def test_kmeans_finds_clusters():
     assert (directions @ m.W_dec.numpy().T).max(1).min() > 0.99
 
 
+def test_ica_finds_independent_sources_and_loses_nothing():
+    rng = np.random.default_rng(1)
+    mixing = rng.standard_normal((8, 8))  # a column for each source
+    x = (rng.laplace(size=(20_000, 8)) @ mixing.T + 3).astype(np.float32)
+    m = build(x, "ica", k=8)
+    assert m.config.latents == 16
+    cosines = np.abs(m.W_dec.numpy() @ (mixing / np.linalg.norm(mixing, axis=0)))
+    assert cosines.max(0).min() > 0.99
+    pca = np.abs(build(x, "pca", k=8).W_dec.numpy() @ (mixing / np.linalg.norm(mixing, axis=0)))
+    assert pca.max(0).min() < 0.9  # another answer than the directions of most variance
+    assert fidelity.fvu(x, m.decode(m.encode(x))) < 1e-5
+    flat = np.concatenate([x, 0 * x[:, :2]], 1)  # dimensions that never vary
+    m = build(flat, "ica", k=8)
+    assert m.config.latents == 16 and fidelity.fvu(flat, m.decode(m.encode(flat))) < 1e-5
+
+
 def test_sampled_directions_are_tokens_and_seeds_differ_where_chance_enters(tokens):
     m = build(tokens, "sampled")
     centred = tokens - tokens.mean(0)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
     np.testing.assert_allclose((m.W_dec.numpy() @ centred.T).max(1), 1, atol=1e-4)
-    for method in ("kmeans", "random", "sampled"):
+    for method in ("ica", "kmeans", "random", "sampled"):
         assert torch.equal(build(tokens, method).W_dec, build(tokens, method).W_dec)
         assert not torch.equal(build(tokens, method).W_dec, build(tokens, method, seed=1).W_dec)
 
@@ -112,7 +128,8 @@ def test_directions_are_the_same_for_every_k_and_when_read_again(tokens, tmp_pat
     for method, own in again.items():
         np.testing.assert_array_equal(own, rows[method])
         for k in (1, 5):
-            np.testing.assert_array_equal(build(tokens, method, k, seed=1).W_dec.numpy(), own)
+            encoder = torch.nn.functional.normalize(build(tokens, method, k, seed=1).W_enc).numpy()
+            np.testing.assert_allclose(encoder, own, atol=1e-6)
 
 
 def test_directions_need_no_torch():
@@ -135,8 +152,41 @@ def test_a_frozen_decoder_never_moves_but_its_encoder_learns(tokens, precision):
     assert fidelity.fvu(tokens, free.decode(free.encode(tokens))) < learnt
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "autograd"])
+def test_a_soft_frozen_decoder_moves_to_its_limit_and_no_further(tokens, precision, monkeypatch):
+    if precision == "autograd":
+        monkeypatch.setattr("sae.training.loop.SparseStep", None)
+        precision = "fp32"
+    config = sae.TrainConfig(3, 40, "soft_frozen", epochs=20, batch=100, lr=3e-3, precision=precision)
+    start, m = sae.train(tokens, replace(config, epochs=1, lr=1e-9)), sae.train(tokens, config)
+    cosine = (start.W_dec * m.W_dec).sum(1)
+    assert cosine.min() > 0.8 - 1e-5 and (cosine < 0.8 + 1e-3).sum() >= 5
+    torch.testing.assert_close(m.W_dec.norm(dim=1), torch.ones(40))
+    fvu = [
+        fidelity.fvu(tokens, one.decode(one.encode(tokens)))
+        for one in (sae.train(tokens, replace(config, method=method, decoder="unit_norm")) for method in ORDER)
+    ]
+    assert fvu == sorted(fvu, reverse=True)
+
+
+ORDER = ("frozen", "soft_frozen", "topk")  # the freer the decoder, the better it reconstructs
+
+
+@pytest.mark.parametrize("kind", ["sparse", "autograd"])
+def test_a_frozen_encoder_never_moves_but_its_decoder_learns(tokens, kind, monkeypatch):
+    if kind == "autograd":
+        monkeypatch.setattr("sae.training.loop.SparseStep", None)
+    config = sae.TrainConfig(3, 40, "frozen_encoder", epochs=20, batch=100, lr=3e-3)
+    start, m = sae.train(tokens, replace(config, epochs=1, lr=1e-9)), sae.train(tokens, config)
+    torch.testing.assert_close(m.W_enc, start.W_enc)
+    assert not m.b_enc.any()
+    assert (m.W_dec - start.W_dec).abs().max() > 0.05
+    learnt, before = (fidelity.fvu(tokens, one.decode(one.encode(tokens))) for one in (m, start))
+    assert learnt < before
+
+
 def test_mistakes_are_told(tokens):
-    assert set(baselines.COMPUTED) | {"frozen"} == set(BASELINES)
+    assert {*baselines.COMPUTED, *training.config.BASELINES} == set(BASELINES)
     with pytest.raises(InputError, match="40 directions cannot be drawn from 20 train tokens"):
         build(tokens[:20], "sampled")
     with pytest.raises(InputError, match="no such baseline"):

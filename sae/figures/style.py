@@ -19,7 +19,10 @@ from sae.files import whole
 INK, ACCENT, QUIET, CONTROL = "#222222", "#c2410c", "#9aa0a6", "#2563eb"
 # One colour for a layer and one for a k in every figure; the explorer has the same scales.
 SCALES = {"layer": ("viridis", 0.82), "k": ("plasma", 0.8)}
-BASELINE_MARKS = {"neurons": "s", "pca": "^", "kmeans": "D", "random": "x", "sampled": "+", "frozen": "v"}
+BASELINE_MARKS = {
+    **{"neurons": "s", "pca": "^", "ica": "p", "kmeans": "D", "random": "x", "sampled": "+"},
+    **{"frozen": "v", "soft_frozen": "<", "frozen_encoder": ">"},
+}
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 # Decorates every function that draws or saves.
 styled = matplotlib.rc_context(

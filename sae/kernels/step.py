@@ -279,11 +279,14 @@ def gradients(first, last, starts, tokens, z, g, missed, ends, u, factor, by_enc
 
 
 @compiled
-def finish(first, last, by_encoder, by_bias, by_decoder, encoder, decoder, gain, shift, unit_norm, squares, by_input):
+def finish(
+    first, last, by_encoder, by_bias, by_decoder, encoder, decoder, gain, shift, unit_norm, frozen, squares, by_input
+):
     """Turns the gradient by the folded encoder into that by W_enc.
 
     Where the encoder sees gain ∘ u + shift: dW_enc = gain ∘ by_encoder + by_bias ⊗ shift. With `unit_norm`, the
-    component along the decoder's rows is removed from the decoder's gradient.
+    component along the decoder's rows is removed from the decoder's gradient. With `frozen`, the encoder's gradients
+    become 0.
 
     Args:
         first: a multiple of BLOCK.
@@ -302,10 +305,12 @@ def finish(first, last, by_encoder, by_bias, by_decoder, encoder, decoder, gain,
         for c in range(len(row)):
             by_gain[c] += weights[c] * into[c]
             by_shift[c] += weights[c] * by_bias[i]
-            into[c] = gain[c] * into[c] + by_bias[i] * shift[c]
+            into[c] = 0 if frozen else gain[c] * into[c] + by_bias[i] * shift[c]
             if unit_norm:
                 out[c] -= along * row[c]
             total += into[c] * into[c] + out[c] * out[c]
+        if frozen:
+            by_bias[i] = 0
         squares[block] += total
 
 

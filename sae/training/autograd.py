@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sae.autoencoder import PER_TOKEN
 from sae.training.step import Rows, Step
 
 _CPU_CHUNK, _GPU_CHUNK = 2**20, 2**23  # how many pre-activations are held at once
@@ -110,8 +111,9 @@ class AutogradStep(Step):
             torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip)
         self._adam.step()
         with torch.no_grad():
-            if self.config.decoder == "unit_norm":
+            if self.unit_norm:
                 self.model.W_dec.div_(self.model.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+            self._hold()
             if self.model.config.method == "jumprelu":
                 self.model.threshold.clamp_min_(1e-3)
 
@@ -156,7 +158,10 @@ class AutogradStep(Step):
                 auxiliary.backward()
                 loss += auxiliary.detach()
         with torch.no_grad():
-            if self.config.decoder == "unit_norm":
+            if self.config.encoder == "frozen":
+                self.grads["W_enc"].zero_()
+                self.grads["b_enc"].zero_()
+            if self.unit_norm:
                 grad = self.grads["W_dec"]
                 grad.sub_((grad * model.W_dec).sum(1, keepdim=True) * model.W_dec)
             elif self.config.decoder == "frozen":
@@ -182,7 +187,7 @@ class AutogradStep(Step):
     def _codes(self, pre: torch.Tensor, cut: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Pre-activations [m, F] -> the latents [m, F], and the penalised quantity summed over tokens."""
         model, method = self.model, self.model.config.method
-        if method in ("topk", "matryoshka"):
+        if method in PER_TOKEN:
             values, indices = pre.topk(model.config.k, dim=-1, sorted=False)
             return torch.zeros_like(pre).scatter(1, indices, values.relu()), 0.0
         if cut is not None:  # batchtopk

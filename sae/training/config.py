@@ -12,10 +12,17 @@ from sae.activations import Activations, moments, scale
 from sae.autoencoder import INPUTS, METHODS
 from sae.errors import InputError
 
+# The trained baselines: topk with random weights that are not trained, or hardly. Source: arXiv 2602.14111.
+BASELINES: dict[str, dict[str, Any]] = {
+    "frozen": {"decoder": "frozen"},
+    "soft_frozen": {"decoder": "held"},
+    "frozen_encoder": {"encoder": "frozen", "decoder": "start", "auxk": 0.0},
+}
 _CHOICES = {
-    "method": (*METHODS, "frozen"),
+    "method": (*METHODS, *BASELINES),
     "input": INPUTS,
-    "decoder": ("unit_norm", "start", "frozen"),
+    "decoder": ("unit_norm", "start", "held", "frozen"),
+    "encoder": ("trained", "frozen"),
     "start": ("random", "tokens", "scaled"),
     "precision": ("auto", "fp32", "bf16", "int8"),
 }
@@ -28,11 +35,12 @@ class TrainConfig:
     Attributes:
         k: Latents active per token; on average for batchtopk, relu and jumprelu.
         latents: F, the size of the dictionary.
-        method: topk, batchtopk, matryoshka, relu, jumprelu, or the baseline frozen: topk whose random decoder is never
-            trained.
+        method: topk, batchtopk, matryoshka, relu, jumprelu, or one of BASELINES, which sets the fields named there.
         input: standardised, or layernorm: a trained LayerNorm in front. See `SparseAutoencoder`.
         decoder: unit_norm: rows have norm 1 after every step. start: rows have norm 1 at the start only, and the
-            encoder starts from the rows before they were normalised. frozen: rows are never trained.
+            encoder starts from the rows before they were normalised. held: as unit_norm, and every row keeps a cosine
+            of at least 0.8 with its start. frozen: rows are never trained.
+        encoder: trained, or frozen: its random weights stay as they are, and its biases 0.
         start: Initial decoder rows; the encoder starts as a copy of them. random: random directions. tokens:
             directions from the mean to random tokens. scaled: random directions, the encoder scaled so that the
             reconstruction of the first tokens has the right size.
@@ -60,6 +68,7 @@ class TrainConfig:
     method: str = "topk"
     input: str = "standardised"
     decoder: str = "unit_norm"
+    encoder: str = "trained"
     start: str = "random"
     epochs: int = 1
     batch: int = 4096
@@ -83,8 +92,8 @@ class TrainConfig:
             raise InputError(f"k {self.k}: must lie between 1 and the number of latents, {self.latents}")
         if self.epochs < 1 or self.batch < 1:
             raise InputError(f"epochs {self.epochs}, batch {self.batch}: both must be at least 1")
-        if self.method == "frozen":
-            object.__setattr__(self, "decoder", "frozen")
+        for name, value in BASELINES.get(self.method, {}).items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -104,12 +104,13 @@ class SparseStep(Step):
         def update(names: Iterable[str], first: int, last: int) -> float:
             size = 0.0
             for name in names:
-                normalise = name == "W_dec" and self.config.decoder == "unit_norm"
+                normalise = name == "W_dec" and self.unit_norm
                 size += step.adam(first, last, *self._updated[name], *numbers, normalise)
             return size
 
         def update_latents(first: int, last: int) -> float:
             size = update(of_latents, first, last)
+            self._hold(first, last)
             self._fold(first, last)
             return size
 
@@ -133,7 +134,7 @@ class SparseStep(Step):
         power, size = float(whole.squares[:, -1].sum()), n * width * len(self.ends)
         loss, factor = float(whole.squares.sum()) / size, 2 / size
         arrays, codes = [out[name] for name in self._of_latents()], whole.by_latent(factor)
-        weights = self._values["W_enc"], self._values["W_dec"], *self._affine(), self.config.decoder == "unit_norm"
+        weights = self._values["W_enc"], self._values["W_dec"], *self._affine()
         blocks = -(-latents // step.BLOCK)
         squares, by_input = np.empty(blocks), np.empty((blocks, 2, width), real)
         if revived is not None and power > 0:
@@ -150,7 +151,9 @@ class SparseStep(Step):
                     array[dead[low:high]] += more[low:high]
             if self.config.decoder == "frozen":
                 out["W_dec"][first:last] = 0
-            step.finish(first, last, *arrays, *weights, squares, by_input)
+            step.finish(
+                first, last, *arrays, *weights, self.unit_norm, self.config.encoder == "frozen", squares, by_input
+            )
 
         self._over_latents(differentiate)
         by_gain, by_shift = by_input.sum(0)

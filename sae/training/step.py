@@ -11,7 +11,7 @@ decoder's bias, relative to the residual's sum of squares. Where the methods (so
     topk         the k largest latents of each token
     batchtopk    the k·n largest latents of the n tokens of a batch; `threshold` follows the smallest of them
     matryoshka   topk; the error is the mean over prefixes of the dictionary; each prefix reconstructs by itself
-    frozen       topk; the decoder's random rows stay as they are
+    baselines    topk; see `config.BASELINES`
     relu         plus c · mean over tokens of Σ z_i ‖W_dec[i]‖
     jumprelu     plus 10 · (L0 / k - 1)²; by the threshold a step has a rectangle's slope, see `autograd`
 
@@ -30,6 +30,7 @@ import torch
 from sae.autoencoder import SparseAutoencoder
 from sae.training.config import TrainConfig
 
+_HELD = 0.8  # least cosine of a held decoder row with its start
 PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of a Matryoshka dictionary
 
 
@@ -79,6 +80,8 @@ class Step(ABC):
         self.ends = sorted({max(1, round(share * latents)) for share in shares})
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.grads = {name: torch.zeros_like(p) for name, p in self.trained.items()}
+        self.unit_norm = config.decoder in ("unit_norm", "held")
+        self._start = model.W_dec.detach().clone() if config.decoder == "held" else None
         self.silent = torch.zeros(latents, dtype=torch.int64, device=model.b_dec.device)
 
     @abstractmethod
@@ -107,6 +110,17 @@ class Step(ABC):
         with torch.no_grad():
             for name, value in (self.model.state_dict() | self._moments() | {"silent": self.silent}).items():
                 value.copy_(state[name])
+
+    @torch.no_grad()
+    def _hold(self, first: int = 0, last: int | None = None) -> None:
+        """Turns held decoder rows of norm 1 back where they left their start too far."""
+        if self._start is None:
+            return
+        rows, start = self.model.W_dec[first:last], self._start[first:last]
+        along = (rows * start).sum(1, keepdim=True)
+        across = rows - along * start
+        across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        rows.copy_(torch.where(along < _HELD, _HELD * start + (1 - _HELD**2) ** 0.5 * across, rows))
 
     def close(self) -> None:  # noqa: B027
         """Ends the step's threads, if it has any."""

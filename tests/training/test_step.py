@@ -16,7 +16,7 @@ from sae.training import autograd, loop, passes
 from sae.training.autograd import AutogradStep
 from sae.training.sparse import SparseStep
 
-K_SPARSE = ("topk", "batchtopk", "matryoshka")
+K_SPARSE = ("topk", "batchtopk", "matryoshka", "frozen")
 NEVER = 1e12  # tokens
 
 
@@ -68,7 +68,10 @@ def expected_gradients(m, x, dead, config):
     dense_loss(m, x, dead, config).backward()
     gradients = {name: p.grad.clone() for name, p in m.named_parameters() if p.grad is not None}
     m.zero_grad()
-    if config.decoder == "unit_norm":
+    if config.encoder == "frozen":
+        gradients["W_enc"] *= 0
+        gradients["b_enc"] *= 0
+    if config.decoder in ("unit_norm", "held"):
         along = (gradients["W_dec"] * m.W_dec.detach()).sum(1, keepdim=True)
         gradients["W_dec"] -= along * m.W_dec.detach()
     return gradients
@@ -98,7 +101,8 @@ def test_gradients_are_those_of_the_dense_formula(kind, method, seed):
     k = {0: 1, 1: latents}.get(seed % 5, int(rng.integers(1, latents + 1)))
     n, width = 1 if seed % 7 == 0 else int(rng.integers(2, 60)), int(rng.integers(2, 10))
     source = ("standardised", "layernorm")[seed % 2]
-    config = asked(input=source, decoder=("unit_norm", "start")[seed // 2 % 2])
+    decoder, encoder = ("unit_norm", "start", "held")[seed // 2 % 3], "frozen" if seed % 5 == 2 else "trained"
+    config = asked(input=source, decoder=decoder, encoder=encoder)
     m = model(method, width, latents, k, source, seed)
     if seed % 6 == 0:
         with torch.no_grad():

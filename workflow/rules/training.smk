@@ -12,7 +12,7 @@ rule train:
     log:
         f"{R}/logs/train/{P}.log",
     wildcard_constraints:
-        method="|".join([*METHODS, "frozen"]),
+        method="|".join([*METHODS, *LEARNT]),
     conda:
         ENV
     threads: THREADS

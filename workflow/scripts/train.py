@@ -1,4 +1,4 @@
-"""Trains the dictionary of one grid point: an SAE, or the baseline frozen."""
+"""Trains the dictionary of one grid point: an SAE, or a baseline that is trained."""
 
 from sae.warm import hand_over
 
