@@ -27,6 +27,8 @@ import yaml
 from contract import problems
 from PIL import Image
 
+from sae.autoencoder import BASELINES
+
 _ROOT = Path(__file__).resolve().parent.parent
 _LONGEST = 1800  # seconds of one run
 # Name and input sizes; small ViTs of different kinds: without a class token, with registers, with rotary positions.
@@ -73,7 +75,7 @@ def draw(rng: np.random.Generator, folder: Path) -> dict[str, Any]:
             "ks": some([1, 2, 3, 4, 8, 16], 1),
             "methods": some(["topk", "batchtopk", "matryoshka", "relu", "jumprelu"], 1),
             "seeds": some([0, 1, 2, 7], 1),
-            "baselines": rng.permutation(["neurons", "pca", "kmeans", "random", "sampled", "frozen"]).tolist(),
+            "baselines": rng.permutation(BASELINES).tolist(),
         },
         "sae": {
             "expansion": one([0.1, 0.25, 0.5, 1, 2]),

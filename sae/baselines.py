@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 COMPUTED = ("neurons", "pca", "kmeans", "random", "sampled", "ica")  # those that this module makes
 ORTHONORMAL = ("neurons", "pca")  # their directions are orthogonal to each other but for the signs
-_FIT_TOKENS = 2**18  # at most, for clusters, components and c
+_FIT_TOKENS = 2**18  # at most, for clusters and c
+_ICA_TOKENS = 30_000  # at most: more change little, and take minutes
 _ROUNDS = 50  # of k-means: the next hundred improve its error by less than a hundredth
 
 
@@ -128,7 +129,7 @@ def _drawn(method: str, tokens: np.ndarray, latents: int, rng: np.random.Generat
     if method == "random":
         return rng.standard_normal((latents, tokens.shape[1]), np.float32)
     if method == "ica":
-        return _independent(tokens, rng)
+        return _independent(tokens[:_ICA_TOKENS], rng)
     if len(tokens) < latents:
         raise InputError(f"method {method}: {latents} directions cannot be drawn from {len(tokens)} train tokens")
     if method == "sampled":

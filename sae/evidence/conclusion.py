@@ -7,8 +7,15 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from sae.evidence.measures import MEASURES
+from sae.evidence.measures import COMPARED, MEASURES
 
+# Each with the mean over the grid.
+_QUESTIONS = {
+    "concept_recovery": "Do single latents find classes? The best latent of a class reaches an F1 of {} on average.",
+    "class_selectivity": "Does a latent stand for one class? Latents correlate with their best class by {} (MCC).",
+    "stability": "Does another training find the same latents? Their activations correlate by {} with another seed's.",
+    "causal_size": "Does the ViT use them? {} of the removed latents change its output more than random ones.",
+}
 POINT = ["layer", "k", "method", "seed"]
 _SAME_BY_CONSTRUCTION = ("neurons", "pca")  # they do not depend on the seed, so their stability means nothing
 
@@ -20,28 +27,34 @@ def against_best(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentences(best: pd.DataFrame) -> list[str]:
-    """Returns the conclusion, a sentence on all measures and one on each, from the table of `against_best`."""
+    """Returns the conclusion from the table of `against_best`: the answer, and a sentence for each question."""
     points = len(best[POINT].drop_duplicates())
-    at_points = f"{points} grid point{'s' if points > 1 else ''}"
-    bought, lost, lines = [], [], []
-    for measure in (m for m in MEASURES.values() if m.key in set(best["measure"])):
-        part = best[best["measure"] == measure.key]
-        counts = part["verdict"].value_counts()
-        better, worse, undecided = (int(counts.get(verdict, 0)) for verdict in ("better", "worse", "open"))
-        if better > len(part) / 2:
-            bought.append(measure.name)
-        if worse > len(part) / 2:
-            lost.append(measure.name)
-        rivals = ", ".join(part.loc[part["verdict"] != "better", "baseline"].value_counts().index)
-        line = f"{measure.name[0].upper()}{measure.name[1:]}: better than every baseline at {better} of {len(part)} "
-        line += f"grid points, worse than the best one at {worse}, undecided at {undecided}"
-        lines.append(line + (f" (best baseline there: {rivals})." if rivals else "."))
-    first = f"Over {at_points}, the SAE gains nothing: no measure is better than the best baseline at most of them."
-    if bought:
-        first = f"Over {at_points}, the SAE is mostly better than every baseline in: {'; '.join(bought)}."
+    measures = [key for key in COMPARED if key in set(best["measure"])]
+    counts = best.groupby("measure")["verdict"].value_counts().unstack(fill_value=0)
+    counts = counts.reindex(columns=["better", "worse", "open"], fill_value=0)
+    share = counts.div(counts.sum(axis=1), axis=0) > 0.5
+    won = [MEASURES[key].name for key in measures if share.loc[key, "better"]]
+    lost = [MEASURES[key].name for key in measures if share.loc[key, "worse"]]
+    where = f"At most of {points} grid points" if points > 1 else "At the one grid point"
+    first = f"{where}, the SAE is better than every baseline by {len(won)} of {len(measures)} measures"
+    first += f": {'; '.join(won)}." if won else ": it gains nothing."
     if lost:
-        first += f" A baseline is mostly better in: {'; '.join(lost)}."
-    return [first, *lines]
+        first += f" A baseline is better by {len(lost)}: {'; '.join(lost)}."
+    lines = [first]
+    for key in (key for key in _QUESTIONS if key in measures):
+        part = best[best["measure"] == key]
+        rival = part["baseline"].value_counts().index[0]
+        theirs = part.loc[part["baseline"] == rival, "value_baseline"].mean()
+        found = counts.loc[key]
+        line = _QUESTIONS[key].format(_number(key, part["value"].mean()))
+        line += f" The best baseline, mostly {rival}: {_number(key, theirs)}. "
+        line += f"Better than every baseline at {found['better']} of {len(part)} grid points, "
+        lines.append(line + f"worse than the best at {found['worse']}, undecided at {found['open']}.")
+    return lines
+
+
+def _number(key: str, value: float) -> str:
+    return f"{value:.0%}" if MEASURES[key].unit == "share" else f"{value:.2f}"
 
 
 def page(summaries: pd.DataFrame, compared: pd.DataFrame, name: str) -> str:
@@ -53,7 +66,9 @@ def page(summaries: pd.DataFrame, compared: pd.DataFrame, name: str) -> str:
         name: of the experiment.
     """
     best = against_best(compared)
-    values = summaries.set_index([*POINT, "measure"])[["value", "low", "high"]].to_dict("index")
+    over_seeds = summaries.groupby(["layer", "k", "method", "measure"])["value"]
+    summaries = summaries.assign(spread=over_seeds.transform("std").where(over_seeds.transform("size") >= 3, 0.0))
+    values = summaries.set_index([*POINT, "measure"])[["value", "low", "high", "spread"]].to_dict("index")
     points = []
     for (layer, k, method, seed), rows in best.groupby(POINT, sort=True):
         at_point = summaries[(summaries["layer"] == layer) & (summaries["k"] == k) & (summaries["seed"] == seed)]
@@ -61,11 +76,11 @@ def page(summaries: pd.DataFrame, compared: pd.DataFrame, name: str) -> str:
         verdicts = rows.set_index("measure").to_dict("index")
         measures = [
             {
-                "measure": measure,
+                "measure": MEASURES[key],
                 "cells": [values.get((layer, k, dictionary, seed, key)) for dictionary in [method, *rivals]],
                 "verdict": verdicts.get(key),
             }
-            for key, measure in MEASURES.items()
+            for key in COMPARED
             if (layer, k, method, seed, key) in values
         ]
         points.append({"layer": layer, "k": k, "method": method, "seed": seed, "rivals": rivals, "measures": measures})

@@ -147,3 +147,8 @@ _REGISTRY = (
     ),
 )
 MEASURES = {measure.key: measure for measure in _REGISTRY}
+# The order in which dictionaries are compared: first what a person who looks for features needs.
+COMPARED = (
+    *("concept_recovery", "class_coverage", "class_selectivity", "stability", "causal_size", "causal_agreement"),
+    *("pointing", "probe_1", "probe_5", "fvu"),
+)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
+from scipy import sparse, stats
 
 from sae.evidence import probing
 from sae.evidence.measures import COVERED, MEASURES
@@ -21,6 +21,7 @@ from sae.latent_codes import Codes
 
 DRAWS = 200
 INTERVAL = (0.025, 0.975)
+_SEEDS = 3  # from which their spread is known well enough
 
 
 def weights(images: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -200,12 +201,17 @@ def _known_mean(values: np.ndarray) -> np.ndarray:
 def compare(summaries: pd.DataFrame, methods: list[str], baselines: list[str]) -> pd.DataFrame:
     """Compares each SAE with each baseline at the same layer, k and seed, measure by measure.
 
+    Draws of images say nothing about another training. So from three seeds on, a verdict also needs a mean gain over
+    the seeds that its 95 % interval by Student's t keeps apart from 0: the least difference that a reader can rely on.
+    That seeds move such measures more than people expect: Chanin 2026, arXiv 2605.18229.
+
     Args:
         summaries: tables of `table` with layer, k, method and seed.
 
     Returns:
         layer, k, seed, method, baseline, measure, value, value_baseline, gain (the difference, above 0 where the SAE is
-        better), low, high (95 % of its draws), verdict: `better`, `worse`, or `open` where the interval holds 0.
+        better), low, high (95 % of its draws), seeds (how many), mean_gain (over the seeds), reliable (the least
+        |mean_gain| to rely on; NaN below three seeds), verdict: `better`, `worse`, or `open` where an interval holds 0.
     """
     rows = []
     for (layer, k, seed, measure), part in summaries.groupby(["layer", "k", "seed", "measure"], sort=True):
@@ -215,10 +221,15 @@ def compare(summaries: pd.DataFrame, methods: list[str], baselines: list[str]) -
             for baseline in (b for b in baselines if b in facts.index):
                 ours, theirs = facts.loc[method], facts.loc[baseline]
                 draws = sign * (np.array(ours["draws"]) - np.array(theirs["draws"]))
-                low, high = np.quantile(draws, INTERVAL)
-                verdict = "better" if low > 0 else "worse" if high < 0 else "open"
-                gain = sign * (ours["value"] - theirs["value"])
-                values = ours["value"], theirs["value"], gain, low, high, verdict
-                rows.append([layer, k, seed, method, baseline, measure, *values])
-    columns = "layer k seed method baseline measure value value_baseline gain low high verdict"
-    return pd.DataFrame(rows, columns=columns.split())
+                values = ours["value"], theirs["value"], sign * (ours["value"] - theirs["value"])
+                rows.append([layer, k, seed, method, baseline, measure, *values, *np.quantile(draws, INTERVAL)])
+    columns = "layer k seed method baseline measure value value_baseline gain low high"
+    table = pd.DataFrame(rows, columns=columns.split())
+    gains = table.groupby(["layer", "k", "method", "baseline", "measure"])["gain"]
+    seeds, table["mean_gain"] = gains.transform("size"), gains.transform("mean")
+    table["seeds"], error = seeds, gains.transform("std") / np.sqrt(seeds)
+    table["reliable"] = (error * stats.t.ppf(INTERVAL[1], seeds - 1)).where(seeds >= _SEEDS)
+    margin = table["reliable"].fillna(-np.inf)
+    better = (table["low"] > 0) & (table["mean_gain"] > margin)
+    worse = (table["high"] < 0) & (-table["mean_gain"] > margin)
+    return table.assign(verdict=np.select([better, worse], ["better", "worse"], "open"))

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from sae.evidence.measures import MEASURES
+from sae.evidence.measures import COMPARED, MEASURES
 from sae.figures.style import ACCENT, BASELINE_MARKS, INK, QUIET, headline, plain_numbers, styled
 
 
@@ -21,7 +21,7 @@ def conclusion(summaries: pd.DataFrame, methods: Sequence[str], title: str) -> F
         summaries: tables of `summary.table` with layer, k, method and seed.
         methods: the SAEs'; all other methods are baselines.
     """
-    measures = [measure for measure in MEASURES.values() if measure.key in set(summaries["measure"])]
+    measures = [MEASURES[key] for key in COMPARED if key in set(summaries["measure"])]
     mean = summaries.groupby(["measure", "layer", "k", "method"], as_index=False)[["value", "low", "high"]].mean()
     places = {point: i for i, point in enumerate(sorted({*zip(mean["layer"], mean["k"], strict=True)}))}
     rows = -(-len(measures) // 2)

@@ -1,9 +1,13 @@
 """The conclusion: SAEs against baselines, in sentences and as a page."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import small
+from scipy import stats
 
 from sae.evidence import conclusion, summary
+from sae.evidence.measures import MEASURES
 
 
 @pytest.mark.parametrize(("ours", "verdict"), [(0.3, "worse than"), (0.9, "better than")])
@@ -17,17 +21,60 @@ def test_the_page_says_whether_the_sae_beats_the_best_baseline(ours, verdict):
 
 
 def test_the_sentences_say_what_is_bought_or_that_it_is_nothing():
-    for ours, words in ((0.3, "the SAE gains nothing"), (0.9, "better than every baseline in: concept recovery")):
+    for ours, words in ((0.3, "0 of 1 measures: it gains nothing"), (0.9, "1 of 1 measures: concept recovery")):
         compared = summary.compare(
             small.summaries({"topk": ours, "pca": 0.5, "random": 0.2}), ["topk"], ["pca", "random"]
         )
         first, *lines = conclusion.sentences(conclusion.against_best(compared))
-        assert words in first and first.startswith("Over 1 grid point,")
+        assert words in first and first.startswith("At the one grid point")
+        assert ("A baseline is better by 1: concept recovery" in first) == (ours == 0.3)
         assert len(lines) == 1 and f"at {int(ours > 0.5)} of 1 grid points" in lines[0]
-    assert "A baseline is mostly better in" not in first
+        assert f"an F1 of {ours:.2f}" in lines[0] and "mostly pca: 0.50" in lines[0]
 
 
 def test_what_does_not_depend_on_the_seed_does_not_count_as_stable():
     table = small.summaries({"topk": 0.5, "pca": 1.0, "random": 0.2}, measure="stability")
     best = conclusion.against_best(summary.compare(table, ["topk"], ["pca", "random"]))
     assert best["baseline"].tolist() == ["random"] and best["verdict"].tolist() == ["better"]
+
+
+def test_features_come_first_and_reconstruction_last():
+    parts = [small.summaries({"topk": 0.5, "pca": 0.4}, measure) for measure in ("fvu", "probe_1", "stability")]
+    table = pd.concat([*parts, small.summaries({"topk": 0.5, "pca": 0.4})])
+    compared = summary.compare(table, ["topk"], ["pca"])
+    page = conclusion.page(table, compared, "x")
+    places = [page.index(f">{MEASURES[key].name}") for key in ("concept_recovery", "stability", "probe_1", "fvu")]
+    assert places == sorted(places)
+    lines = conclusion.sentences(conclusion.against_best(compared))
+    assert len(lines) <= 5 and not any("FVU" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        ((0.70, 0.72, 0.71), "better"),
+        ((0.70, 0.72), "better"),  # two seeds show no spread
+        ((0.99, 0.55, 0.56), "open"),  # by the images alone it would be better with each seed
+        ((0.30, 0.28, 0.29), "worse"),
+        ((0.05, 0.45, 0.44), "open"),
+    ],
+)
+def test_a_verdict_needs_the_seeds_to_agree(ours, verdict):
+    parts = [
+        small.summaries({"topk": value, "pca": 0.5}).assign(
+            seed=seed, draws=lambda t: t["value"].map(lambda v: [v] * 200)
+        )
+        for seed, value in enumerate(ours)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    compared = summary.compare(table, ["topk"], ["pca"])
+    assert compared["verdict"].tolist() == [verdict] * len(ours)
+    assert (compared["seeds"] == len(ours)).all()
+    np.testing.assert_allclose(compared["mean_gain"], np.mean(ours) - 0.5)
+    page = conclusion.page(table, compared, "x")
+    if len(ours) < 3:
+        assert compared["reliable"].isna().all() and "±" not in page.split("<table>", 1)[1]
+    else:
+        interval = stats.ttest_1samp(np.array(ours) - 0.5, 0).confidence_interval(0.95)
+        np.testing.assert_allclose(compared["mean_gain"] + compared["reliable"], interval.high)
+        assert f"±{np.std(ours, ddof=1):.3f}" in page and f"{len(ours)} seeds:" in page

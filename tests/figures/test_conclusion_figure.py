@@ -16,8 +16,8 @@ def test_a_panel_per_measure_shows_the_sae_with_its_interval_beside_the_baseline
     table = pd.DataFrame(rows, columns=["measure", "layer", "k", "method", "seed", "value", "low", "high"])
     figure = conclusion(table, ["topk"], "title")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles[0].endswith("(FVU): lower is better") and titles[1].endswith("(AUROC): higher is better")
-    assert figure.axes[0].get_yscale() == "log" and len(titles) == 4 and not titles[3]
+    assert titles[2].endswith("(FVU): lower is better") and titles[1].endswith("(AUROC): higher is better")
+    assert figure.axes[2].get_yscale() == "log" and len(titles) == 4 and not titles[3]
     (bars,) = figure.axes[1].containers
     assert bars.get_label() == "SAE (topk)"
     low, high = bars.lines[2][0].get_segments()[0][:, 1]
