@@ -35,11 +35,13 @@ def sentences(best: pd.DataFrame) -> list[str]:
     share = counts.div(counts.sum(axis=1), axis=0) > 0.5
     won = [MEASURES[key].name for key in measures if share.loc[key, "better"]]
     lost = [MEASURES[key].name for key in measures if share.loc[key, "worse"]]
-    where = f"At most of {points} grid points" if points > 1 else "At the one grid point"
-    first = f"{where}, the SAE is better than every baseline by {len(won)} of {len(measures)} measures"
-    first += f": {'; '.join(won)}." if won else ": it gains nothing."
+    where = f"at more than half of the {points} grid points" if points > 1 else "at the one grid point"
+    first = f"The SAE gains nothing: by none of {len(measures)} measures is it better than every baseline {where}."
+    if won:
+        first = f"By {len(won)} of {len(measures)} measures, the SAE is better than every baseline {where}"
+        first += f": {'; '.join(won)}."
     if lost:
-        first += f" A baseline is better by {len(lost)}: {'; '.join(lost)}."
+        first += f" By {len(lost)}, a baseline is better: {'; '.join(lost)}."
     lines = [first]
     for key in (key for key in _QUESTIONS if key in measures):
         part = best[best["measure"] == key]

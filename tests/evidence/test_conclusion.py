@@ -21,13 +21,13 @@ def test_the_page_says_whether_the_sae_beats_the_best_baseline(ours, verdict):
 
 
 def test_the_sentences_say_what_is_bought_or_that_it_is_nothing():
-    for ours, words in ((0.3, "0 of 1 measures: it gains nothing"), (0.9, "1 of 1 measures: concept recovery")):
+    for ours, words in ((0.3, "The SAE gains nothing"), (0.9, "By 1 of 1 measures, the SAE is better")):
         compared = summary.compare(
             small.summaries({"topk": ours, "pca": 0.5, "random": 0.2}), ["topk"], ["pca", "random"]
         )
         first, *lines = conclusion.sentences(conclusion.against_best(compared))
-        assert words in first and first.startswith("At the one grid point")
-        assert ("A baseline is better by 1: concept recovery" in first) == (ours == 0.3)
+        assert first.startswith(words) and "at the one grid point" in first
+        assert ("By 1, a baseline is better: concept recovery" in first) == (ours == 0.3)
         assert len(lines) == 1 and f"at {int(ours > 0.5)} of 1 grid points" in lines[0]
         assert f"an F1 of {ours:.2f}" in lines[0] and "mostly pca: 0.50" in lines[0]
 
