@@ -11,7 +11,7 @@ import timm
 
 import sae
 from sae import baselines, layer
-from sae.autoencoder import METHODS
+from sae.autoencoder import BASELINES, METHODS
 from sae.evidence import judge
 from sae.files import write_json, write_table
 
@@ -84,13 +84,13 @@ def test_every_method_trains_and_is_measured(given, tmp_path, method, input):
     check(tmp_path, measured, tables)
 
 
-@pytest.mark.parametrize("method", [*baselines.COMPUTED, "frozen"])
+@pytest.mark.parametrize("method", BASELINES)
 def test_every_baseline_is_measured(given, tmp_path, method):
     x, centre = given.layer.tokens("patches", given.layer.train), given.layer.centre
     saes = {}
     for seed in (0, 1):
-        if method == "frozen":
-            saes[seed] = small.train(given, 0, sae.TrainConfig(k=4, latents=F, batch=30, method="frozen"), seed)
+        if method not in baselines.COMPUTED:
+            saes[seed] = small.train(given, 0, sae.TrainConfig(k=4, latents=F, batch=30, method=method), seed)
             continue
         rows = baselines.directions(x, F, method, centre, seed)
         fit = None if method in baselines.ORTHONORMAL else baselines.sample(x, method, centre, seed)
