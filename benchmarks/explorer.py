@@ -29,7 +29,7 @@ DRAWN = "() => [...document.querySelectorAll('.plot')].every((e) => e.querySelec
 def synthetic(folder: Path, latents: int, images: int) -> None:
     """Writes a grid of 4 layers x 3 ks with six baselines, and one point's table, filled with random numbers."""
     rng = np.random.default_rng(0)
-    methods = ["topk", "neurons", "pca", "kmeans", "random", "sampled", "frozen"]
+    methods = ["topk", "neurons", "pca", "ica", "kmeans", "random", "sampled", "soft_frozen"]
     keys = [(la, k, m, 0) for la in (3, 6, 9, 11) for k in (16, 32, 64) for m in methods]
     metrics = pd.DataFrame(keys, columns=["layer", "k", "method", "seed"]).assign(l0=lambda t: t["k"])
     for name in ("fvu", "dead", "dense", "top1_agreement", "kl", "ce_recovered_mean", "output_cosine"):

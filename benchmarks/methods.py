@@ -143,7 +143,7 @@ def main() -> None:
             for text in asked.only:
                 rows += [{"layer": number} | row for row in bench.run(k, text, asked.seeds, plain)]
                 table = pd.DataFrame(rows)
-                print(markdown(table[table["variant"] == text].tail(100)).splitlines()[-1], flush=True)
+                print(markdown(table).splitlines()[-1], flush=True)
                 table.to_parquet(out.with_suffix(".parquet"))
                 note = f"\nMean ± standard deviation over the seeds {asked.seeds}; {machine('cpu')['cpu']}, torch "
                 note += f"{torch.__version__}. `{command}`\n"

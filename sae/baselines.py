@@ -9,11 +9,11 @@
     frozen, soft_frozen, frozen_encoder    TopK SAEs with weights that are not trained; made by `training`
 
 Directions w_i of norm 1 encode and decode: z = c · ReLU(the k largest of W x̃) and x̂ = z W. One number c minimises the
-squared error on train tokens (1 if the directions are orthogonal). The components of ica are not orthogonal: rows of
-the unmixing matrix encode, and columns of the mixing matrix, its inverse, decode. The directions depend on layer and
-seed; only c depends on k. Sources: neurons, ica and random dictionaries, Sharkey et al. 2022 (Taking features out of
-superposition) and Bricken et al. 2023 (Towards Monosemanticity); the frozen ones, and random ones against trained SAEs,
-arXiv 2602.14111.
+squared error on train tokens (1 if the directions are orthogonal). Only ica differs, as its components are not
+orthogonal: rows of the unmixing matrix encode, and columns of the mixing matrix, its inverse, decode. The directions
+depend on layer and seed; only c depends on k. Sources: neurons, ica and random dictionaries, Sharkey et al. 2022
+(Taking features out of superposition) and Bricken et al. 2023 (Towards Monosemanticity); the frozen ones, and random
+ones against trained SAEs, arXiv 2602.14111.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from sae.errors import InputError
 if TYPE_CHECKING:
     from sae.autoencoder import SparseAutoencoder
 
-COMPUTED = ("neurons", "pca", "kmeans", "random", "sampled", "ica")  # those that this module makes
+# Those that this module makes. The place of each seeds its draws: append only.
+COMPUTED = ("neurons", "pca", "kmeans", "random", "sampled", "ica")
 ORTHONORMAL = ("neurons", "pca")  # their directions are orthogonal to each other but for the signs
 _FIT_TOKENS = 2**18  # at most, for clusters and c
-_ICA_TOKENS = 30_000  # at most: more change little, and take minutes
-_ROUNDS = 50  # of k-means: the next hundred improve its error by less than a hundredth
+_ICA_TOKENS = 30_000  # at most: FastICA takes three times as long with twice as many
+# Of k-means. On the built-in images, further rounds improve its error by less than a hundredth.
+_ROUNDS, _KMEANS_OPERATIONS = 50, 3e13
 
 
 def directions(
@@ -44,7 +46,7 @@ def directions(
 
     Args:
         x: The train set.
-        latents: F; neurons, pca and ica ignore it and have 2d directions.
+        latents: F; neurons, pca and ica ignore it and have 2d directions; ica fewer where dimensions do not vary.
         method: One of COMPUTED.
         centre: The train set's mean [d] and scale, see `SparseAutoencoder`.
 
@@ -54,6 +56,10 @@ def directions(
     rng = _rng(method, seed)
     if method == "pca":
         rows = _components(x, centre[0])
+    elif method == "ica":
+        spread = np.linalg.eigvalsh(_covariance(x, centre[0]))
+        varying = int((spread > 1e-6 * spread[-1]).sum())  # dimensions, by all tokens: the same number for every seed
+        rows = _independent(_sample(x, rng, centre)[:_ICA_TOKENS], varying, rng)
     elif method == "neurons":
         rows = np.concatenate([np.eye(x.width), -np.eye(x.width)]).astype(np.float32)
     else:
@@ -128,36 +134,39 @@ def _drawn(method: str, tokens: np.ndarray, latents: int, rng: np.random.Generat
     """Returns the directions of the random methods, float32 [F, d]."""
     if method == "random":
         return rng.standard_normal((latents, tokens.shape[1]), np.float32)
-    if method == "ica":
-        return _independent(tokens[:_ICA_TOKENS], rng)
     if len(tokens) < latents:
         raise InputError(f"method {method}: {latents} directions cannot be drawn from {len(tokens)} train tokens")
     if method == "sampled":
         return tokens[:latents]
     from sklearn.cluster import KMeans  # here: it takes a second, and needs no torch
+    from threadpoolctl import threadpool_limits
 
-    seed = int(rng.integers(2**31))
-    return (
-        KMeans(latents, n_init=1, max_iter=_ROUNDS, random_state=seed).fit(tokens).cluster_centers_.astype(np.float32)
-    )
+    rounds = int(np.clip(_KMEANS_OPERATIONS / (2 * len(tokens) * latents * tokens.shape[1]), 3, _ROUNDS))
+    clusters = KMeans(latents, n_init=1, max_iter=rounds, random_state=int(rng.integers(2**31)), copy_x=False)
+    with threadpool_limits(1, user_api="openmp"):  # threads would add up in any order
+        return clusters.fit(tokens).cluster_centers_.astype(np.float32)
 
 
-def _independent(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns the rows of the unmixing matrix, and their negatives, [2r, d]; r: dimensions that vary."""
+def _independent(tokens: np.ndarray, components: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the rows of the unmixing matrix, and their negatives, [2 · components, d]."""
     from sklearn.decomposition import FastICA
 
-    spread = np.linalg.eigvalsh(np.cov(tokens.T))
-    varying = int((spread > 1e-6 * spread[-1]).sum())
-    with warnings.catch_warnings(action="ignore"):  # after so many steps it is as good as it gets
-        found = FastICA(varying, whiten_solver="eigh", tol=1e-3, random_state=int(rng.integers(2**31))).fit(tokens)
-    return np.concatenate([found.components_, -found.components_]).astype(np.float32)
+    search = FastICA(components, whiten_solver="svd", tol=1e-3, random_state=int(rng.integers(2**31)))
+    with warnings.catch_warnings(action="ignore"):  # of the last round, and of dimensions that do not vary
+        rows = search.fit(tokens).components_
+    return np.concatenate([rows, -rows]).astype(np.float32)
 
 
 def _components(x: Activations, mean: np.ndarray) -> np.ndarray:
     """Returns the principal components of all tokens, the largest variance first, and their negatives, [2d, d]."""
+    components = np.linalg.eigh(_covariance(x, mean))[1].T[::-1]
+    return np.concatenate([components, -components]).astype(np.float32)
+
+
+def _covariance(x: Activations, mean: np.ndarray) -> np.ndarray:
+    """Returns the sum over all tokens of the products of their dimensions' distances from the mean, [d, d]."""
     covariance = np.zeros((x.width, x.width))
     for _ids, block in x.blocks(max(1, 2**22 // (x.tokens * x.width))):
         centred = block.reshape(-1, x.width).astype(np.float64) - mean
         covariance += centred.T @ centred
-    components = np.linalg.eigh(covariance)[1].T[::-1]
-    return np.concatenate([components, -components]).astype(np.float32)
+    return covariance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import os
 import re
@@ -11,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -286,8 +286,10 @@ def describe(label: str) -> str:
 @cache
 def _synsets() -> dict[str, str]:
     # Read from timm's files: the import of timm takes seconds, and jobs without a ViT need these words too.
-    path = Path(str(distribution("timm").locate_file("timm/data/_info/imagenet_synset_to_lemma.txt")))
-    return dict(line.split("\t") for line in path.read_text().splitlines())
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None and spec.origin is not None
+    lines = (Path(spec.origin).parent / "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()
+    return dict(line.split("\t") for line in lines)
 
 
 def image_files(folder: Path) -> Iterator[str]:

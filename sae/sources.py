@@ -44,7 +44,7 @@ def _read(path: Path) -> tuple[str, frozenset[str]]:
     while todo:  # one walk: Snakemake reads all scripts at each start
         node, runs = todo.pop()
         if isinstance(node, ast.Constant):
-            shape.append(repr(node.value))
+            shape.append(f"Constant {node.value!r}")
             if isinstance(node.value, str):
                 strings.add(node.value)
         elif isinstance(node, ast.AST):

@@ -6,6 +6,7 @@ import torch
 
 from sae import activations, extraction, vit
 from sae.activations import Activations
+from sae.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,14 @@ def test_reading_by_split_and_token(model, pixels, shards):
     np.testing.assert_allclose(np.concatenate([b[1] for b in blocks]), expected[[1, 5, 8], 1:], rtol=2e-3, atol=2e-3)
     assert Activations.open(shards, "class").tokens == 1
     assert Activations.open(shards, "all").tokens == 5
+
+
+def test_damage_is_noticed(shards):
+    with shards[0].open("r+b") as file:
+        file.seek(-7, 2)
+        file.write(b"\x01")
+    with pytest.raises(InputError, match="checksum"):
+        Activations.open(shards)
 
 
 def test_shuffling_gives_every_token_once_in_an_order_of_its_own(shards):

@@ -125,6 +125,7 @@ def test_only_what_a_change_can_reach_runs_again(pets, tmp_path):
     os.utime(pets / "cat/1.png", (0, 0))
     shutil.copytree(pets, tmp_path / "copy")
     shutil.copy(tmp_path / "labels.csv", tmp_path / "copy.csv")
+    assert plan() == {}
     assert plan(images=f"{tmp_path / 'copy'}/", labels=str(tmp_path / "copy.csv"), device="cpu", threads=2) == {}
 
     (tmp_path / "labels.csv").write_text("path,label\n" + "".join(lines).replace(",cat", ",tom"))

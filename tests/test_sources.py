@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from sae import sources
+
 
 def in_copy(code: Path, expression: str) -> str:
     """Evaluates an expression with the copy's `sources`; a new process, since hashes are kept."""
@@ -48,6 +50,18 @@ def test_comments_and_what_runs_a_script_do_not_count(copy):
     assert changed(copy, "sae/verify.py", "\nx = 1\n", "train") == [False]
     assert changed(copy, "sae/warm.py", "\nx = 1\n", "train") == [False]
     assert changed(copy, "workflow/scripts/train.py", "\nx = 1\n", "train", "manifest") == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("x: int", "x: int = None"), ("def f(*, a): ...", "def f(*, a=None): ..."), ("{**x}", "{None: x}"), ("1", "'1'")],
+)
+def test_none_is_something(tmp_path, before, after):
+    scripts = []
+    for number, text in enumerate((before, after)):
+        scripts.append(tmp_path / f"{number}.py")
+        scripts[-1].write_text(text)
+    assert sources.code(scripts[0]) != sources.code(scripts[1])
 
 
 def test_the_page_and_the_weights_count_for_the_scripts_that_use_them(copy):

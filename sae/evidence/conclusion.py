@@ -8,26 +8,35 @@ import jinja2
 import pandas as pd
 
 from sae.evidence.measures import COMPARED, MEASURES
+from sae.evidence.summary import SEEDS
 
 # Each with the mean over the grid.
 _QUESTIONS = {
     "concept_recovery": "Do single latents find classes? The best latent of a class reaches an F1 of {} on average.",
-    "class_selectivity": "Does a latent stand for one class? Latents correlate with their best class by {} (MCC).",
-    "stability": "Does another training find the same latents? Their activations correlate by {} with another seed's.",
-    "causal_size": "Does the ViT use them? {} of the removed latents change its output more than random ones.",
+    "class_selectivity": "Does a latent stand for one class? Its correlation with its best class is {} on average.",
+    "stability": "Does another training find the same latents? The correlation with another seed's latents is {}.",
+    "causal_size": "Does the ViT use them? The removal of a latent matters more than that of a random one for {}.",
 }
 POINT = ["layer", "k", "method", "seed"]
 _SAME_BY_CONSTRUCTION = ("neurons", "pca")  # they do not depend on the seed, so their stability means nothing
 
 
 def against_best(compared: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows of `summary.compare` against the best baseline: one per SAE and measure."""
-    fair = ~((compared["measure"] == "stability") & compared["baseline"].isin(_SAME_BY_CONSTRUCTION))
-    return compared[fair].sort_values([*POINT, "measure", "gain"]).drop_duplicates([*POINT, "measure"])
+    """Returns the rows of `summary.compare` against the best baseline over the seeds: one per SAE and measure.
+
+    An SAE is `better` if it is better than every baseline.
+    """
+    unfair = (compared["measure"] == "stability") & compared["baseline"].isin(_SAME_BY_CONSTRUCTION)
+    rows = compared[~unfair].sort_values([*POINT, "measure", "mean_gain", "gain"])
+    every = (rows["verdict"] == "better").groupby([rows[column] for column in [*POINT, "measure"]]).transform("all")
+    rows["verdict"] = rows["verdict"].where((rows["verdict"] != "better") | every, "open")
+    return rows.drop_duplicates([*POINT, "measure"])
 
 
 def sentences(best: pd.DataFrame) -> list[str]:
-    """Returns the conclusion from the table of `against_best`: the answer, and a sentence for each question."""
+    """Returns the conclusion from the table of `against_best`: the answer, and a paragraph for each question."""
+    if not len(best):
+        return ["Nothing can be compared."]
     points = len(best[POINT].drop_duplicates())
     measures = [key for key in COMPARED if key in set(best["measure"])]
     counts = best.groupby("measure")["verdict"].value_counts().unstack(fill_value=0)
@@ -46,10 +55,9 @@ def sentences(best: pd.DataFrame) -> list[str]:
     for key in (key for key in _QUESTIONS if key in measures):
         part = best[best["measure"] == key]
         rival = part["baseline"].value_counts().index[0]
-        theirs = part.loc[part["baseline"] == rival, "value_baseline"].mean()
-        found = counts.loc[key]
-        line = _QUESTIONS[key].format(_number(key, part["value"].mean()))
-        line += f" The best baseline, mostly {rival}: {_number(key, theirs)}. "
+        found, ours, theirs = counts.loc[key], part["value"].mean(), part["value_baseline"].mean()
+        line = _QUESTIONS[key].format(_number(key, ours))
+        line += f" The best baseline{f', most often {rival}' if points > 1 else f', {rival}'}: {_number(key, theirs)}. "
         line += f"Better than every baseline at {found['better']} of {len(part)} grid points, "
         lines.append(line + f"worse than the best at {found['worse']}, undecided at {found['open']}.")
     return lines
@@ -69,7 +77,7 @@ def page(summaries: pd.DataFrame, compared: pd.DataFrame, name: str) -> str:
     """
     best = against_best(compared)
     over_seeds = summaries.groupby(["layer", "k", "method", "measure"])["value"]
-    summaries = summaries.assign(spread=over_seeds.transform("std").where(over_seeds.transform("size") >= 3, 0.0))
+    summaries = summaries.assign(spread=over_seeds.transform("std").where(over_seeds.transform("size") >= SEEDS, 0.0))
     values = summaries.set_index([*POINT, "measure"])[["value", "low", "high", "spread"]].to_dict("index")
     points = []
     for (layer, k, method, seed), rows in best.groupby(POINT, sort=True):
@@ -88,4 +96,4 @@ def page(summaries: pd.DataFrame, compared: pd.DataFrame, name: str) -> str:
         points.append({"layer": layer, "k": k, "method": method, "seed": seed, "rivals": rivals, "measures": measures})
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text())
-    return template.render(name=name, sentences=sentences(best), points=points)
+    return template.render(name=name, sentences=sentences(best), points=points, least=SEEDS)

@@ -166,7 +166,7 @@ def across_ks(r: np.ndarray, fired: np.ndarray, threshold: float = FOUND, partia
         fired: bool [F], whether the first's latent fires on any token.
 
     Returns:
-        a row per latent of the first: latent, outcome, best (index in the second) and r_best (-1 and
+        a row per latent of the first: latent, outcome (see above), best (index in the second) and r_best (-1 and
         NaN for the dead), children (how many), child_latents (by falling r).
     """
     latents, others = np.arange(r.shape[0]), np.arange(r.shape[1])

@@ -21,7 +21,7 @@ from sae.latent_codes import Codes
 
 DRAWS = 200
 INTERVAL = (0.025, 0.975)
-_SEEDS = 3  # from which their spread is known well enough
+SEEDS = 3  # from which their spread is known well enough
 
 
 def weights(images: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -228,7 +228,7 @@ def compare(summaries: pd.DataFrame, methods: list[str], baselines: list[str]) -
     gains = table.groupby(["layer", "k", "method", "baseline", "measure"])["gain"]
     seeds, table["mean_gain"] = gains.transform("size"), gains.transform("mean")
     table["seeds"], error = seeds, gains.transform("std") / np.sqrt(seeds)
-    table["reliable"] = (error * stats.t.ppf(INTERVAL[1], seeds - 1)).where(seeds >= _SEEDS)
+    table["reliable"] = (error * stats.t.ppf(INTERVAL[1], seeds - 1)).where(seeds >= SEEDS)
     margin = table["reliable"].fillna(-np.inf)
     better = (table["low"] > 0) & (table["mean_gain"] > margin)
     worse = (table["high"] < 0) & (-table["mean_gain"] > margin)

@@ -68,7 +68,11 @@ def _mosaic(pictures: np.ndarray, columns: int = 4, gap: int = 4) -> np.ndarray:
     """Lays pictures [n, height, width, 3] side by side on white."""
     tiles = np.pad(pictures, ((0, -len(pictures) % columns), (0, gap), (0, gap), (0, 0)), constant_values=255)
     rows, (height, width) = len(tiles) // columns, tiles.shape[1:3]
-    return tiles.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    return (
+        tiles.reshape(rows, columns, height, width, 3)
+        .swapaxes(1, 2)
+        .reshape(rows * height, columns * width, 3)[:-gap, :-gap]
+    )
 
 
 @styled

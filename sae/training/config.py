@@ -40,7 +40,7 @@ class TrainConfig:
         decoder: unit_norm: rows have norm 1 after every step. start: rows have norm 1 at the start only, and the
             encoder starts from the rows before they were normalised. held: as unit_norm, and every row keeps a cosine
             of at least 0.8 with its start. frozen: rows are never trained.
-        encoder: trained, or frozen: its random weights stay as they are, and its biases 0.
+        encoder: trained, or frozen: its random weights stay as they are, and its biases 0 (b_dec is trained).
         start: Initial decoder rows; the encoder starts as a copy of them. random: random directions. tokens:
             directions from the mean to random tokens. scaled: random directions, the encoder scaled so that the
             reconstruction of the first tokens has the right size.

@@ -26,6 +26,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from sae.autoencoder import SparseAutoencoder
 from sae.training.config import TrainConfig
@@ -120,7 +121,7 @@ class Step(ABC):
         along = (rows * start).sum(1, keepdim=True)
         across = rows - along * start
         across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        rows.copy_(torch.where(along < _HELD, _HELD * start + (1 - _HELD**2) ** 0.5 * across, rows))
+        rows.copy_(F.normalize(torch.where(along < _HELD, _HELD * start + (1 - _HELD**2) ** 0.5 * across, rows)))
 
     def close(self) -> None:  # noqa: B027
         """Ends the step's threads, if it has any."""

@@ -29,7 +29,7 @@ def test_the_sentences_say_what_is_bought_or_that_it_is_nothing():
         assert first.startswith(words) and "at the one grid point" in first
         assert ("By 1, a baseline is better: concept recovery" in first) == (ours == 0.3)
         assert len(lines) == 1 and f"at {int(ours > 0.5)} of 1 grid points" in lines[0]
-        assert f"an F1 of {ours:.2f}" in lines[0] and "mostly pca: 0.50" in lines[0]
+        assert f"an F1 of {ours:.2f}" in lines[0] and "The best baseline, pca: 0.50" in lines[0]
 
 
 def test_what_does_not_depend_on_the_seed_does_not_count_as_stable():
@@ -78,3 +78,17 @@ def test_a_verdict_needs_the_seeds_to_agree(ours, verdict):
         interval = stats.ttest_1samp(np.array(ours) - 0.5, 0).confidence_interval(0.95)
         np.testing.assert_allclose(compared["mean_gain"] + compared["reliable"], interval.high)
         assert f"±{np.std(ours, ddof=1):.3f}" in page and f"{len(ours)} seeds:" in page
+
+
+def test_better_than_every_baseline_means_every_one():
+    gains = {"a": (0.3, 0.2, 0.2), "b": (0.4, -0.25, 0.4)}
+    parts = []
+    for seed in range(3):
+        values = {"topk": 0.5} | {name: 0.5 - gain[seed] for name, gain in gains.items()}
+        fixed = small.summaries(values).assign(seed=seed)
+        parts.append(fixed.assign(draws=fixed["value"].map(lambda value: [value] * 200)))
+    compared = summary.compare(pd.concat(parts, ignore_index=True), ["topk"], ["a", "b"])
+    assert (compared.loc[compared["baseline"] == "a", "verdict"] == "better").all()
+    best = conclusion.against_best(compared)
+    assert best["verdict"].tolist() == ["open"] * 3 and (best["baseline"] == "b").all()
+    assert conclusion.sentences(best.iloc[:0]) == ["Nothing can be compared."]

@@ -38,7 +38,7 @@ GPU = int(config["device"].startswith("cuda"))
 SEEDS = GRID["seeds"]
 # A method with one seed gets a second seed, so that stability can be measured.
 SECOND_SEEDS = [] if len(SEEDS) > 1 else [SEEDS[0] + 1]
-# The baselines that need no training; and the baselines that differ between seeds.
+# The baselines that need training, those that do not, and those that differ between seeds.
 LEARNT = ("frozen", "soft_frozen", "frozen_encoder")
 BUILT = [method for method in BASELINES if method not in LEARNT]
 SEEDLESS = ("neurons", "pca")
