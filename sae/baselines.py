@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 COMPUTED = ("neurons", "pca", "kmeans", "random", "sampled", "ica")
 ORTHONORMAL = ("neurons", "pca")  # their directions are orthogonal to each other but for the signs
 _FIT_TOKENS = 2**18  # at most, for clusters and c
-_ICA_TOKENS = 30_000  # at most: FastICA takes three times as long with twice as many
-# Of k-means. On the built-in images, further rounds improve its error by less than a hundredth.
-_ROUNDS, _KMEANS_OPERATIONS = 50, 3e13
+_ICA_TOKENS = 20_000  # at most: FastICA takes three times as long with twice as many
+# Of k-means. On the built-in images, a hundred further rounds improve its error by less than a hundredth.
+_ROUNDS, _KMEANS_OPERATIONS = 30, 3e13
 
 
 def directions(
