@@ -172,7 +172,7 @@ def test_a_frozen_decoder_never_moves_but_its_encoder_learns(tokens, precision):
     assert fidelity.fvu(tokens, free.decode(free.encode(tokens))) < learnt
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "autograd"])
+@pytest.mark.parametrize("precision", ["bf16", "autograd"])
 def test_a_soft_frozen_decoder_moves_to_its_limit_and_no_further(tokens, precision, monkeypatch):
     if precision == "autograd":
         monkeypatch.setattr("sae.training.loop.SparseStep", None)
