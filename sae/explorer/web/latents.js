@@ -6,17 +6,12 @@ const latents = (() => {
 
   async function view(grid, params) {
     const point = core.pointOf(grid, params);
-    if (!point)
-      return core.notThere(
-        `There is no SAE for ${JSON.stringify(params)} in this grid.`,
-      );
+    if (!point) return core.notThere(`There is no SAE for ${JSON.stringify(params)} in this grid.`);
     const latent = Number(params.latent);
     const table = await tables.load(point);
     if (!Number.isInteger(latent) || !(latent >= 0 && latent < table.size)) {
       const numbers = `0 to ${table.size - 1}`;
-      return core.notThere(
-        `The latents of this SAE are numbered ${numbers}; there is no latent ${params.latent}.`,
-      );
+      return core.notThere(`The latents of this SAE are numbered ${numbers}; there is no latent ${params.latent}.`);
     }
     const [about, images] = await Promise.all([
       parts.loadEntry(`${pathOf(point)}/latents`, latent, grid.files.latents),
@@ -34,11 +29,7 @@ const latents = (() => {
       ...top,
       panels(grid, point, about, images),
       columns(
-        [
-          h("h2", {}, "How strongly it fires"),
-          histogram(grid, point, table, latent, about),
-          whereItFires(grid, about),
-        ],
+        [h("h2", {}, "How strongly it fires"), histogram(grid, point, table, latent, about), whereItFires(grid, about)],
         [
           h("h2", { id: "classes" }, "Classes"),
           classTable(about),
@@ -47,39 +38,19 @@ const latents = (() => {
         ],
       ),
       columns(
-        [
-          h("h2", {}, "Nearest in this SAE"),
-          nearest(grid, point, table, about),
-        ],
-        [
-          h("h2", {}, "Counterparts elsewhere"),
-          await relatives(grid, point, about),
-        ],
+        [h("h2", {}, "Nearest in this SAE"), nearest(grid, point, table, about)],
+        [h("h2", {}, "Counterparts elsewhere"), await relatives(grid, point, about)],
       ),
-      h(
-        "p",
-        { class: "quiet" },
-        "Link to this latent: ",
-        h("a", { href: address }, address),
-      ),
+      h("p", { class: "quiet" }, "Link to this latent: ", h("a", { href: address }, address)),
     ];
   }
 
   /** Two columns, one below the other on a narrow screen. */
-  const columns = (...parts) =>
-    h(
-      "section",
-      { class: "columns" },
-      ...parts.map((part) => h("div", {}, ...part)),
-    );
+  const columns = (...parts) => h("section", { class: "columns" }, ...parts.map((part) => h("div", {}, ...part)));
 
   /** The evidence for and against the latent. */
   function checks(about) {
-    const marks = {
-      yes: ["✓", "for"],
-      no: ["✗", "against"],
-      open: ["?", "not known"],
-    };
+    const marks = { yes: ["✓", "for"], no: ["✗", "against"], open: ["?", "not known"] };
     const items = about.checks.map(([verdict, text]) => {
       const [mark, name] = marks[verdict];
       return h(
@@ -102,12 +73,8 @@ const latents = (() => {
 
   /** A random latent that fires, has no token type, and has a confirmed class or is stable. */
   function interesting(grid, table) {
-    const alive = table.latent.filter(
-      (i) => table.alive[i] && table.token_type[i] < 0,
-    );
-    const good = alive.filter(
-      (i) => table.class[i] >= 0 || table.stability[i] >= grid.found,
-    );
+    const alive = table.latent.filter((i) => table.alive[i] && table.token_type[i] < 0);
+    const good = alive.filter((i) => table.class[i] >= 0 || table.stability[i] >= grid.found);
     const pool = good.length ? good : alive.length ? alive : table.latent;
     return pool[Math.floor(Math.random() * pool.length)];
   }
@@ -125,30 +92,13 @@ const latents = (() => {
     return h(
       "div",
       { class: "row steps" },
-      h(
-        "a",
-        { class: "button", id: "previous", href: by(-1), title: "key: ←" },
-        "← previous",
-      ),
-      h(
-        "a",
-        { class: "button", id: "next", href: by(1), title: "key: →" },
-        "next →",
-      ),
-      h(
-        "button",
-        { type: "button", id: "random", title: "key: r", onclick: random },
-        "random interesting one",
-      ),
+      h("a", { class: "button", id: "previous", href: by(-1), title: "key: ←" }, "← previous"),
+      h("a", { class: "button", id: "next", href: by(1), title: "key: →" }, "next →"),
+      h("button", { type: "button", id: "random", title: "key: r", onclick: random }, "random interesting one"),
       h(
         "form",
         { onsubmit: jump },
-        h(
-          "label",
-          {},
-          "latent ",
-          h("input", { name: "number", inputmode: "numeric", size: 5 }),
-        ),
+        h("label", {}, "latent ", h("input", { name: "number", inputmode: "numeric", size: 5 })),
         " ",
         h("button", { type: "submit" }, "go"),
       ),
@@ -166,53 +116,26 @@ const latents = (() => {
     const rows = grid.panels.map(([panel, title]) => {
       const cells = about.panels[panel].map((cell) => {
         const firing = panel === "silent" ? null : lit.shift();
-        return panelPicture(
-          grid,
-          point,
-          images.facts(cell[0]),
-          cell,
-          patches ? firing : null,
-        );
+        return panelPicture(grid, point, images.facts(cell[0]), cell, patches ? firing : null);
       });
       const names = { class: "panel", "data-panel": panel };
-      return (
-        cells.length > 0 &&
-        h(
-          "section",
-          names,
-          h("h3", {}, title),
-          h("div", { class: "pictures" }, cells),
-        )
-      );
+      return cells.length > 0 && h("section", names, h("h3", {}, title), h("div", { class: "pictures" }, cells));
     });
     const box = `Colour: activation of each patch, 0 to ${show(about.scale)}. Box: the strongest patch.`;
-    const note = patches
-      ? box
-      : "This SAE reads the class token alone, so there are no maps.";
+    const note = patches ? box : "This SAE reads the class token alone, so there are no maps.";
     const below =
       "Below each image: activation and label; * held-out image. Near duplicates of a shown image are left out.";
     return h(
       "section",
       { "aria-label": "Images" },
-      h(
-        "div",
-        { class: "row" },
-        h("h2", {}, "Images"),
-        patches && pictures.heat.controls(),
-      ),
+      h("div", { class: "row" }, h("h2", {}, "Images"), patches && pictures.heat.controls()),
       h("p", { class: "quiet" }, `${note} ${below}`),
       rows[0],
       h("div", { class: "panels" }, rows.slice(1)),
     );
   }
 
-  function panelPicture(
-    grid,
-    point,
-    facts,
-    [image, activation, patch],
-    firing,
-  ) {
+  function panelPicture(grid, point, facts, [image, activation, patch], firing) {
     const map = firing && pictures.heat.map(grid, firing.places, firing.values);
     const position = patch >= 0 ? pictures.position(grid, patch) : null;
     const title = position
@@ -224,11 +147,7 @@ const latents = (() => {
       " ",
       h("span", { title: facts.path }, pictures.label(facts)),
     ];
-    const target = {
-      ...core.pointLink(grid, point),
-      image,
-      patch: position?.join(","),
-    };
+    const target = { ...core.pointLink(grid, point), image, patch: position?.join(",") };
     const href = facts.place === undefined ? null : link.write(target);
     const made = pictures.picture(grid, facts, { map, patch, caption, href });
     made.dataset.patch = patch;
@@ -236,36 +155,18 @@ const latents = (() => {
   }
 
   function histogram(grid, point, table, latent, about) {
-    const values = about.histogram.map((count, i) => ({
-      low: grid.edges[i],
-      high: grid.edges[i + 1],
-      count,
-    }));
+    const values = about.histogram.map((count, i) => ({ low: grid.edges[i], high: grid.edges[i + 1], count }));
     const used = values.filter((v) => v.count);
     const total = used.reduce((sum, v) => sum + v.count, 0);
-    const x = {
-      field: "low",
-      type: "quantitative",
-      title: "activation",
-      axis: { format: "~g", tickCount: 6 },
-    };
+    const x = { field: "low", type: "quantitative", title: "activation", axis: { format: "~g", tickCount: 6 } };
     const spec = {
       height: 205,
-      data: {
-        values: values.filter(
-          (v) => v.high >= used[0].low && v.low <= used.at(-1).high,
-        ),
-      },
+      data: { values: values.filter((v) => v.high >= used[0].low && v.low <= used.at(-1).high) },
       mark: { type: "rect", tooltip: true, stroke: charts.colour("paper") },
       encoding: {
         x: { ...x, scale: { type: "log", base: 2, nice: false } },
         x2: { field: "high" },
-        y: {
-          field: "count",
-          type: "quantitative",
-          title: "tokens",
-          axis: { format: "~s" },
-        },
+        y: { field: "count", type: "quantitative", title: "tokens", axis: { format: "~s" } },
         y2: { datum: 0 },
         tooltip: [
           { field: "low", format: ".3~g", title: "from" },
@@ -274,108 +175,45 @@ const latents = (() => {
         ],
       },
     };
-    const [train, heldOut, images] = [
-      ...about.density,
-      table.images[latent],
-    ].map((share) => show(share, "share"));
+    const [train, heldOut, images] = [...about.density, table.images[latent]].map((share) => show(share, "share"));
     const text = [
       `Activations on the ${show(total)} tokens on which it fires: mean ${show(about.mean)}, `,
       `maximum ${show(table.max[latent])}. It fires on ${train} of the train and ${heldOut} of the held-out tokens, `,
       `and somewhere in ${images} of all images.`,
     ].join("");
-    return charts.chart({
-      name: `${fileName(grid, point)}-latent-${latent}`,
-      about: text,
-      spec,
-    });
+    return charts.chart({ name: `${fileName(grid, point)}-latent-${latent}`, about: text, spec });
   }
 
   function whereItFires(grid, about) {
     const entries = grid.on.map(({ name, unit, sentence }, i) => {
       const value = about.on[i];
-      return (
-        value !== null &&
-        h(
-          "div",
-          { title: sentence },
-          h("dt", {}, name),
-          h("dd", {}, show(value, unit)),
-        )
-      );
+      return value !== null && h("div", { title: sentence }, h("dt", {}, name), h("dd", {}, show(value, unit)));
     });
-    return h(
-      "details",
-      {},
-      h("summary", {}, "Where it fires"),
-      h("dl", {}, entries),
-    );
+    return h("details", {}, h("summary", {}, "Where it fires"), h("dl", {}, entries));
   }
 
   /** Precision, recall and AUROC of the latent for its best classes, on both splits. */
   function classTable(about) {
-    if (!about.classes.length)
-      return h(
-        "p",
-        { class: "quiet" },
-        "No image on which it fires has a label.",
-      );
+    if (!about.classes.length) return h("p", { class: "quiet" }, "No image on which it fires has a label.");
     const share = (a, b) => (b ? show(a / b, "share") : "–");
-    const between = ([low, high]) =>
-      low === null ? "" : `(${show(low, "share")} to ${show(high, "share")})`;
-    const cells = (
-      [support, flagged, right, auroc],
-      precision = "",
-      recall = "",
-    ) => [
-      h(
-        "td",
-        {},
-        share(right, flagged),
-        h("small", {}, ` ${right} of ${flagged}`),
-        " ",
-        h("small", {}, precision),
-      ),
-      h(
-        "td",
-        {},
-        share(right, support),
-        h("small", {}, ` of ${support}`),
-        " ",
-        h("small", {}, recall),
-      ),
+    const between = ([low, high]) => (low === null ? "" : `(${show(low, "share")} to ${show(high, "share")})`);
+    const cells = ([support, flagged, right, auroc], precision = "", recall = "") => [
+      h("td", {}, share(right, flagged), h("small", {}, ` ${right} of ${flagged}`), " ", h("small", {}, precision)),
+      h("td", {}, share(right, support), h("small", {}, ` of ${support}`), " ", h("small", {}, recall)),
       h("td", {}, show(auroc)),
     ];
     const rows = about.classes.map((c) => {
-      const name =
-        c.attribute === "label" ? c.name : `${c.attribute}: ${c.name}`;
-      const verdict =
-        c.q === null
-          ? "too few images"
-          : c.confirmed
-            ? "✓ confirmed"
-            : "not confirmed";
-      const note = {
-        class: c.confirmed ? "yes" : "quiet",
-        title: c.q === null ? null : `q = ${c.q}`,
-      };
-      const heldOut = cells(
-        c.held_out,
-        between(c.precision),
-        between(c.recall),
-      );
+      const name = c.attribute === "label" ? c.name : `${c.attribute}: ${c.name}`;
+      const verdict = c.q === null ? "too few images" : c.confirmed ? "✓ confirmed" : "not confirmed";
+      const note = { class: c.confirmed ? "yes" : "quiet", title: c.q === null ? null : `q = ${c.q}` };
+      const heldOut = cells(c.held_out, between(c.precision), between(c.recall));
       return h(
         "tbody",
         {},
         h(
           "tr",
           {},
-          h(
-            "th",
-            { scope: "rowgroup", rowspan: 2, class: "text" },
-            name,
-            h("br"),
-            h("small", note, verdict),
-          ),
+          h("th", { scope: "rowgroup", rowspan: 2, class: "text" }, name, h("br"), h("small", note, verdict)),
           h("td", {}, "train"),
           cells(c.train),
         ),
@@ -384,43 +222,23 @@ const latents = (() => {
     });
     const interval = "In brackets: exact 95 % interval (Clopper & Pearson).";
     const head = [
-      [
-        "class",
-        "The classes with the highest MCC on train images, tested ones first.",
-        "text",
-      ],
+      ["class", "The classes with the highest MCC on train images, tested ones first.", "text"],
       [
         "split",
         "The latent flags an image if its strongest activation there reaches a threshold chosen on train images.",
       ],
-      [
-        "precision",
-        `Share of the flagged images that show the class. ${interval}`,
-      ],
-      [
-        "recall",
-        `Share of the images of the class that the latent flags. ${interval}`,
-      ],
-      [
-        "AUROC",
-        "AUROC of the strongest activation on each image, for the class against all others. 0.5: chance.",
-      ],
-    ].map(([name, title, kind]) =>
-      h("th", { scope: "col", title, class: kind }, name),
-    );
-    return h(
-      "div",
-      { class: "wide" },
-      h("table", { class: "plain" }, h("thead", {}, h("tr", {}, head)), rows),
-    );
+      ["precision", `Share of the flagged images that show the class. ${interval}`],
+      ["recall", `Share of the images of the class that the latent flags. ${interval}`],
+      ["AUROC", "AUROC of the strongest activation on each image, for the class against all others. 0.5: chance."],
+    ].map(([name, title, kind]) => h("th", { scope: "col", title, class: kind }, name));
+    return h("div", { class: "wide" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, head)), rows));
   }
 
   /** The ViT's output with the latent removed, and with it added. */
   function effects(grid, point, latent, about) {
     const { intervention } = about;
     if (!intervention) {
-      const why =
-        "This latent was not in the sample of ablated latents (evidence.latents in the config).";
+      const why = "This latent was not in the sample of ablated latents (evidence.latents in the config).";
       return h("p", { class: "quiet" }, why);
     }
     const { images, measure, p, size } = intervention;
@@ -430,30 +248,14 @@ const latents = (() => {
       `held-out images on which it is strongest. Removing a random latent of the same norm changes it by ${control}`,
       `${p === null ? "" : ` (p = ${p})`}. Adding it to images on which it is silent changes it by ${added}.`,
     ].join("");
-    const kinds = {
-      ablate: "removed",
-      control: "a random latent removed",
-      steer: "added where silent",
-    };
-    const values = intervention.effects.map(
-      ([kind, attribute, name, effect, se]) => {
-        const ends = {
-          low: effect - 2 * (se ?? 0),
-          high: effect + 2 * (se ?? 0),
-        };
-        const plain = attribute === "label" || attribute === "class";
-        return {
-          kind: kinds[kind],
-          class: plain ? name : `${attribute}: ${name}`,
-          effect,
-          ...ends,
-        };
-      },
-    );
+    const kinds = { ablate: "removed", control: "a random latent removed", steer: "added where silent" };
+    const values = intervention.effects.map(([kind, attribute, name, effect, se]) => {
+      const ends = { low: effect - 2 * (se ?? 0), high: effect + 2 * (se ?? 0) };
+      const plain = attribute === "label" || attribute === "class";
+      return { kind: kinds[kind], class: plain ? name : `${attribute}: ${name}`, effect, ...ends };
+    });
     if (!values.length) return h("p", {}, text);
-    const shown = Object.values(kinds).filter((kind) =>
-      values.some((v) => v.kind === kind),
-    );
+    const shown = Object.values(kinds).filter((kind) => values.some((v) => v.kind === kind));
     const bars =
       "Bars: the largest effects on classes: change of the log-probability, relative to the mean class, in nats.";
     return charts.chart({
@@ -465,25 +267,11 @@ const latents = (() => {
   }
 
   function effectBars(values, kinds) {
-    const domain = [
-      Math.min(0, ...values.map((v) => v.low)),
-      Math.max(0, ...values.map((v) => v.high)),
-    ];
-    const y = {
-      field: "class",
-      type: "nominal",
-      sort: null,
-      title: null,
-      axis: { labelLimit: 150, minExtent: 150 },
-    };
+    const domain = [Math.min(0, ...values.map((v) => v.low)), Math.max(0, ...values.map((v) => v.high))];
+    const y = { field: "class", type: "nominal", sort: null, title: null, axis: { labelLimit: 150, minExtent: 150 } };
     const chart = (kind) => {
-      const title =
-        kind === kinds.at(-1) ? "effect on the log-probability, nats" : null;
-      const x = {
-        type: "quantitative",
-        scale: { domain, nice: true },
-        axis: { tickCount: 5, title },
-      };
+      const title = kind === kinds.at(-1) ? "effect on the log-probability, nats" : null;
+      const x = { type: "quantitative", scale: { domain, nice: true }, axis: { tickCount: 5, title } };
       return {
         title: { text: kind, fontSize: 12, fontWeight: "normal" },
         data: { values: values.filter((v) => v.kind === kind) },
@@ -491,10 +279,7 @@ const latents = (() => {
         height: { step: 15 },
         encoding: { y },
         layer: [
-          {
-            mark: { type: "bar", tooltip: true },
-            encoding: { x: { ...x, field: "effect", stack: null } },
-          },
+          { mark: { type: "bar", tooltip: true }, encoding: { x: { ...x, field: "effect", stack: null } } },
           {
             mark: { type: "rule", color: charts.colour("ink") },
             encoding: { x: { ...x, field: "low" }, x2: { field: "high" } },
@@ -502,72 +287,38 @@ const latents = (() => {
         ],
       };
     };
-    return {
-      width: undefined,
-      autosize: undefined,
-      spacing: 8,
-      vconcat: kinds.map(chart),
-    };
+    return { width: undefined, autosize: undefined, spacing: 8, vconcat: kinds.map(chart) };
   }
 
   function nearest(grid, point, table, about) {
     const items = about.nearest.map(([other, cosine]) => {
       const name = tables.cell(table, "class", other);
-      const anchor = h(
-        "a",
-        { href: latentLink(grid, point, other) },
-        `latent ${other}`,
-      );
-      return h(
-        "li",
-        {},
-        anchor,
-        ` cosine ${show(cosine)}`,
-        name && h("span", { class: "quiet" }, ` ${name}`),
-      );
+      const anchor = h("a", { href: latentLink(grid, point, other) }, `latent ${other}`);
+      return h("li", {}, anchor, ` cosine ${show(cosine)}`, name && h("span", { class: "quiet" }, ` ${name}`));
     });
-    const note = h(
-      "p",
-      { class: "quiet" },
-      "By the cosine similarity of their decoder rows.",
-    );
+    const note = h("p", { class: "quiet" }, "By the cosine similarity of their decoder rows.");
     return [note, h("ul", { class: "links" }, items)];
   }
 
   /** The latent's counterparts in the SAEs of other ks, layers and seeds. */
   async function relatives(grid, point, about) {
-    const items = await Promise.all(
-      about.relatives.map((relative) => relativeItem(grid, point, relative)),
-    );
-    const alone =
-      "The grid has one layer, one k and one seed. So there is no other SAE to compare with.";
+    const items = await Promise.all(about.relatives.map((relative) => relativeItem(grid, point, relative)));
+    const alone = "The grid has one layer, one k and one seed. So there is no other SAE to compare with.";
     if (!items.length) return h("p", { class: "quiet" }, alone);
-    const note = h(
-      "p",
-      { class: "quiet" },
-      "By the correlation of activations on held-out tokens.",
-    );
+    const note = h("p", { class: "quiet" }, "By the correlation of activations on held-out tokens.");
     return [note, h("ul", { class: "links" }, items)];
   }
 
   async function relativeItem(grid, point, { to, latent, r, note, known }) {
     const [[key, value]] = Object.entries(to);
     if (latent === null) {
-      const none =
-        r === null ? "none" : `none (the highest correlation is ${show(r)})`;
-      return h(
-        "li",
-        {},
-        `${key} ${value}: `,
-        h("span", { class: "quiet" }, none),
-      );
+      const none = r === null ? "none" : `none (the highest correlation is ${show(r)})`;
+      return h("li", {}, `${key} ${value}: `, h("span", { class: "quiet" }, none));
     }
     const path = pathOf({ ...point, ...to });
     const target = known && grid.points.find((p) => pathOf(p) === path);
-    const alone =
-      "This SAE was trained for comparison only: add its seed to the config to explore it.";
-    const name =
-      target && tables.cell(await tables.load(target), "class", latent);
+    const alone = "This SAE was trained for comparison only: add its seed to the config to explore it.";
+    const name = target && tables.cell(await tables.load(target), "class", latent);
     return h(
       "li",
       {},
