@@ -20,7 +20,7 @@ def shot(page: Page, name: str, width: int, height: int | None = None) -> None:
     """Saves what the page shows as a JPEG (photographic) or PNG (lines), by the name's ending."""
     clip = None if height is None else {"x": 0, "y": 0, "width": width, "height": height}
     picture = Image.open(io.BytesIO(page.screenshot(full_page=height is None, clip=clip))).convert("RGB")
-    options = {"quality": 72} if name.endswith(".jpg") else {"optimize": True}
+    options = {"optimize": True} | ({"quality": 68, "progressive": True} if name.endswith(".jpg") else {})
     picture.save(HERE / name, **options)
 
 

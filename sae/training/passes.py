@@ -108,7 +108,6 @@ class Pass:
 
     def __init__(
         self,
-        memory: Memory,
         role: str,
         rows: int,
         u: torch.Tensor,
@@ -117,7 +116,7 @@ class Pass:
         ends: list[int],
         codes: Codes,
     ):
-        n, width = u.shape
+        memory, (n, width) = encoder.memory, u.shape
         self._u, self._encoder, self._decoder, self._ends = plain(u), encoder, plain(decoder), np.array(ends)
         self._codes, self._rows = codes, rows
         values = codes[2]

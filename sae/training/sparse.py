@@ -197,14 +197,14 @@ class SparseStep(Step):
         if batchtopk:
             self._over(n, self.rows, prepare)
         codes = self._of_the_batch(encoder, k * n) if batchtopk else self._room("", n, k)
-        whole = Pass(self._memory, "", self.rows, u, encoder, decoder, ends, codes)
+        whole = Pass("", self.rows, u, encoder, decoder, ends, codes)
         revived, nothing = None, np.zeros_like(bias)
         if len(dead):
             index = torch.from_numpy(dead)
             few = min(max(1, width // 2), len(dead))
             own = encoder.weights[index], self._scales[dead], encoder.bias[index]
             encoder, codes = Encoder(self._memory, seen, scales, *own), self._room("revived ", n, few)
-            revived = Pass(self._memory, "revived ", self.rows, u, encoder, decoder[index], [len(dead)], codes)
+            revived = Pass("revived ", self.rows, u, encoder, decoder[index], [len(dead)], codes)
 
         def encode(first: int, last: int) -> None:
             if not batchtopk:
