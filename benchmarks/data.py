@@ -62,7 +62,7 @@ def synthetic(parent: Path, rows: int, held_out: int, planted: Planted) -> Data:
     A token is a sum of random directions of norm 1, with exponential amplitudes, plus a mean and noise.
     """
     facts = {"kind": "synthetic", "rows": rows, "held_out": held_out, **asdict(planted)}
-    data = Data(_folder(parent, facts), facts)
+    data = Data(folder_of(parent, facts), facts)
     if data.train.exists():
         return data
     rng = np.random.default_rng(planted.seed)
@@ -97,7 +97,7 @@ def stored(parent: Path, shards: Sequence[Path], rows: int, held_out: int) -> Da
     """
     sums = [read_json(shard.with_suffix(".json"))["sha256"] for shard in shards]
     facts = {"kind": "stored", "shards": [str(shard) for shard in shards], "most": [rows, held_out]}
-    data = Data(_folder(parent, facts | {"shards": sums}), facts)
+    data = Data(folder_of(parent, facts | {"shards": sums}), facts)
     activations = sae.Activations.open(shards, "patches")
     first_held = len(activations) - max(1, len(activations) // 5)
     rng = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def _draw(directions: np.ndarray, share: np.ndarray, rows: int, rng: np.random.G
     ).numpy()
 
 
-def _folder(parent: Path, facts: dict[str, Any]) -> Path:
+def folder_of(parent: Path, facts: dict[str, Any]) -> Path:
     """Returns a folder of its own for data of this description."""
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     folder = parent / f"{facts['kind']}-{name}"

@@ -182,9 +182,10 @@ class Bench:
         x, x_hat = np.load(self.data.held_out), np.load(folder / "x_hat.npy")
         if not np.isfinite(x_hat).all():
             raise RuntimeError("its reconstruction is not finite")
+        active = np.bitwise_or.reduce(np.load(folder / "active.npy"), axis=0)
         return {
             "fvu": fvu(x, x_hat),
-            "dead": float((np.load(folder / "fired.npy") == 0).mean()),
+            "dead": float((np.unpackbits(active, count=self.asked.latents) == 0).mean()),
             "recovery": recovery(self._planted, np.load(folder / "decoder.npy")),
         }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +65,31 @@ def snakemake(
 ) -> subprocess.CompletedProcess:
     """Runs the workflow in `folder` and without a network, its config laid over the default one."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [*CUT, sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command = ["-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
     command += [*(["--cores", str(cores)] if cores else []), *arguments]
     if config is not None:
         file = folder / "experiment.yaml"
         file.write_text(yaml.safe_dump(config))
         command += ["--configfile", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=ROOT, check=False)
+    return forked(command, ROOT, os.environ | environment)
+
+
+@cache
+def _forks() -> subprocess.Popen:
+    command = [*CUT, sys.executable, str(ROOT / "tests/forks.py")]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def forked(arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess:
+    """Runs Snakemake's command line in this folder, see forks.py."""
+    server = _forks()
+    with tempfile.TemporaryDirectory() as place:
+        out, err = Path(place, "out"), Path(place, "err")
+        asked = {"arguments": list(arguments), "environment": dict(environment), "folder": str(folder)}
+        server.stdin.write(json.dumps(asked | {"out": str(out), "err": str(err)}) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(["snakemake", *arguments], code, out.read_text(), err.read_text())
 
 
 def planned(folder: Path, *arguments: str, config: dict) -> dict[str, int]:

@@ -45,12 +45,29 @@ def coded(z: np.ndarray, ids: Sequence[int] | np.ndarray | None = None, **others
     return Codes(sparse.csr_array(z.reshape(-1, latents)), ids, tokens, images, places, ids, **others)
 
 
-def summaries(values: Mapping[str, float], measure: str = "concept_recovery") -> pd.DataFrame:
+def latents(points: Mapping[tuple[int, int, str], Sequence[float]], **columns: object) -> pd.DataFrame:
+    """Returns the columns of tables of latents that grid points are judged by.
+
+    Args:
+        points: (layer, k, method) -> each latent's correlation with its counterpart in another seed.
+        columns: in place of those that make every latent alive, frequent and of a confirmed class.
+    """
+    parts = []
+    for point, correlations in points.items():
+        part = pd.DataFrame({"stability_correlation": correlations}, dtype=float)
+        part = part.assign(status="alive", image_frequency=0.5, confirmed=True, top_mcc=0.5, seed=0)
+        parts.append(part.assign(**dict(zip(("layer", "k", "method"), point, strict=True))))
+    return pd.concat(parts, ignore_index=True).assign(**columns)
+
+
+def summaries(
+    values: Mapping[str, float], measure: str = "concept_recovery", layer: int = 1, k: int = 4, seed: int = 0
+) -> pd.DataFrame:
     """Returns the summary of one measure for these methods: method -> value, with draws around it."""
     rng, parts = np.random.default_rng(0), []
     for method, value in values.items():
         part = summary.table({measure: (value, value + 0.01 * rng.standard_normal(200), 10)})
-        parts.append(part.assign(layer=1, k=4, seed=0, method=method))
+        parts.append(part.assign(layer=layer, k=k, seed=seed, method=method))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import small
 import torch
-from conftest import ROOT, picture
+from conftest import ROOT, forked, picture
 
 import sae
 from sae import vit as vits
@@ -55,6 +55,8 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
 @cache
 def _run(words: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"HOME": str(folder / "home")}
+    if words[:2] == ("-m", "snakemake"):
+        return forked(words[2:], folder, environment)
     words = [sys.executable, *words]
     return subprocess.run(words, capture_output=True, text=True, cwd=folder, env=environment, check=False)
 

@@ -4,10 +4,10 @@ A worker is one process that trains one SAE with one tool, in that tool's own en
 
     python workers/train_sparsify.py settings.json
 
-It writes result.json, x_hat.npy (of the held-out rows, in the units of x), decoder.npy [latents, d] and fired.npy (on
-how many held-out rows each latent fires) into the folder that the settings name. The clock runs over the tool's whole
-training, from its first look at the data (norms, means) to its last step, and over nothing else: not over imports,
-reading the file, or a first short run that is thrown away.
+It writes result.json, x_hat.npy (of the held-out rows, in the units of x), decoder.npy [latents, d] and active.npy (the
+latents above 0 on each held-out row, 8 in a byte) into the folder that the settings name. The clock runs over the
+tool's whole training, from its first look at the data (norms, means) to its last step, and over nothing else: not over
+imports, reading the file, or a first short run that is thrown away.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Settings:
     """What the parent asks for."""
 
     out: str  # a folder
-    train: str  # .npy float32 [n, d], rows in random order
+    train: str  # .npy float32 or float16 [n, d], rows in random order
     held_out: str  # .npy float32 [m, d]
     latents: int
     k: int
@@ -93,7 +93,7 @@ class Job:
     def batches(self) -> Iterator[torch.Tensor]:
         """Yields fresh copies of rows, [batch, d], for ever."""
         for order in self.orders():
-            yield self.x[order]
+            yield self.x[order].float()
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ def bf16_is_fast(device: str) -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def device_asked_for() -> str:
-    """Returns the settings' device, for decisions before a tool is imported."""
-    return json.loads(Path(sys.argv[1]).read_text())["device"]
+def asked_for() -> dict[str, Any]:
+    """Returns the settings, for decisions before a tool is imported."""
+    return json.loads(Path(sys.argv[1]).read_text())
 
 
 def _warm_up(settings: Settings, x: torch.Tensor, variant: str) -> Job:
@@ -217,14 +217,16 @@ def _evaluate(trained: Trained, settings: Settings) -> dict[str, Any]:
     """Writes the arrays that the parent judges by; returns the mean number of latents above 0."""
     x = np.load(settings.held_out)
     x_hat = np.empty_like(x)
-    fired = torch.zeros(settings.latents, dtype=torch.int64)
+    active = np.empty((len(x), -(-settings.latents // 8)), np.uint8)
+    total = 0
     for first in range(0, len(x), _EVALUATE_ROWS):
         rows = slice(first, first + _EVALUATE_ROWS)
         guess, latents = trained.reconstruct(torch.from_numpy(x[rows]).to(settings.device))
         x_hat[rows] = guess.float().cpu().numpy()
-        fired += (latents > 0).sum(0).cpu()
+        fires = (latents > 0).cpu().numpy()
+        active[rows], total = np.packbits(fires, axis=1), total + fires.sum()
     out = Path(settings.out)
     np.save(out / "x_hat.npy", x_hat)
-    np.save(out / "fired.npy", fired.numpy())
+    np.save(out / "active.npy", active)
     np.save(out / "decoder.npy", trained.decoder.detach().float().cpu().numpy())
-    return {"l0": float(fired.sum()) / len(x)}
+    return {"l0": float(total) / len(x)}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
-from protocol import Job, Trained, bf16_is_fast, device_asked_for, serve
+from protocol import Job, Trained, asked_for, bf16_is_fast, serve
 
 _DTYPES = {"float32": torch.float32, "bfloat16 autocast": torch.bfloat16}
 
@@ -64,5 +64,5 @@ def train(job: Job) -> Trained:
 
 
 if __name__ == "__main__":
-    device = device_asked_for()
+    device = asked_for()["device"]
     serve(train, "dictionary-learning", list(_DTYPES) if device != "cpu" and bf16_is_fast(device) else ["float32"])

@@ -1,7 +1,11 @@
-"""This project's trainer, through its public function, with its default recipe."""
+"""This project's trainer, through its public function, with its default recipe.
+
+The option is a method, also with changed settings: `matryoshka:decay=0.5,lr=0.001`.
+"""
 
 from __future__ import annotations
 
+import yaml
 from protocol import Job, Trained, serve
 
 import sae
@@ -9,10 +13,10 @@ import sae
 
 def train(job: Job) -> Trained:
     asked = job.settings
-    config = sae.TrainConfig(
-        asked.k, asked.latents, epochs=job.epochs, batch=asked.batch, precision=asked.precision, lr=asked.lr
-    )
-    model = sae.train(job.x, config, asked.seed, asked.device)
+    method, _, changes = (asked.option or "topk").partition(":")
+    changed = {name: yaml.safe_load(value) for name, value in (c.split("=") for c in changes.split(",") if c)}
+    settings = {"epochs": job.epochs, "batch": asked.batch, "precision": asked.precision, "lr": asked.lr} | changed
+    model = sae.train(job.x, sae.TrainConfig(asked.k, asked.latents, method, **settings), asked.seed, asked.device)
     recipe = f"`sae.train`, default recipe, precision {model.record['precision']}: centred and scaled, Adam, AuxK 1/32"
     return Trained(lambda x: (model(x), model.encode(x)), model.W_dec, recipe)
 

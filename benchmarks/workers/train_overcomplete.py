@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 from overcomplete.sae import TopKSAE, train_sae
 from overcomplete.sae.train import train_sae_amp
-from protocol import Job, Trained, device_asked_for, serve
+from protocol import Job, Trained, asked_for, serve
 
 _LR = 5e-4
 _REVIVE = 1e-3
@@ -45,4 +45,4 @@ def train(job: Job) -> Trained:
 
 
 if __name__ == "__main__":
-    serve(train, "Overcomplete", ["float32"] if device_asked_for() == "cpu" else list(_LOOPS))
+    serve(train, "Overcomplete", ["float32"] if asked_for()["device"] == "cpu" else list(_LOOPS))

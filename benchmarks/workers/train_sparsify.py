@@ -15,10 +15,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from protocol import Job, Trained, device_asked_for, serve
+from protocol import Job, Trained, asked_for, serve
 from torch import nn
 
-if device_asked_for() == "cpu":
+if asked_for()["device"] == "cpu":
     os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read when it is imported; its kernel needs a GPU
 
 from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer

@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from sae.evidence.choice import HANDFUL
 from sae.evidence.measures import COMPARED, MEASURES
 from sae.evidence.summary import SEEDS
 
@@ -67,12 +68,13 @@ def _number(key: str, value: float) -> str:
     return f"{value:.0%}" if MEASURES[key].unit == "share" else f"{value:.2f}"
 
 
-def page(summaries: pd.DataFrame, compared: pd.DataFrame, name: str) -> str:
+def page(summaries: pd.DataFrame, compared: pd.DataFrame, choice: pd.DataFrame, name: str) -> str:
     """Returns the conclusion as an HTML page that needs no other file.
 
     Args:
         summaries: tables of `summary.table` with layer, k, method and seed; SAEs and baselines.
         compared: from `summary.compare`.
+        choice: from `choice.grid_points`.
         name: of the experiment.
     """
     best = against_best(compared)
@@ -96,4 +98,14 @@ def page(summaries: pd.DataFrame, compared: pd.DataFrame, name: str) -> str:
         points.append({"layer": layer, "k": k, "method": method, "seed": seed, "rivals": rivals, "measures": measures})
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text())
-    return template.render(name=name, sentences=sentences(best), points=points, least=SEEDS)
+    asked = [MEASURES[key] for key in COMPARED if key in choice]
+    return template.render(
+        name=name,
+        sentences=sentences(best),
+        choice=choice.astype(object).where(choice.notna(), None).to_dict("records"),
+        asked=asked,
+        number=_number,
+        handful=HANDFUL,
+        points=points,
+        least=SEEDS,
+    )

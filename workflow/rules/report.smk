@@ -225,7 +225,9 @@ rule across_layers_figure:
 
 rule conclusion:
     input:
-        points(EVIDENCE["summary"], [*METHODS, *BASELINES]),
+        manifest=f"{R}/manifest.parquet",
+        latents=points(RANKING["latents"]),
+        summaries=points(EVIDENCE["summary"], [*METHODS, *BASELINES]),
     output:
         page=shown(
             f"{R}/report/conclusion.html",
@@ -233,6 +235,7 @@ rule conclusion:
             "the answer, with every number",
         ),
         table=f"{R}/report/conclusion.csv",
+        points=f"{R}/report/grid_points.csv",
         figure=shown(
             f"{R}/report/conclusion.svg",
             "0 SAEs against baselines",

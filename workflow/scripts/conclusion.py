@@ -4,17 +4,21 @@ from sae.warm import hand_over
 
 hand_over()
 
-from sae import files, jobs
-from sae.evidence import conclusion, summary
+from sae import files, images, jobs
+from sae.evidence import choice, conclusion, summary
 from sae.figures import conclusion as figures
 from sae.figures import style
 
 settings = snakemake.params.settings
 with jobs.job(snakemake):
-    summaries = files.read_points(snakemake.input)
+    summaries, latents = (files.read_points(snakemake.input[name]) for name in ("summaries", "latents"))
     compared = summary.compare(summaries, settings["methods"], settings["baselines"])
+    used = images.read_manifest(snakemake.input.manifest)["status"].eq("ok").sum()
+    points = choice.grid_points(summaries, latents, conclusion.against_best(compared), settings["methods"], used)
     with files.whole(snakemake.output.page) as part:
-        part.write_text(conclusion.page(summaries, compared, settings["name"]))
+        part.write_text(conclusion.page(summaries, compared, points, settings["name"]))
+    with files.whole(snakemake.output.points) as part:
+        points.to_csv(part, index=False)
     with files.whole(snakemake.output.table) as part:
         compared.to_csv(part, index=False)
     title = f"SAEs against baselines: {settings['name']}"
