@@ -8,7 +8,6 @@ import atexit
 import json
 import os
 import sys
-import traceback
 
 from snakemake import cli
 
@@ -32,8 +31,10 @@ def run(arguments: list[str], environment: dict[str, str], folder: str, out: str
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
