@@ -116,7 +116,7 @@ def markdown(rows: list[dict[str, Any]], asked: argparse.Namespace) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[*_OWN, *_THEIRS], help="these variants")
-    parser.add_argument("--rows", type=int, default=4_000_000, help="tokens to draw; 1.5 kB each on disk")
+    parser.add_argument("--rows", type=int, default=2_000_000, help="tokens to draw; 1.5 kB each on disk")
     parser.add_argument("--held-out", type=int, default=100_000, help="tokens for the metrics")
     parser.add_argument("--samples", type=int, default=20_000_000, help="tokens to train on")
     parser.add_argument("--k", type=int, default=25)

@@ -23,9 +23,9 @@ except ImportError:  # no numba for this machine or Python: the same latents, sl
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 INPUTS = ("standardised", "layernorm")
 TOKENS = ("patches", "class", "all")
-METHODS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
+METHODS = ("topk", "batchtopk", "matryoshka", "archetypal", "relu", "jumprelu")
 BASELINES = ("neurons", "pca", "ica", "kmeans", "random", "sampled", "frozen", "soft_frozen", "frozen_encoder")
-PER_TOKEN = ("topk", "matryoshka", *BASELINES)  # k latents on each token
+PER_TOKEN = ("topk", "matryoshka", "archetypal", *BASELINES)  # k latents on each token
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ class SparseAutoencoder(nn.Module):
 
     σ is the method's; training gives all of them the same k, so that they can be compared:
 
-        topk, matryoshka      ReLU of the k largest latents of each token (over latents, `dim=-1`), 0 elsewhere;
-                              so with the dictionaries that are no SAEs, see `baselines`
+        topk, matryoshka,     ReLU of the k largest latents of each token (over latents, `dim=-1`), 0 elsewhere;
+        archetypal            so with the dictionaries that are no SAEs, see `baselines`
         batchtopk, jumprelu   the latents above their `threshold` [F] > 0, unchanged; 0 elsewhere
         relu                  ReLU
 
     Sources: TopK, Makhzani & Frey 2013 and Gao et al. 2024 (arXiv 2406.04093); BatchTopK, Bussmann et al. 2024 (arXiv
-    2412.06410); Matryoshka, Bussmann et al. 2025 (arXiv 2503.17547); ReLU with L1, Bricken et al. 2023 (Towards
+    2412.06410); Matryoshka, Bussmann et al. 2025 (arXiv 2503.17547); archetypal, after Fel et al. 2025 (arXiv
+    2502.12892), with one centre for each latent; ReLU with L1, Bricken et al. 2023 (Towards
     Monosemanticity); JumpReLU, Rajamanoharan et al. 2024 (arXiv 2407.14435).
 
     Parameters: W_enc [F, d], b_enc [F], W_dec [F, d] (row i is latent i's decoder direction), b_dec [d].

@@ -38,9 +38,9 @@ def check(config: dict[str, Any], geometry: Geometry, train_images: int | None =
             f"config key training.batch: {training['batch']} {unit} per step, "
             f"but the {train_images} train images have {have} {unit}; lower it to {have} or less"
         )
-    for method in ("kmeans", "sampled"):
-        if method in grid["baselines"] and latents > tokens:
+    for key, method in ("methods", "archetypal"), ("baselines", "kmeans"), ("baselines", "sampled"):
+        if method in grid[key] and latents > tokens:
             raise InputError(
-                f"config key grid.baselines: {method} needs as many tokens as latents, {latents}, "
+                f"config key grid.{key}: {method} needs as many tokens as latents, {latents}, "
                 f"but the {train_images} train images have {tokens}; lower sae.expansion or leave {method} out"
             )

@@ -6,7 +6,7 @@ import torch
 
 import sae
 from sae import autoencoder
-from sae.autoencoder import METHODS, SAEConfig, SparseAutoencoder
+from sae.autoencoder import METHODS, PER_TOKEN, SAEConfig, SparseAutoencoder
 from sae.errors import InputError
 from sae.files import read_json, write_json
 
@@ -70,7 +70,7 @@ def test_damaged_files_are_named(tmp_path):
 def test_latents_are_chosen_as_the_method_says(method):
     m = model(method)
     pre = m.pre_activations(m.standardise(torch.from_numpy(X))).numpy()
-    if method in ("topk", "matryoshka"):  # over latents: a token does not see its batch
+    if method in PER_TOKEN:  # over latents: a token does not see its batch
         cut = np.sort(pre, axis=1)[:, -3:-2]
         expected = np.where(pre >= cut, pre, 0).clip(0)
     else:

@@ -18,12 +18,14 @@ BASELINES: dict[str, dict[str, Any]] = {
     "soft_frozen": {"decoder": "held"},
     "frozen_encoder": {"encoder": "frozen", "decoder": "start", "auxk": 0.0},
 }
+# Of the methods that are topk with settings of their own.
+_SETTINGS: dict[str, dict[str, Any]] = {"archetypal": {"start": "kmeans", "decoder": "held"}, **BASELINES}
 _CHOICES = {
     "method": (*METHODS, *BASELINES),
     "input": INPUTS,
     "decoder": ("unit_norm", "start", "held", "frozen"),
     "encoder": ("trained", "frozen"),
-    "start": ("random", "tokens", "scaled"),
+    "start": ("random", "tokens", "kmeans", "scaled"),
     "precision": ("auto", "fp32", "bf16", "int8"),
 }
 
@@ -35,14 +37,16 @@ class TrainConfig:
     Attributes:
         k: Latents active per token; on average for batchtopk, relu and jumprelu.
         latents: F, the size of the dictionary.
-        method: topk, batchtopk, matryoshka, relu, jumprelu, or one of BASELINES, which sets the fields named there.
+        method: One of METHODS, or of BASELINES, which set the fields named there. archetypal sets start kmeans and
+            decoder held: every row stays near the centre of a cluster of tokens, which no single run decides.
         input: standardised, or layernorm: a trained LayerNorm in front. See `SparseAutoencoder`.
         decoder: unit_norm: rows have norm 1 after every step. start: rows have norm 1 at the start only, and the
             encoder starts from the rows before they were normalised. held: as unit_norm, and every row keeps a cosine
             of at least 0.8 with its start. frozen: rows are never trained.
         encoder: trained, or frozen: its random weights stay as they are, and its biases 0 (b_dec is trained).
         start: Initial decoder rows; the encoder starts as a copy of them. random: random directions. tokens:
-            directions from the mean to random tokens. scaled: random directions, the encoder scaled so that the
+            directions from the mean to random tokens. kmeans: those to the centres of clusters of tokens, as the
+            baseline of that name has them. scaled: random directions, the encoder scaled so that the
             reconstruction of the first tokens has the right size.
         epochs: Passes over all tokens.
         batch: Tokens per step (images, with `whole_images`).
@@ -92,7 +96,7 @@ class TrainConfig:
             raise InputError(f"k {self.k}: must lie between 1 and the number of latents, {self.latents}")
         if self.epochs < 1 or self.batch < 1:
             raise InputError(f"epochs {self.epochs}, batch {self.batch}: both must be at least 1")
-        for name, value in BASELINES.get(self.method, {}).items():
+        for name, value in _SETTINGS.get(self.method, {}).items():
             object.__setattr__(self, name, value)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from sae import baselines
 from sae.activations import Activations
 from sae.autoencoder import SAEConfig, SparseAutoencoder, gain
 from sae.training.config import Source, TrainConfig
@@ -26,7 +27,9 @@ def untrained(x: Activations, config: TrainConfig, source: Source, seed: int = 0
         SAEConfig(x.width, config.latents, config.k, config.method, config.input, source.layer, source.tokens),
         *(torch.tensor(source.mean).float(), source.scale) if config.input == "standardised" else (),
     )
-    if config.start == "tokens":
+    if config.start == "kmeans":
+        rows = torch.from_numpy(baselines.directions(x, config.latents, "kmeans", (source.mean, source.scale), seed))
+    elif config.start == "tokens":
         rows = _towards_tokens(x, config.latents, source.mean, seed)
     else:
         generator = torch.Generator().manual_seed(seed)

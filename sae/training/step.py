@@ -11,6 +11,7 @@ decoder's bias, relative to the residual's sum of squares. Where the methods (so
     topk         the k largest latents of each token
     batchtopk    the k·n largest latents of the n tokens of a batch; `threshold` follows the smallest of them
     matryoshka   topk; the error is the mean over prefixes of the dictionary; each prefix reconstructs by itself
+    archetypal   topk; every decoder row keeps a cosine of at least 0.8 with the centre of a cluster of tokens
     baselines    topk; see `config.BASELINES`
     relu         plus c · mean over tokens of Σ z_i ‖W_dec[i]‖
     jumprelu     plus 10 · (L0 / k - 1)²; by the threshold a step has a rectangle's slope, see `autograd`

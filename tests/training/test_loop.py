@@ -10,9 +10,9 @@ from conftest import planted
 from small import FAST_INT8, INT8
 
 import sae
-from sae import device
+from sae import baselines, device
 from sae.activations import Activations
-from sae.autoencoder import METHODS
+from sae.autoencoder import METHODS, PER_TOKEN
 from sae.errors import InputError
 from sae.evidence import fidelity
 from sae.training import loop
@@ -59,7 +59,7 @@ def test_a_planted_dictionary_is_recovered(data, by_method, method):
 def test_every_method_has_k_latents_active_on_new_tokens(by_method, new, method):
     active = (by_method[method].encode(new) > 0).sum(1)
     assert active.mean() == pytest.approx(3, rel=0.15)
-    assert (active.max() == 3) == (method in ("topk", "matryoshka"))
+    assert (active.max() == 3) == (method in PER_TOKEN)
 
 
 @pytest.mark.parametrize("method", ["batchtopk", "relu", "jumprelu"])
@@ -78,6 +78,18 @@ def test_the_first_latents_of_a_matryoshka_reconstruct_on_their_own(data, by_met
         z[:, 48:] = 0
         fvu[method] = fidelity.fvu(x, by_method[method].decode(z))
     assert fvu["matryoshka"] < 0.7 * fvu["topk"]
+
+
+def test_archetypal_latents_stay_near_centres_of_clusters_and_come_back_with_another_seed(data):
+    x, config = data[0], sae.TrainConfig(3, 300, "archetypal", epochs=3, batch=256, lr=3e-3)
+    first, second = (sae.train(x, config, seed) for seed in (0, 1))
+    centre = (x.mean(0), first.scale.item())
+    centres = baselines.directions(Activations.of(x), 300, "kmeans", centre, seed=0)
+    cosine = (first.W_dec.numpy() * centres).sum(1)
+    assert cosine.min() > 0.8 - 1e-3 and (cosine < 0.99).any()
+    free = [sae.train(x, replace(config, method="topk", start="random", decoder="unit_norm"), s) for s in (0, 1)]
+    agreement = [(a.W_dec @ b.W_dec.T).max(1).values.mean() for a, b in ((first, second), free)]
+    assert agreement[0] > agreement[1] + 0.02
 
 
 def test_a_smaller_k_leaves_more_unexplained(data):

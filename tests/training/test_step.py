@@ -16,7 +16,7 @@ from sae.training import autograd, loop, passes
 from sae.training.autograd import AutogradStep
 from sae.training.sparse import SparseStep
 
-K_SPARSE = ("topk", "batchtopk", "matryoshka", "frozen")
+K_SPARSE = ("topk", "batchtopk", "matryoshka", "frozen")  # and archetypal, whose settings alone are others
 NEVER = 1e12  # tokens
 
 
@@ -261,7 +261,7 @@ def test_each_method_gets_the_fastest_step_that_it_has(method, monkeypatch):
         step.close()
         return type(step)
 
-    assert kind() is (SparseStep if method in K_SPARSE else AutogradStep)
+    assert kind() is (SparseStep if method in (*K_SPARSE, "archetypal") else AutogradStep)
     monkeypatch.setattr(loop, "SparseStep", None)  # as without numba
     assert kind() is AutogradStep
 
