@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 
 from sae.figures.style import BASELINE_MARKS, INK, colours, headline, plain_numbers, say, styled
 
-_FAINT: dict[str, Any] = {"alpha": 0.45, "ms": 4, "linestyle": "none"}
+_FAINT: dict[str, Any] = {"alpha": 0.7, "ms": 5, "linestyle": "none", "fillstyle": "none"}
 _MARKS = ("o-", "s--", "^-.", "D:", "v-")  # methods
 # Column: title, label of the y-axis, the column drawn for reference, its name.
 _PANELS = {
@@ -31,7 +31,7 @@ _PANELS = {
 
 @styled
 def layers(table: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
-    """The comparison across the grid: a mark per method, means over seeds; baselines small and faint, without lines.
+    """The comparison across the grid: a line per method, means over seeds, and the best baseline beside each point.
 
     Args:
         table: a row per grid point (metrics/P.parquet together).
@@ -44,15 +44,18 @@ def layers(table: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
     baselines = {method: mark for method, mark in BASELINE_MARKS.items() if method in names}
     mean = table.groupby(["layer", "k", "method"], as_index=False).mean(numeric_only=True)
     figure = Figure(figsize=(13, 7))
-    axes = figure.subplots(2, 3)
+    axes, shown = figure.subplots(2, 3), set()
 
     def draw(ax: Axes, part: pd.DataFrame, x: str, y: str, colour: tuple[float, ...], name: str) -> None:
         for number, (method, mark) in enumerate(methods.items()):
             rows = part[part["method"] == method].sort_values(x)
             ax.plot(rows[x], rows[y], mark, color=colour, label=None if number else name, zorder=3)
-        for method, mark in baselines.items():
-            rows = part[part["method"] == method]
-            ax.plot(rows[x], rows[y], mark, color=colour, **_FAINT)
+        rivals = part[part["method"].isin(baselines) & part[y].notna()]
+        if y != "dead":  # of no use by itself: random directions never die
+            best = rivals.groupby(["layer", "k"])[y].agg("idxmin" if y == "fvu" else "idxmax")
+            for method, rows in rivals.loc[best].groupby("method"):
+                ax.plot(rows[x], rows[y], baselines[method], color=colour, **_FAINT)
+                shown.add(method)
 
     ax = axes[0, 0]
     for layer, colour in colours("layer", table["layer"]).items():
@@ -90,16 +93,17 @@ def layers(table: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
         elif column == "ce_recovered_mean":
             ax.set_ylim(min(0, 1.1 * mean[column].min()), 1.08)
         else:
-            highest = np.nanmax(mean[[name for name in (column, reference) if name]].to_numpy(), initial=0)
+            high = mean.loc[mean["method"].isin(methods), [name for name in (column, reference) if name]]
+            highest = np.nanmax(high.to_numpy(), initial=0)
             ax.set_ylim(0, max(0.05, 1.08 * highest))
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if len(methods) > 1:
         for method, mark in methods.items():
             axes[0, 1].plot([], [], mark, color=INK, label=method)
-    if baselines:
-        marks = [axes[1, 1].plot([], [], mark, color=INK, **_FAINT)[0] for mark in baselines.values()]
-        words = "baselines, in the colours of the SAEs"
-        figure.legend(marks, list(baselines), title=words, ncols=6, loc="outside lower center")
+    if shown:
+        marks = [axes[1, 1].plot([], [], baselines[method], color=INK, **_FAINT)[0] for method in sorted(shown)]
+        words = "the best baseline at each point, in the colour of the SAE"
+        figure.legend(marks, sorted(shown), title=words, ncols=len(shown), loc="outside lower center")
     for ax in (axes[0, 0], axes[0, 1], axes[1, 0], axes[1, 2]):
         ax.legend(loc="best", fontsize=8, frameon=True, framealpha=0.8, edgecolor="none")
     points, seeds = int(table["method"].isin(methods).sum()), table["seed"].nunique()

@@ -65,8 +65,10 @@ def test_other_ks_shows_every_layer_and_rings_the_trained_k(tmp_path):
     style.save(figure, tmp_path / "a.png")
 
 
-def test_layers_shows_the_saes_among_all_baselines():
-    table = rows((0, 6), (4, 8), ("topk", *style.BASELINE_MARKS), fvu=lambda k, m: 0.11 * k if m == "topk" else 0.7)
+def test_layers_shows_the_best_baseline_beside_each_sae():
+    others = dict(zip(style.BASELINE_MARKS, np.linspace(0.9, 0.6, len(style.BASELINE_MARKS)), strict=True))
+    table = rows((0, 6), (4, 8), ("topk", *others), fvu=lambda k, m: others.get(m, 0.11 * k))
+    table["accuracy"] = table["method"].map({"topk": 0.5, "ica": 0.9}).fillna(0.1)
     figure = grid.layers(table, bands(table))
     lines = [line for line in figure.axes[1].lines if line.get_linestyle() == "-"]
     assert sorted(line.get_ydata()[0] for line in lines) == [0.44, 0.88]
@@ -74,8 +76,12 @@ def test_layers_shows_the_saes_among_all_baselines():
     heights = [band.get_paths()[0].get_extents().height for band in figure.axes[1].collections]
     assert sorted(heights)[:2] == pytest.approx([0.2 * 0.44, 0.2 * 0.88])  # the SAEs' intervals
     assert len(heights) == 2
-    named = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    assert named == list(style.BASELINE_MARKS)
+    lowest, highest = min(others, key=others.get), "ica"
+    for number, method, height in (1, lowest, others[lowest]), (5, highest, 0.9):
+        marks = [line for line in figure.axes[number].lines if line.get_marker() == style.BASELINE_MARKS[method]]
+        assert {y for line in marks for y in line.get_ydata()} == {height}
+    named = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert {lowest, highest} <= named and len(named) < len(others)
 
 
 def test_other_ks_says_when_there_are_none():
