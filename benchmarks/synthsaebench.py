@@ -50,8 +50,9 @@ class Bench:
         self._theirs = theirs
         facts = {"kind": "synthsaebench", "rows": asked.rows, "held_out": asked.held_out, "seed": 0}
         self._data = folder_of(_HERE / ".data", facts)
+        self._common = {"threads": asked.threads, "data": str(self._data)}
         if not (self._data / "train.npy").exists():
-            self._worker(theirs, "synthsaebench.py", self._data, facts, "draw")
+            self._worker(theirs, "synthsaebench.py", self._data, facts | self._common, "draw")
 
     def run(self, variant: str) -> dict[str, Any]:
         """Returns the metrics of a variant, and its seconds."""
@@ -79,9 +80,9 @@ class Bench:
         }
         python = self._theirs if tool == "saelens" else Path(sys.executable)
         self._worker(python, TOOLS[tool].worker, folder, settings)
-        self._worker(self._theirs, "synthsaebench.py", folder, {"run": str(folder)}, "judge")
-        found = {"variant": variant} | json.loads((folder / "result.json").read_text())
-        found |= json.loads((folder / "metrics.json").read_text())
+        self._worker(self._theirs, "synthsaebench.py", folder, self._common | {"run": str(folder)}, "judge")
+        found = json.loads((folder / "result.json").read_text()) | json.loads((folder / "metrics.json").read_text())
+        found["variant"] = variant  # and not the worker's
         for large in folder.glob("*.npy"):
             if large.name != "decoder.npy":
                 large.unlink()
@@ -89,7 +90,7 @@ class Bench:
 
     def _worker(self, python: Path, name: str, folder: Path, settings: dict[str, Any], *command: str) -> None:
         file = folder / f"settings-{'-'.join(command) or 'train'}.json"
-        file.write_text(json.dumps({"threads": self._asked.threads, "data": str(self._data)} | settings))
+        file.write_text(json.dumps(settings))
         with (folder / "log.txt").open("a") as log:
             line = [str(python), str(_WORKERS / name), *command, str(file)]
             subprocess.run(line, stdout=log, stderr=log, env=environment(self._asked.threads), check=True)

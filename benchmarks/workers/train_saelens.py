@@ -36,7 +36,7 @@ def train(job: Job) -> Trained:
         made = ("TopK", settings)
         schedule = {"lr_end": lr / 10, "lr_decay_steps": job.steps // 5}
     else:
-        recipe, schedule = f"{made[0]} with {made[1]}, Adam at a constant {lr:.2g}, ", {}
+        recipe, schedule = f"{made[0]} with {made[1]}, Adam at a constant {lr:.2g}, ", {"lr_end": lr}
     name, settings = made
     model = getattr(sae_lens, f"{name}TrainingSAE")(getattr(sae_lens, f"{name}TrainingSAEConfig")(**common, **settings))
     config = SAETrainerConfig(
