@@ -22,6 +22,7 @@ from peers import machine, recovery
 
 import sae
 from sae import training
+from sae.autoencoder import METHODS
 from sae.evidence.fidelity import fvu
 
 _HERE = Path(__file__).resolve().parent
@@ -51,7 +52,7 @@ def variants(lr: float) -> dict[str, dict[str, object]]:
         "half the learning rate": {"lr": lr / 2},
         "twice the learning rate": {"lr": lr * 2},
         **{f"precision {name}": {"precision": name} for name in ("bf16", "fp32")},
-        **{method: {"method": method} for method in ("batchtopk", "matryoshka", "jumprelu", "relu")},
+        **{method: {"method": method} for method in METHODS[1:]},
     }
 
 

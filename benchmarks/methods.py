@@ -25,6 +25,7 @@ from peers import machine
 
 import sae
 from sae import baselines, files, images, layer, measure, vit
+from sae.autoencoder import METHODS
 from sae.evidence import judge
 from sae.evidence.measures import COMPARED, MEASURES
 from sae.geometry import Geometry
@@ -32,7 +33,7 @@ from sae.training.config import BASELINES as FROZEN
 
 _HERE = Path(__file__).resolve().parent
 _VARIANTS = [
-    *("topk", "batchtopk", "matryoshka", "jumprelu", "relu"),
+    *METHODS,
     *("neurons", "pca", "ica", "kmeans", "random", "sampled", *FROZEN),
 ]
 _ALSO = {"dead": "dead", "confirmed": "confirmed class", "twin": "cosine with twin", "seconds": "seconds"}

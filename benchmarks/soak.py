@@ -27,7 +27,7 @@ import yaml
 from contract import problems
 from PIL import Image
 
-from sae.autoencoder import BASELINES
+from sae.autoencoder import BASELINES, METHODS
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LONGEST = 1800  # seconds of one run
@@ -73,7 +73,7 @@ def draw(rng: np.random.Generator, folder: Path) -> dict[str, Any]:
         "grid": {
             "layers": some(list(range(_LAYERS)), 1),
             "ks": some([1, 2, 3, 4, 8, 16], 1),
-            "methods": some(["topk", "batchtopk", "matryoshka", "relu", "jumprelu"], 1),
+            "methods": some([*METHODS], 1),
             "seeds": some([0, 1, 2, 7], 1),
             "baselines": rng.permutation(BASELINES).tolist(),
         },

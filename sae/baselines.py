@@ -18,13 +18,13 @@ ones against trained SAEs, arXiv 2602.14111.
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sae.activations import Activations
+from sae.clusters import centres, standardised_sample
 from sae.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,10 +33,7 @@ if TYPE_CHECKING:
 # Those that this module makes. The place of each seeds its draws: append only.
 COMPUTED = ("neurons", "pca", "kmeans", "random", "sampled", "ica")
 ORTHONORMAL = ("neurons", "pca")  # their directions are orthogonal to each other but for the signs
-_FIT_TOKENS = 2**18  # at most, for clusters and c
 _ICA_TOKENS = 20_000  # at most: FastICA takes three times as long with twice as many
-# Of k-means. On the built-in images, a hundred further rounds improve its error by less than a hundredth.
-_ROUNDS, _KMEANS_OPERATIONS = 30, 3e13
 
 
 def directions(
@@ -59,11 +56,11 @@ def directions(
     elif method == "ica":
         spread = np.linalg.eigvalsh(_covariance(x, centre[0]))
         varying = int((spread > 1e-6 * spread[-1]).sum())  # dimensions, by all tokens: the same number for every seed
-        rows = _independent(_sample(x, rng, centre)[:_ICA_TOKENS], varying, rng)
+        rows = _independent(standardised_sample(x, rng, centre)[:_ICA_TOKENS], varying, rng)
     elif method == "neurons":
         rows = np.concatenate([np.eye(x.width), -np.eye(x.width)]).astype(np.float32)
     else:
-        rows = _drawn(method, _sample(x, rng, centre), latents, rng)
+        rows = _drawn(method, standardised_sample(x, rng, centre), latents, rng)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
@@ -72,7 +69,7 @@ def sample(x: Activations, method: str, centre: tuple[np.ndarray, float], seed: 
 
     They are read from x in seconds, so nothing stores them.
     """
-    return _sample(x, _rng(method, seed), centre)
+    return standardised_sample(x, _rng(method, seed), centre)
 
 
 def build(
@@ -122,14 +119,6 @@ def _rng(method: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, COMPUTED.index(method)])
 
 
-def _sample(x: Activations, rng: np.random.Generator, centre: tuple[np.ndarray, float]) -> np.ndarray:
-    """Returns standardised tokens of random images in random order."""
-    images = rng.permutation(len(x))[: math.ceil(_FIT_TOKENS / x.tokens)]
-    tokens = x.read(np.sort(images)).reshape(-1, x.width).astype(np.float32)
-    tokens = tokens[rng.permutation(len(tokens))[:_FIT_TOKENS]]
-    return (tokens - centre[0].astype(np.float32)) * np.float32(centre[1])
-
-
 def _drawn(method: str, tokens: np.ndarray, latents: int, rng: np.random.Generator) -> np.ndarray:
     """Returns the directions of the random methods, float32 [F, d]."""
     if method == "random":
@@ -138,13 +127,7 @@ def _drawn(method: str, tokens: np.ndarray, latents: int, rng: np.random.Generat
         raise InputError(f"method {method}: {latents} directions cannot be drawn from {len(tokens)} train tokens")
     if method == "sampled":
         return tokens[:latents]
-    from sklearn.cluster import KMeans  # here: it takes a second, and needs no torch
-    from threadpoolctl import threadpool_limits
-
-    rounds = int(np.clip(_KMEANS_OPERATIONS / (2 * len(tokens) * latents * tokens.shape[1]), 3, _ROUNDS))
-    clusters = KMeans(latents, n_init=1, max_iter=rounds, random_state=int(rng.integers(2**31)), copy_x=False)
-    with threadpool_limits(1, user_api="openmp"):  # threads would add up in any order
-        return clusters.fit(tokens).cluster_centers_.astype(np.float32)
+    return centres(tokens, latents, rng)
 
 
 def _independent(tokens: np.ndarray, components: int, rng: np.random.Generator) -> np.ndarray:

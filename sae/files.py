@@ -247,9 +247,10 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
     return json.loads(pq.read_schema(path).metadata[b"provenance"])
 
 
-def read_points(paths: Sequence[str]) -> pd.DataFrame:
-    """Reads tables of grid points and adds layer, k, method and seed from their paths."""
+def read_points(paths: Sequence[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Reads tables of grid points, or these columns, and adds layer, k, method and seed from their paths."""
     import pandas as pd
 
-    table = pd.read_parquet(list(paths), partitioning="hive")
-    return table.astype({"layer": int, "k": int, "method": str, "seed": int})
+    point = {"layer": int, "k": int, "method": str, "seed": int}
+    chosen = None if columns is None else [*columns, *point]
+    return pd.read_parquet(list(paths), columns=chosen, partitioning="hive").astype(point)

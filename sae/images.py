@@ -44,6 +44,7 @@ _ORIENTATION = 0x0112
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(_TURNS.split(), 2)}  # orientation -> way back
 _CHUNK = 256  # images in memory at once
+_MOST_RANKED = 50_000  # images: each takes about 10 kB of a dictionary's measurement
 
 
 def build_manifest(
@@ -229,6 +230,16 @@ def sample(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     The hash's first digits decide the split, so the sample uses its last ones.
     """
     return rows.loc[rows["sha256"].str[32:].sort_values(kind="stable").index[:most]].sort_values("id")
+
+
+def ranked(manifest: pd.DataFrame, always: Sequence[int] | np.ndarray = ()) -> pd.DataFrame:
+    """Returns the rows of the ranked images: all used ones, or a sample by content if they are too many.
+
+    Args:
+        always: ids of images that are always included.
+    """
+    rows = used(manifest)
+    return rows[rows["id"].isin(sample(rows, _MOST_RANKED)["id"]) | rows["id"].isin(always)]
 
 
 def summary(manifest: pd.DataFrame) -> str:

@@ -21,7 +21,6 @@ from sae.geometry import Geometry
 _NORM_EDGES = 10 ** (np.arange(-8 * 400, 20 * 400 + 1) / 400)
 _NORM_BINS_PER_BAR = 40
 _SHOWN = slice(7 * 400, 12 * 400)  # the bins of the figures, from 0.1 to 10,000
-_MOST_RANKED = 50_000  # images: each takes about 10 kB
 _MOST_PROBED = 4000
 
 
@@ -68,8 +67,8 @@ class Layer:
 
     @cached_property
     def ranked(self) -> pd.DataFrame:
-        """The manifest's rows of the ranked images, by id; see the function `ranked`."""
-        return ranked(self.manifest, self.sample)
+        """The manifest's rows of the ranked images, by id; see `images.ranked`."""
+        return images.ranked(self.manifest, self.sample)
 
     @property
     def centre(self) -> tuple[np.ndarray, float]:
@@ -79,17 +78,6 @@ class Layer:
     def tokens(self, which: str, ids: Sequence[int] | np.ndarray) -> Activations:
         """Returns these tokens of these images. The shards were checked when the statistics were made."""
         return Activations.open(self.shards, which, ids, verify=False)
-
-
-def ranked(manifest: pd.DataFrame, sample: Sequence[int] | np.ndarray) -> pd.DataFrame:
-    """Returns the rows of the ranked images: all used ones, or a sample by content if they are too many.
-
-    Args:
-        sample: ids of images that are always included.
-    """
-    used = images.used(manifest)
-    chosen = used["id"].isin(images.sample(used, _MOST_RANKED)["id"]) | used["id"].isin(sample)
-    return used[chosen]
 
 
 @dataclass(frozen=True)

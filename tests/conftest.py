@@ -71,6 +71,11 @@ def snakemake(
         file = folder / "experiment.yaml"
         file.write_text(yaml.safe_dump(config))
         command += ["--configfile", str(file)]
+    if any(name.startswith("PYTHON") for name in environment):  # what Python reads at its own start
+        command = [*CUT, sys.executable, "-m", "snakemake", *command]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | environment, cwd=ROOT, check=False
+        )
     return forked(command, ROOT, os.environ | environment)
 
 
@@ -86,9 +91,14 @@ def forked(arguments: Sequence[str], folder: Path, environment: Mapping[str, str
     with tempfile.TemporaryDirectory() as place:
         out, err = Path(place, "out"), Path(place, "err")
         asked = {"arguments": list(arguments), "environment": dict(environment), "folder": str(folder)}
-        server.stdin.write(json.dumps(asked | {"out": str(out), "err": str(err)}) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
+        try:
+            server.stdin.write(json.dumps(asked | {"out": str(out), "err": str(err)}) + "\n")
+            server.stdin.flush()
+            code = int(server.stdout.readline())
+        except BaseException:  # no later test may read the answer to this one
+            server.kill()
+            _forks.cache_clear()
+            raise
         return subprocess.CompletedProcess(["snakemake", *arguments], code, out.read_text(), err.read_text())
 
 

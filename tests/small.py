@@ -54,7 +54,7 @@ def latents(points: Mapping[tuple[int, int, str], Sequence[float]], **columns: o
     """
     parts = []
     for point, correlations in points.items():
-        part = pd.DataFrame({"stability_correlation": correlations}, dtype=float)
+        part = pd.DataFrame({"partner_correlations": [[c] for c in correlations]})
         part = part.assign(status="alive", image_frequency=0.5, confirmed=True, top_mcc=0.5, seed=0)
         parts.append(part.assign(**dict(zip(("layer", "k", "method"), point, strict=True))))
     return pd.concat(parts, ignore_index=True).assign(**columns)

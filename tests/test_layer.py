@@ -6,7 +6,7 @@ import small
 import timm
 import torch
 
-from sae import extraction, layer, vit
+from sae import extraction, images, layer, vit
 from sae.activations import Activations
 from sae.errors import InputError
 from sae.images import HELD_OUT
@@ -58,8 +58,8 @@ def test_dense_features_are_mean_and_maximum(given):
 
 
 def test_the_sample_is_among_the_ranked_images_however_many_there_are(given, monkeypatch):
-    monkeypatch.setattr(layer, "_MOST_RANKED", 5)
-    rows = layer.ranked(given.layer.manifest, given.layer.sample)
+    monkeypatch.setattr(images, "_MOST_RANKED", 5)
+    rows = images.ranked(given.layer.manifest, given.layer.sample)
     assert set(given.layer.sample) <= set(rows["id"]) and len(rows) <= 5 + len(given.layer.sample)
     assert rows["id"].is_monotonic_increasing
 

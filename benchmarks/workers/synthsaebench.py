@@ -4,7 +4,7 @@
     python workers/synthsaebench.py judge settings.json   # metrics.json of one trained SAE
 
 The published model (decoderesearch/synth-sae-bench-16k-v2) is built anew from its published configuration and seed, so
-that nothing has to be fetched. Building it takes a quarter of an hour on two cores; it is kept on disk.
+that nothing has to be fetched. Building it takes half an hour on two cores; it is kept on disk.
 """
 
 from __future__ import annotations

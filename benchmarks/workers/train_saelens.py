@@ -6,9 +6,10 @@ start at 0.1, latents are compared as if the decoder were normalised, AuxK has w
 bfloat16 autocast and sparse codes. (`torch.compile`, its third, was slower on a CPU: 5.0 k against 6.2 k tokens/s.)
 Option `covariance_whitening`: the only one of its normalisations for TopK that centres.
 
-Options `batchtopk`, `matryoshka`, `jumprelu`, `standard`: the SAEs of SynthSAEBench with its authors' settings: inputs
-as they are, a constant rate of 3e-4. They tune the weights of JumpReLU's and L1's penalties during the run, which
-SAELens does not; here JumpReLU has its loss with a target for L0, and L1 the weight that they start from.
+Options `batchtopk`, `matryoshka`, `jumprelu`, `standard`: the SAEs of SynthSAEBench, with its authors' settings for the
+first two: inputs as they are, a constant rate of 3e-4. They tune the weights of JumpReLU's and L1's penalties during
+the run, which SAELens itself does not. So here JumpReLU has SAELens's loss with a target for L0 and its loss by
+pre-activations in place of their AuxK, and L1 the weight that they start from.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ ASKED = ("concept_recovery", "class_selectivity", "stability", "causal_size")
 HANDFUL = 10  # images; a latent that fires on fewer has shown too little to be trusted
 MOST = 0.5  # share of the latents; a dictionary is too large where more are lost or rare
 GRID_POINT = ["layer", "k", "method"]
+READ = ["status", "image_frequency", "confirmed", "top_mcc", "partner_correlations"]
 
 
 def grid_points(
@@ -25,17 +26,17 @@ def grid_points(
 
     Args:
         summaries: tables of `summary.table` with layer, k, method and seed.
-        latents: tables of latents (`judge.judge`) of the SAEs, with layer, k, method and seed.
+        latents: tables of latents (`judge.judge`) of the SAEs, with layer, k, method and seed; the columns `READ`.
         compared: from `conclusion.against_best`.
         methods: the SAEs'; summaries of other methods are left out.
-        images: how many there are.
+        images: how many are ranked.
 
     Returns:
         A row per grid point, the best first: layer, k, method, a column per measure, mean_rank, first (share of the
         bootstrap draws in which the point is the best; points that share a place share the draw), dead (share of the
         latents), confirmed, lost and rare (shares of the alive latents: with a confirmed class; with a correlation
-        below `RELATED` with their counterparts in other seeds; on fewer than `HANDFUL` images; NaN where nothing is
-        known), too_large, reasons.
+        below `RELATED` with every counterpart in another seed; on fewer than `HANDFUL` images; NaN where no latent has
+        such a number), too_large, reasons.
     """
     ours = summaries[summaries["method"].isin(methods)]
     counts = ours.groupby("measure")["value"].count()
@@ -63,17 +64,23 @@ def grid_points(
 
 
 def _sizes(latents: pd.DataFrame, images: int) -> pd.DataFrame:
-    alive = latents[latents["status"] == "alive"]
-    correlation = alive.get("stability_correlation", pd.Series(np.nan, alive.index))
-    groups = [alive[column] for column in GRID_POINT]
-    lost = (correlation < RELATED).where(correlation.notna()).groupby(groups).mean().astype(float)
-    rare = (alive["image_frequency"] * images < HANDFUL).groupby(groups).mean()
-    table = pd.DataFrame({"lost": lost, "rare": rare})
-    table["dead"] = (latents["status"] != "alive").groupby([latents[column] for column in GRID_POINT]).mean()
-    table["confirmed"] = alive["confirmed"].where(alive["top_mcc"].notna()).groupby(groups).mean().astype(float)
-    unsure = (correlation < RELATED) | (alive["image_frequency"] * images < HANDFUL)
-    table["too_large"] = unsure.groupby(groups).mean() > MOST
-    return table
+    alive = (latents["status"] == "alive").to_numpy()
+    found = np.array([np.nan if them is None else np.max(them, initial=-1) for them in latents["partner_correlations"]])
+    facts = latents[GRID_POINT].assign(
+        dead=~alive,
+        confirmed=latents["confirmed"].eq(True),
+        lost=found < RELATED,
+        rare=(latents["image_frequency"] * images).round() < HANDFUL,
+    )
+    facts["unsure"] = facts["lost"] | facts["rare"]
+    of_all, of_alive = facts.groupby(GRID_POINT), facts[alive].groupby(GRID_POINT)
+    known = latents[GRID_POINT].assign(confirmed=latents["top_mcc"].notna(), lost=~np.isnan(found))[alive]
+    columns = ["confirmed", "lost", "rare", "unsure"]
+    table = of_alive[columns].mean().reindex(of_all.size().index).assign(dead=of_all["dead"].mean())
+    for column in ("confirmed", "lost"):
+        any_known = known.groupby(GRID_POINT)[column].any().reindex(table.index, fill_value=False)
+        table[column] = table[column].where(any_known)
+    return table.assign(too_large=table.pop("unsure") > MOST)
 
 
 def _weak(best: pd.DataFrame, point: tuple[int, int, str], measures: Sequence[str]) -> list[str]:
@@ -91,6 +98,8 @@ def _reasons(points: int, ranks: pd.Series, weak: Sequence[str], row: pd.Series)
                 said.append(f"{place} of {points} by {_listed(keys)}")
     if weak:
         said.append(f"a baseline is better by {_listed(weak)}")
+    if row["dead"] == 1:
+        said.append("all of its latents are dead")
     if row["too_large"]:
         parts = []
         if row["lost"] > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from sae.figures.style import BASELINE_MARKS, INK, colours, headline, plain_numbers, say, styled
 
 _FAINT: dict[str, Any] = {"alpha": 0.7, "ms": 5, "linestyle": "none", "fillstyle": "none"}
-_MARKS = ("o-", "s--", "^-.", "D:", "v-")  # methods
+_MARKS = ("o-", "s--", "^-.", "D:", "v-", "P--")  # methods
 # Column: title, label of the y-axis, the column drawn for reference, its name.
 _PANELS = {
     "fvu": ("Unexplained variance", "FVU (lower is better; bands: 95 %)", None, None),
@@ -40,7 +41,7 @@ def layers(table: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
     every_k = sorted(table["k"].unique())
     by_k = colours("k", every_k)
     names = sorted(table["method"].unique())
-    methods = dict(zip((m for m in names if m not in BASELINE_MARKS), _MARKS, strict=False))
+    methods = _marked([method for method in names if method not in BASELINE_MARKS])
     baselines = {method: mark for method, mark in BASELINE_MARKS.items() if method in names}
     mean = table.groupby(["layer", "k", "method"], as_index=False).mean(numeric_only=True)
     figure = Figure(figsize=(13, 7))
@@ -93,7 +94,8 @@ def layers(table: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
         elif column == "ce_recovered_mean":
             ax.set_ylim(min(0, 1.1 * mean[column].min()), 1.08)
         else:
-            high = mean.loc[mean["method"].isin(methods), [name for name in (column, reference) if name]]
+            drawn = mean[mean["method"].isin(methods)] if column == "dead" else mean
+            high = drawn[[name for name in (column, reference) if name]]
             highest = np.nanmax(high.to_numpy(), initial=0)
             ax.set_ylim(0, max(0.05, 1.08 * highest))
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -114,6 +116,11 @@ def layers(table: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
     return figure
 
 
+def _marked(methods: Sequence[str]) -> dict[str, str]:
+    assert len(methods) <= len(_MARKS)  # add a mark with each method
+    return dict(zip(methods, _MARKS, strict=False))
+
+
 @styled
 def other_ks(table: pd.DataFrame) -> Figure:
     """FVU against the number of latents kept; table has a row per grid point and at_k (other_ks/P.parquet together)."""
@@ -122,7 +129,7 @@ def other_ks(table: pd.DataFrame) -> Figure:
         say(figure.subplots(), "every number of evaluation.ks\nexceeds the number of latents")
         return figure
     layers, every_k = sorted(table["layer"].unique()), sorted(table["k"].unique())
-    methods, by_k = dict(zip(sorted(table["method"].unique()), _MARKS, strict=False)), colours("k", every_k)
+    methods, by_k = _marked(sorted(table["method"].unique())), colours("k", every_k)
     columns = min(4, len(layers))
     rows = -(-len(layers) // columns)
     figure = Figure(figsize=(3.4 * columns + 1, 0.3 + 3.4 * rows))

@@ -38,16 +38,16 @@ class TrainConfig:
         k: Latents active per token; on average for batchtopk, relu and jumprelu.
         latents: F, the size of the dictionary.
         method: One of METHODS, or of BASELINES, which set the fields named there. archetypal sets start kmeans and
-            decoder held: every row stays near the centre of a cluster of tokens, which no single run decides.
+            decoder held: every row stays near the centre of a cluster of tokens.
         input: standardised, or layernorm: a trained LayerNorm in front. See `SparseAutoencoder`.
         decoder: unit_norm: rows have norm 1 after every step. start: rows have norm 1 at the start only, and the
             encoder starts from the rows before they were normalised. held: as unit_norm, and every row keeps a cosine
             of at least 0.8 with its start. frozen: rows are never trained.
         encoder: trained, or frozen: its random weights stay as they are, and its biases 0 (b_dec is trained).
         start: Initial decoder rows; the encoder starts as a copy of them. random: random directions. tokens:
-            directions from the mean to random tokens. kmeans: those to the centres of clusters of tokens, as the
-            baseline of that name has them. scaled: random directions, the encoder scaled so that the
-            reconstruction of the first tokens has the right size.
+            directions from the mean to random tokens. kmeans: directions from the mean to the centres of clusters of
+            tokens. scaled: random directions, the encoder scaled so that the reconstruction of the first tokens has
+            the right size.
         epochs: Passes over all tokens.
         batch: Tokens per step (images, with `whole_images`).
         whole_images: Batches keep the tokens of an image together.

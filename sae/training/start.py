@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sae import baselines
 from sae.activations import Activations
 from sae.autoencoder import SAEConfig, SparseAutoencoder, gain
+from sae.clusters import centres, standardised_sample
 from sae.training.config import Source, TrainConfig
 
 _SCALED_BY = 2048  # tokens
@@ -28,7 +28,8 @@ def untrained(x: Activations, config: TrainConfig, source: Source, seed: int = 0
         *(torch.tensor(source.mean).float(), source.scale) if config.input == "standardised" else (),
     )
     if config.start == "kmeans":
-        rows = torch.from_numpy(baselines.directions(x, config.latents, "kmeans", (source.mean, source.scale), seed))
+        rng = np.random.default_rng(seed)
+        rows = torch.from_numpy(centres(standardised_sample(x, rng, (source.mean, source.scale)), config.latents, rng))
     elif config.start == "tokens":
         rows = _towards_tokens(x, config.latents, source.mean, seed)
     else:

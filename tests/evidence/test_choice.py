@@ -59,7 +59,8 @@ def test_points_that_the_images_cannot_tell_apart_share_the_first_place():
 
 
 def test_without_classes_and_seeds_reconstruction_decides():
-    latents = small.latents({(1, 4, "topk"): [np.nan], (2, 4, "topk"): [np.nan]}, top_mcc=np.nan, confirmed=False)
+    latents = small.latents({(1, 4, "topk"): [0], (2, 4, "topk"): [0]}, top_mcc=np.nan, confirmed=None)
+    latents["partner_correlations"] = None
     table = chosen({(1, 4, "topk"): {"fvu": 0.3}, (2, 4, "topk"): {"fvu": 0.1}}, latents)
     assert table["layer"].tolist() == [2, 1]
     assert table[["lost", "confirmed"]].isna().all(axis=None) and not table["too_large"].any()
@@ -87,9 +88,35 @@ def test_a_baseline_that_is_better_is_named_as_a_reason():
 )
 def test_a_dictionary_is_too_large_where_most_latents_are_lost_or_rare(correlations, frequency, words):
     point = (1, 4, "topk")
-    dead = small.latents({point: [np.nan]}, status="dead", image_frequency=0.0)  # they are counted apart
+    dead = small.latents({point: [0]}, status="dead", image_frequency=0.0)  # they are counted apart
     alive = small.latents({point: correlations}, image_frequency=frequency)
     (row,) = chosen({point: {"stability": 0.5}}, pd.concat([alive, dead, dead])).to_dict("records")
     assert row["too_large"] == bool(words) and words in row["reasons"]
     assert row["dead"] == pytest.approx(1 / 3) and row["confirmed"] == 1
     assert "of 1" not in row["reasons"]
+
+
+def test_one_other_seed_that_has_a_latent_is_enough():
+    latents = small.latents({(1, 4, "topk"): [0, 0]})
+    latents["partner_correlations"] = [[0.05, 0.99, 0.05], [0.05, 0.29, 0.1]]
+    (row,) = chosen({(1, 4, "topk"): {"stability": 0.3}}, latents).to_dict("records")
+    assert row["lost"] == 0.5 and not row["too_large"]
+
+
+def test_shares_are_of_all_alive_latents():
+    latents = small.latents(
+        {(1, 4, "topk"): [0.9] * 4}, confirmed=[True, None, None, False], top_mcc=[1, None, None, 0]
+    )
+    (row,) = chosen({(1, 4, "topk"): {"stability": 0.3}}, latents).to_dict("records")
+    assert row["confirmed"] == 0.25
+
+
+def test_a_grid_point_without_a_living_latent_is_told_apart():
+    points = {(1, 4, "topk"): {"fvu": 1.0}, (2, 4, "topk"): {"fvu": 0.1}}
+    latents = pd.concat(
+        [small.latents({(1, 4, "topk"): [0]}, status="dead", image_frequency=0.0), small.latents({(2, 4, "topk"): [1]})]
+    )
+    table = chosen(points, latents).set_index("layer")
+    assert table.loc[1, "dead"] == 1 and table.loc[2, "dead"] == 0
+    assert table.loc[1, "reasons"] == "last of 2 by unexplained variance (FVU); all of its latents are dead"
+    assert table["too_large"].tolist() == [False, False] and np.isnan(table.loc[1, "lost"])

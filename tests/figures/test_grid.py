@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from written import written
 
+from sae.autoencoder import METHODS
 from sae.figures import grid, style
 
 
@@ -48,6 +49,8 @@ def test_layers_of_any_grid(tmp_path, missing):
 
 
 def test_methods_are_told_apart():
+    every = grid.layers(rows((0,), (4,), METHODS), bands(rows((0,), (4,), METHODS)))
+    assert {*METHODS} <= {text.get_text() for text in every.axes[1].get_legend().get_texts()}
     table = rows((0,), (4, 64), ("topk", "relu"))
     figure = grid.layers(table, bands(table))
     assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["k = 4", "k = 64", "relu", "topk"]
@@ -80,6 +83,8 @@ def test_layers_shows_the_best_baseline_beside_each_sae():
     for number, method, height in (1, lowest, others[lowest]), (5, highest, 0.9):
         marks = [line for line in figure.axes[number].lines if line.get_marker() == style.BASELINE_MARKS[method]]
         assert {y for line in marks for y in line.get_ydata()} == {height}
+        low, high = figure.axes[number].get_ylim()
+        assert low <= height <= high
     named = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
     assert {lowest, highest} <= named and len(named) < len(others)
 

@@ -7,6 +7,7 @@ import yaml
 from conftest import ROOT
 
 import sae
+from sae.autoencoder import METHODS
 from sae.errors import InputError
 
 
@@ -15,7 +16,10 @@ from sae.errors import InputError
     [
         ({"k": 65}, "k 65: must lie between 1 and the number of latents, 64"),
         ({"k": 0}, "k 0"),
-        ({"method": "magic"}, "method magic: must be one of topk, batchtopk, matryoshka, relu, jumprelu, frozen"),
+        (
+            {"method": "magic"},
+            f"method magic: must be one of {', '.join(METHODS)}, frozen",
+        ),
         ({"method": "pca"}, "method pca"),
         ({"input": "raw"}, "input raw: must be one of standardised, layernorm"),
         ({"decoder": "tied"}, "decoder tied"),

@@ -11,10 +11,11 @@ from sae.figures import style
 
 settings = snakemake.params.settings
 with jobs.job(snakemake):
-    summaries, latents = (files.read_points(snakemake.input[name]) for name in ("summaries", "latents"))
+    summaries = files.read_points(snakemake.input.summaries)
     compared = summary.compare(summaries, settings["methods"], settings["baselines"])
-    used = images.read_manifest(snakemake.input.manifest)["status"].eq("ok").sum()
-    points = choice.grid_points(summaries, latents, conclusion.against_best(compared), settings["methods"], used)
+    latents = files.read_points(snakemake.input.latents, choice.READ)
+    ranked = len(images.ranked(images.read_manifest(snakemake.input.manifest)))
+    points = choice.grid_points(summaries, latents, conclusion.against_best(compared), settings["methods"], ranked)
     with files.whole(snakemake.output.page) as part:
         part.write_text(conclusion.page(summaries, compared, points, settings["name"]))
     with files.whole(snakemake.output.points) as part:

@@ -32,7 +32,7 @@ with jobs.job(snakemake) as provenance:
     last = int(snakemake.wildcards.layer) == geometry.blocks - 1
     # The last layer's activations are what the features are made of: there images are compared by their pixels.
     embedding = np.load(inputs.thumbnails if last and not settings["embedding"] else inputs.features)
-    rows = layer.ranked(manifest, reference["ids"])
+    rows = images.ranked(manifest, reference["ids"])
     used = manifest.loc[manifest["status"] == "ok", "id"].isin(rows["id"]).to_numpy()
     coverage = np.load(inputs.coverage) if inputs.get("coverage") else None
     sample = np.array(reference["ids"])
