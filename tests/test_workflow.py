@@ -148,8 +148,7 @@ def test_all_results_are_made(finished):
     for path in (
         *("explorer/index.html", "explorer/app/vega.js", "explorer/pictures/0.webp"),
         *(f"explorer/data/{POINT}/{name}.js" for name in ("table", "latents/0000", "images/0000")),
-        *(f"report/conclusion.{ending}" for ending in ("html", "csv", "svg")),
-        "report/grid_points.csv",
+        *(f"report/{name}" for name in ("conclusion.html", "conclusion.csv", "conclusion.svg", "grid_points.csv")),
         *(f"report/{name}" for name in ("layers.svg", "layers.csv", "other_ks.svg", "overview.svg")),
         *(f"report/layer=3/{name}.svg" for name in ("across-ks-topk-0", "statistics")),
         *(f"report/{POINT}/{name}.svg" for name in ("latents", "classes", "density", "training")),

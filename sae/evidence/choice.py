@@ -22,7 +22,7 @@ def grid_points(
 ) -> pd.DataFrame:
     """Ranks the grid points by their mean rank over the measures of `ASKED`, and gives the reasons.
 
-    All values are means over the seeds.
+    Measures are means over the seeds; shares are of the latents of all seeds.
 
     Args:
         summaries: tables of `summary.table` with layer, k, method and seed.
@@ -42,17 +42,16 @@ def grid_points(
     counts = ours.groupby("measure")["value"].count()
     complete = set(counts.index[counts == counts.max()])
     measures = [key for key in ASKED if key in complete] or ["fvu"]
-    points = sorted({*ours[GRID_POINT].itertuples(index=False, name=None)})
-    values, drawn = {}, {}
+    points = ours.groupby(GRID_POINT).size().index
+    table, ranks, drawn = pd.DataFrame(index=points), pd.DataFrame(index=points), []
     for key in measures:
-        rows = ours[ours["measure"] == key].groupby(GRID_POINT)
-        sign = -1 if MEASURES[key].higher else 1
-        values[key] = rows["value"].mean().reindex(points)
-        drawn[key] = sign * np.stack([np.mean(np.stack([*rows.get_group(p)["draws"]]), 0) for p in points])
-    table = pd.DataFrame(values)
-    ranks = table.rank(ascending=False) if measures != ["fvu"] else table.rank()
+        rows, lower = ours[ours["measure"] == key].groupby(GRID_POINT), not MEASURES[key].higher
+        table[key] = rows["value"].mean()
+        ranks[key] = table[key].rank(ascending=lower)
+        draws = np.stack([np.mean(np.stack([*rows.get_group(point)["draws"]]), 0) for point in points])
+        drawn.append(pd.DataFrame(draws).rank(ascending=lower).to_numpy())
     table["mean_rank"] = ranks.mean(axis=1)
-    in_draws = np.mean([pd.DataFrame(d).rank().to_numpy() for d in drawn.values()], axis=0)
+    in_draws = np.mean(drawn, axis=0)
     best = in_draws == in_draws.min(0)
     table["first"] = (best / best.sum(0)).mean(1)
     table = table.join(_sizes(latents, images)).sort_values(["mean_rank", "first"], ascending=[True, False])
@@ -60,7 +59,7 @@ def grid_points(
     table["reasons"] = [
         _reasons(len(points), ranks.loc[p], _weak(compared, p, measures), table.loc[p]) for p in table.index
     ]
-    return table.rename_axis(GRID_POINT).reset_index()
+    return table.reset_index()
 
 
 def _sizes(latents: pd.DataFrame, images: int) -> pd.DataFrame:
