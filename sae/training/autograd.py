@@ -48,7 +48,7 @@ class AutogradStep(Step):
         self.penalty = torch.tensor(start, device=self.device)
         self._last = {name: torch.zeros((), device=self.device) for name in ("loss", "error", "l0")}
         self._reviving = False
-        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._graphs: dict[tuple[int, bool, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
 
     def report(self) -> dict[str, float]:
         dead = float((self.silent > self.dead_after).float().mean())
@@ -93,8 +93,8 @@ class AutogradStep(Step):
         theirs.wait_stream(ours)
 
     def _replay(self, raw: torch.Tensor) -> None:
-        """Does the step by a CUDA graph, which is recorded for each new number of rows."""
-        key = (len(raw), self._reviving)
+        """Does the step by a CUDA graph, which is recorded anew for other numbers of rows or prefixes."""
+        key = (len(raw), self._reviving, len(self.ends))
         if key not in self._graphs:
             rows = raw.clone()
             graph = torch.cuda.CUDAGraph()

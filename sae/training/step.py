@@ -10,7 +10,8 @@ decoder's bias, relative to the residual's sum of squares. Where the methods (so
 
     topk         the k largest latents of each token
     batchtopk    the k·n largest latents of the n tokens of a batch; `threshold` follows the smallest of them
-    matryoshka   topk; the error is the mean over prefixes of the dictionary; each prefix reconstructs by itself
+    matryoshka   topk; in the first half of the run the error is the mean over prefixes of the dictionary, each of which
+                 reconstructs by itself. After that the whole dictionary makes up for the variance that this costs
     archetypal   topk; every decoder row keeps a cosine of at least 0.8 with the centre of a cluster of tokens
     baselines    topk; see `config.BASELINES`
     relu         plus c · mean over tokens of Σ z_i ‖W_dec[i]‖
@@ -33,7 +34,8 @@ from sae.autoencoder import SparseAutoencoder
 from sae.training.config import TrainConfig
 
 _HELD = 0.8  # least cosine of a held decoder row with its start
-PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of a Matryoshka dictionary
+_PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of a Matryoshka dictionary
+_NESTED = 0.5  # share of the run in which they reconstruct
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,17 @@ class Step(ABC):
         self.dead_after, self.steps = dead_after, steps
         self.count = 0
         latents = model.config.latents
-        shares = PREFIXES if model.config.method == "matryoshka" else (1,)
-        self.ends = sorted({max(1, round(share * latents)) for share in shares})
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.grads = {name: torch.zeros_like(p) for name, p in self.trained.items()}
         self.unit_norm = config.decoder in ("unit_norm", "held")
         self._start = model.W_dec.detach().clone() if config.decoder == "held" else None
         self.silent = torch.zeros(latents, dtype=torch.int64, device=model.b_dec.device)
+
+    @property
+    def ends(self) -> list[int]:
+        """The ends of the prefixes of the dictionary that reconstruct in this step."""
+        nested = self.model.config.method == "matryoshka" and self.count < _NESTED * self.steps
+        return sorted({max(1, round(share * self.model.config.latents)) for share in (_PREFIXES if nested else (1,))})
 
     @abstractmethod
     def __call__(self, raw: torch.Tensor | Rows, lr: float) -> None: ...
