@@ -26,7 +26,7 @@ from peers import machine
 import sae
 from sae import baselines, files, images, layer, measure, vit
 from sae.autoencoder import METHODS
-from sae.evidence import judge
+from sae.evidence import attribution, judge
 from sae.evidence.measures import COMPARED, MEASURES
 from sae.geometry import Geometry
 from sae.training.config import BASELINES as FROZEN
@@ -55,7 +55,10 @@ class Bench:
         shards, statistics = sorted(folder.glob("shard=*.npy")), files.read_json(folder / "statistics.json")
         here = layer.Layer(shards, manifest, reference, statistics)
         facts = layer.LayerFacts.load(folder / "layer.safetensors")
-        self._setup = measure.Setup(here, facts, vit.load(**model), np.load(results / "reference/logits.npy"))
+        backbone, logits = vit.load(**model), np.load(results / "reference/logits.npy")
+        whole = here.tokens("all", here.sample)
+        slopes = attribution.gradients(backbone, whole, number, here.selected, *here.centre)
+        self._setup = measure.Setup(here, facts, backbone, logits, slopes)
         last, coverage = number == self._geometry.blocks - 1, results / "reference/coverage.npy"
         embedding = np.load(results / f"reference/{'thumbnails' if last else 'features'}.npy")
         used = manifest.loc[manifest["status"] == "ok", "id"].isin(here.ranked["id"]).to_numpy()
@@ -69,9 +72,10 @@ class Bench:
         measured = {seed: measure.measure(model, self._setup, False) for seed, (model, _seconds) in made.items()}
         rows = []
         for seed, (model, seconds) in made.items():
-            found = [
-                judge.Dictionary(s, made[s][0].W_dec.numpy(), measured[s].codes, measured[s].responses) for s in seeds
-            ]
+            found = []
+            for s, (each, _seconds) in made.items():
+                parts = measured[s].codes, measured[s].responses, measured[s].attributions
+                found.append(judge.Dictionary(s, each.W_dec.numpy(), *parts))
             own = found.pop(seeds.index(seed))
             tokens, limits = self._setup.layer.statistics["tokens"], judge.Limits()
             others = {other.seed: other for other in found}

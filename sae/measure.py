@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sae import vit as vits
 from sae.activations import OUTLIER, Activations
 from sae.autoencoder import SparseAutoencoder
-from sae.evidence import interventions, splice
+from sae.evidence import attribution, interventions, splice
 from sae.evidence.fidelity import Fidelity
 from sae.latent_codes import HISTOGRAM_EDGES, Codes, Growing, Tally
 from sae.layer import Layer, LayerFacts
@@ -37,6 +37,7 @@ class Setup:
         facts: of the layer.
         vit: the ViT, on the device of the dictionaries.
         logits: its outputs for the sample, untouched, float32 [m, outputs].
+        gradients: of its predictions for the sample.
         batch: images in one forward pass.
         ks: other numbers of latents to keep per token.
         latents, images: number of latents to ablate and steer, and of images per latent.
@@ -46,6 +47,7 @@ class Setup:
     facts: LayerFacts
     vit: nn.Module
     logits: np.ndarray
+    gradients: attribution.Gradients
     batch: int = 64
     ks: Sequence[int] = ()
     latents: int = 24
@@ -58,15 +60,17 @@ class Measured:
 
     Attributes:
         codes: its latents.
-        metrics: one row of numbers, see `fidelity.Fidelity` and `splice.metrics`.
+        metrics: one row of numbers, see `fidelity.Fidelity`, `splice.metrics` and `attribution.agreement`.
         other_ks: a row per number of `Setup.ks`: at_k, fvu and l0 when only the `at_k` largest latents of a token stay.
         responses: of the ViT to ablated and steered latents.
+        attributions: the estimated effects of all latents.
     """
 
     codes: Codes
     metrics: dict[str, Any]
     other_ks: pd.DataFrame
     responses: interventions.Responses
+    attributions: attribution.Attributions
 
 
 @torch.inference_mode()
@@ -96,7 +100,9 @@ def measure(model: SparseAutoencoder, setup: Setup, keep_all: bool = True) -> Me
     row |= splice.metrics(setup.logits, _spliced(model, setup, number, whole, sample), setup.facts, truth, names, head)
     drawn = interventions.choose(sample, setup.latents)
     responses = interventions.run(setup.vit, model, whole, sample, drawn, setup.facts.clean, setup.images)
-    return Measured(codes, row, other_ks, responses)
+    attributions = attribution.attribute(model, sample, setup.gradients)
+    row |= attribution.agreement(attributions, sample, responses, names)
+    return Measured(codes, row, other_ks, responses, attributions)
 
 
 @torch.inference_mode()

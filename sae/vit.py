@@ -211,12 +211,12 @@ def splice(model: Model, layer: int, sae: SparseAutoencoder, tokens: str | None 
         yield
 
 
-@torch.inference_mode()
 def resume(model: Model, tokens: torch.Tensor, layer: int) -> torch.Tensor:
     """Returns the logits [n, outputs] of a forward pass that continues from `tokens` after block `layer`.
 
     The blocks up to `layer` are not run, so a late layer costs little. Plain ViTs take their position information
-    before the blocks or as an argument of each block, so the skipped part is not needed.
+    before the blocks or as an argument of each block, so the skipped part is not needed. The logits can be
+    differentiated if `tokens` require it.
     """
     blocks = model.blocks
     check_layer(layer, len(blocks))
@@ -226,7 +226,8 @@ def resume(model: Model, tokens: torch.Tensor, layer: int) -> torch.Tensor:
     try:
         for i in range(layer + 1):
             blocks[i] = _Constant(tokens)  # see there
-        return model(blank)
+        with torch.inference_mode(not tokens.requires_grad):
+            return model(blank)
     finally:
         for i, block in enumerate(kept):
             blocks[i] = block

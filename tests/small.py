@@ -15,7 +15,7 @@ from torch import nn
 import sae
 from sae import device, extraction, layer, measure
 from sae.activations import Activations
-from sae.evidence import judge, splice, summary
+from sae.evidence import attribution, judge, splice, summary
 from sae.latent_codes import Codes
 from sae.layer import Layer
 from sae.training import Source
@@ -90,7 +90,8 @@ def setup(
     train = manifest.loc[(manifest["status"] == "ok") & (manifest["split"] == "train"), "id"]
     statistics = layer.statistics([shard], tokens, train)
     here = Layer([shard], manifest, extraction.describe(vit, manifest, ids, seen["logits"]), statistics)
-    return measure.Setup(here, layer.facts(here, vit, number, size, 16), vit, seen["logits"], 16, **options)
+    slopes = attribution.gradients(vit, here.tokens("all", here.sample), number, here.selected, *here.centre)
+    return measure.Setup(here, layer.facts(here, vit, number, size, 16), vit, seen["logits"], slopes, 16, **options)
 
 
 def train(given: measure.Setup, number: int, config: sae.TrainConfig, seed: int) -> sae.SparseAutoencoder:
@@ -113,7 +114,7 @@ def judged(
     """Measures the dictionary of `seed` and gathers its evidence; the other seeds are there to compare with."""
     here = given.layer
     measured = measure.measure(saes[seed], given)
-    one = judge.Dictionary(seed, saes[seed].W_dec.numpy(), measured.codes, measured.responses)
+    one = judge.Dictionary(seed, saes[seed].W_dec.numpy(), measured.codes, measured.responses, measured.attributions)
     others = {
         other: judge.Dictionary(other, m.W_dec.numpy(), measure.encode(m, sample_tokens(given)))
         for other, m in saes.items()

@@ -84,6 +84,9 @@ def test_metrics_are_those_of_the_reconstruction(setup, dictionary):
     assert at.index.tolist() == [1, 4]  # there are 24 latents
     assert at[4] == pytest.approx(fidelity.fvu(exact, dictionary.decode(dictionary.encode(exact, 4))), rel=1e-4)
     assert len(np.unique(measured.responses.latent)) <= 5 and (measured.responses.size >= 0).all()
+    groups = int(layer.geometry.outputs > 0)
+    assert measured.attributions.effects.shape == (measured.codes.of(layer.sample).images.nnz, groups)
+    assert measured.attributions.effects.any() == (row["attribution_sign"] > 0) == bool(groups)
 
 
 def test_the_vit_sees_the_reconstruction(setup, dictionary):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sae.evidence import classes, interventions, matching, monosemanticity, probing, summary, token_types
+from sae.evidence import attribution, classes, interventions, matching, monosemanticity, probing, summary, token_types
+from sae.evidence.attribution import Attributions
 from sae.evidence.interventions import Responses
 from sae.evidence.ranking import Ranking, rank
 from sae.geometry import Geometry
@@ -40,12 +41,20 @@ class Images:
 
 @dataclass(frozen=True)
 class Dictionary:
-    """A dictionary and its codes. decoder: W_dec [F, d]. responses: of the ViT; None for a second seed."""
+    """A dictionary and its codes.
+
+    Attributes:
+        seed: of its training.
+        decoder: W_dec [F, d].
+        codes: its latents.
+        responses, attributions: its measured and its estimated effects on the ViT; None for a second seed.
+    """
 
     seed: int
     decoder: np.ndarray
     codes: Codes
     responses: Responses | None = None
+    attributions: Attributions | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,8 @@ def judge(
         tokens: which tokens the dictionary reads.
     """
     codes, rows = dictionary.codes, shown.rows
-    assert codes.images is not None and codes.error is not None and dictionary.responses is not None
+    assert codes.images is not None and codes.error is not None
+    assert dictionary.responses is not None and dictionary.attributions is not None
     sample = codes.of(shown.sample)
     ranking = rank(codes, rows, geometry, geometry.select(tokens), limits.images, limits.classes, limits.support)
     stable = matching.stability(
@@ -81,6 +91,7 @@ def judge(
         {seed: (other.decoder, other.codes.of(shown.sample).z) for seed, other in others.items()},
     )
     latents = ranking.latents.merge(stable.drop(columns="fires"), on="latent")
+    latents = latents.merge(attribution.sizes(dictionary.attributions, sample), on="latent")
     tables = {"latents": latents, "images": ranking.images, "classes": ranking.classes}
     tables["best_latents"] = ranking.best_latents
     tables["monosemanticity"] = _monosemanticity(codes, shown.embedding)
@@ -96,6 +107,8 @@ def judge(
     named = ranking.classes.assign(tested=ranking.classes["q"].notna())
     named = named.sort_values(["latent", "tested", "mcc"], ascending=[True, False, False])
     tables["interventions"], tables["effects"] = interventions.tables(dictionary.responses, shown.names, named)
+
+    tables["attributions"] = attribution.table(dictionary.attributions, sample, shown.names)
 
     patches = geometry.count
     located = None

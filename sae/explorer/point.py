@@ -43,6 +43,7 @@ class Tables:
     monosemanticity: pd.DataFrame
     interventions: pd.DataFrame
     effects: pd.DataFrame
+    attributions: pd.DataFrame
     across_ks: pd.DataFrame
     across_layers: pd.DataFrame
 
@@ -187,7 +188,7 @@ def _table(tables: Tables, best: pd.DataFrame) -> dict[str, Any]:
     named = known["attribute"].where(known["attribute"] != "label", "").astype(str)
     text = named.where(named == "", named + ": ") + known["name"].astype(str)
     kinds = pd.Categorical(text.reindex(range(n)))
-    effect = tables.interventions.set_index("latent")["ratio"].astype(float)
+    effect = latents["estimated_effect"] / latents["estimated_control"].where(latents["estimated_control"] > 0)
     token_types = pd.Categorical(latents["token_type"].replace("", None))
     return {
         "size": n,
@@ -200,7 +201,7 @@ def _table(tables: Tables, best: pd.DataFrame) -> dict[str, Any]:
         "max": numbers(latents["max_activation"]),
         "stability": numbers(latents["stability_correlation"]),
         "monosemanticity": numbers(tables.monosemanticity["monosemanticity"]),
-        "effect": numbers(effect.reindex(range(n))),
+        "effect": numbers(effect),
         "token_types": token_types.categories.tolist(),
         "token_type": token_types.codes.tolist(),
     }
@@ -216,6 +217,7 @@ def _latents(
     tables = point.tables
     pictures, classes = _by_latent(tables.images), _by_latent(_shown(tables.classes))
     effects = dict(iter(tables.effects.groupby("latent"))) if len(tables.effects) else {}
+    estimated = _by_latent(tables.attributions.assign(name=_names(tables.attributions)))
     known = [table.to_dict("index") for table in (best, confirmed, tables.interventions.set_index("latent"))]
     nearest = relatives.nearest(point.decoder, (tables.latents["status"] == "alive").to_numpy())
     elsewhere = relatives.relatives(tables.latents, tables.across_ks, tables.across_layers, point.where, point.seeds)
@@ -238,6 +240,7 @@ def _latents(
                 "classes": _class_rows(classes[latent]) if latent in classes else [],
                 "nearest": nearest[latent],
                 "relatives": elsewhere.get(latent, []),
+                "estimated": _estimates(estimated.get(latent, [])),
                 "intervention": None if effect is None else _effect(effect, effects.get(latent, nothing)),
             }
         about.append(entry)
@@ -319,6 +322,12 @@ def _names(rows: pd.DataFrame) -> list[str]:
     twice = kinds[kinds.duplicated(["attribute", "name"], keep=False)].set_index(["attribute", "class"]).index
     keys = zip(rows["attribute"], rows["class"], strict=True)
     return [f"{name} ({key[1]})" if key in twice else name for name, key in zip(names, keys, strict=True)]
+
+
+def _estimates(rows: list[dict[str, Any]]) -> list[list[Any]]:
+    """Returns the estimated effects of a latent on classes: attribute, name, effect, control, active, images."""
+    keys = ("effect", "control", "active", "images")
+    return [[row["attribute"], row["name"], *numbers([row[key] for key in keys])] for row in rows]
 
 
 def _effect(intervention: Mapping[str, Any], effects: pd.DataFrame) -> dict[str, Any]:

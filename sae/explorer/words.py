@@ -62,10 +62,10 @@ COLUMNS = {
         "images; 1: identical.",
     ),
     "effect": Column(
-        "effect",
+        "effect (estimated)",
         "number",
-        "Change of the ViT's output when this latent is removed, divided by the change when a random latent of the "
-        "same norm is removed. Measured for a random sample of the latents.",
+        "Estimated effect on the ViT's predictions, divided by that of a random latent of the same norm. The estimate "
+        "is a gradient times the activation; a latent's page shows measured effects where there are any.",
     ),
     "token_type": Column(
         "token type",
@@ -190,7 +190,7 @@ def checks(
         _class_check(best, fact["token_type"]),
         _stability(fact),
         _similarity(monosemanticity),
-        _effect(intervention),
+        _effect(intervention) if intervention is not None else _estimate(fact),
     ]
 
 
@@ -231,17 +231,26 @@ def _similarity(row: Mapping[str, Any]) -> tuple[str, str]:
     return "yes" if above > 2 else "no", text
 
 
-def _effect(intervention: Mapping[str, Any] | None) -> tuple[str, str]:
-    if intervention is None:
-        return "open", "Its effect on the ViT was not measured: it was not in the sample of ablated latents."
+def _estimate(fact: Mapping[str, Any]) -> tuple[str, str]:
+    effect, control = fact["estimated_effect"], fact["estimated_control"]
+    if pd.isna(effect) or not control > 0:
+        return "open", "Its effect on the ViT's predictions is unknown: neither measured nor estimated."
+    text = (
+        f"Estimated: it changes the ViT's predictions {effect / control:.2g} times as much as a random latent of the "
+        "same norm. Its removal was not measured."
+    )
+    return "yes" if effect > control else "no", text
+
+
+def _effect(intervention: Mapping[str, Any]) -> tuple[str, str]:
     if pd.isna(intervention["ratio"]):
         return (
             "open",
-            f"Removing it changes the ViT's output by {intervention['size']:.2g}; the control does not change it.",
+            f"Measured: removing it changes the ViT's output by {intervention['size']:.2g}; the control does nothing.",
         )
     text = (
-        f"Removing it changes the ViT's output {intervention['ratio']:.2g} times as much as removing a random latent "
-        f"of the same norm ({intervention['images']} images)."
+        f"Measured: removing it changes the ViT's output {intervention['ratio']:.2g} times as much as removing a "
+        f"random latent of the same norm ({intervention['images']} images)."
     )
     return "yes" if intervention["size"] > intervention["size_control"] else "no", text
 

@@ -105,7 +105,7 @@ def _compared(
             [matching.correlation(a, b) for a, b in pairwise(along)], [part.sum(0) > 0 for part in along]
         )
         across_layers = across_layers.assign(layer=np.array(LAYERS)[across_layers["position"]], shuffled=False)
-        names = ("latents", "images", "classes", "monosemanticity", "interventions", "effects")
+        names = ("latents", "images", "classes", "monosemanticity", "interventions", "effects", "attributions")
         known = {name: known[name] for name in names}
         tables[layer, k, seed] = point.Tables(**known, across_ks=pd.concat(across_ks), across_layers=across_layers)
     return tables, pd.DataFrame(metrics), pd.concat(summaries, ignore_index=True)

@@ -333,7 +333,7 @@ def test_a_latents_page_tells_all_that_is_known(visitor, site):
     interventions, images = known.interventions.set_index("latent"), known.images
     latent = next(i for i in interventions.index if "silent" in images.loc[images["latent"] == i, "panel"].array)
     visitor.open(f"#layer=0&k=4&seed=0&latent={latent}")
-    assert plotted(visitor) == 2  # the histogram, and the effects
+    assert plotted(visitor) == 3  # the histogram, the measured and the estimated effects
     titles = visitor.page.locator("h2, h3").all_inner_texts()
     panels = {
         "Strongest images",
@@ -341,7 +341,7 @@ def test_a_latents_page_tells_all_that_is_known(visitor, site):
         "Around its lower quartile",
         "Random images on which it is silent",
     }
-    evidence = {"How strongly it fires", "Classes", "Effect on the ViT's output"}
+    evidence = {"How strongly it fires", "Classes", "Effect on the ViT: measured", "Effect on the ViT: estimated"}
     assert panels | evidence | {"Nearest in this SAE", "Counterparts elsewhere"} <= {*titles}
     assert visitor.page.locator(".checks li").count() == 4
     table = visitor.text("table.plain")

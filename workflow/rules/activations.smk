@@ -52,6 +52,7 @@ rule layer:
         statistics=f"{R}/activations/layer={{layer}}/statistics.json",
     output:
         **LAYER,
+        **GRADIENTS,
     log:
         f"{R}/logs/layer/layer={{layer}}.log",
     conda:

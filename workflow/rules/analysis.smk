@@ -8,6 +8,7 @@ rule measure:
         **STORE,
         **REFERENCE,
         **LAYER,
+        **GRADIENTS,
         manifest=f"{R}/manifest.parquet",
         statistics=f"{R}/activations/layer={{layer}}/statistics.json",
     output:
@@ -59,6 +60,7 @@ rule evidence:
         **JUDGING,
         codes=MEASURED["codes"],
         responses=MEASURED["responses"],
+        attributions=MEASURED["attributions"],
         other_saes=lambda wildcards: of_other_seeds(SAE["sae"], wildcards),
         other_codes=lambda wildcards: of_other_seeds(MEASURED["codes"], wildcards),
     output:
@@ -87,6 +89,7 @@ if BASELINES:
             **STORE,
             **REFERENCE,
             **LAYER,
+            **GRADIENTS,
             manifest=f"{R}/manifest.parquet",
             statistics=f"{R}/activations/layer={{layer}}/statistics.json",
         output:
@@ -104,6 +107,7 @@ if BASELINES:
             **JUDGING,
             codes=of_methods(MEASURED, BASELINES)["codes"],
             responses=of_methods(MEASURED, BASELINES)["responses"],
+            attributions=of_methods(MEASURED, BASELINES)["attributions"],
             other_saes=lambda wildcards: of_other_seeds(
                 SAE["sae"], wildcards, BASELINES
             ),

@@ -65,6 +65,7 @@ LAYER = {
     "layer": f"{R}/activations/layer={{layer}}/layer.safetensors",
     "dense_probes": f"{R}/activations/layer={{layer}}/dense_probes.parquet",
 }
+GRADIENTS = {"gradients": f"{R}/activations/layer={{layer}}/gradients.safetensors"}
 SAE = {
     "sae": f"{R}/sae/{P}/sae.safetensors",
     "facts": f"{R}/sae/{P}/sae.json",
@@ -72,6 +73,7 @@ SAE = {
 MEASURED = {
     "codes": f"{R}/codes/{P}/codes.safetensors",
     "responses": f"{R}/codes/{P}/responses.safetensors",
+    "attributions": f"{R}/codes/{P}/attributions.safetensors",
     "metrics": f"{R}/metrics/{P}.parquet",
     "other_ks": f"{R}/other_ks/{P}.parquet",
 }
@@ -86,6 +88,7 @@ EVIDENCE = {
         "probes",
         "interventions",
         "effects",
+        "attributions",
         "localisation",
         "summary",
     )

@@ -12,17 +12,20 @@ import pandas as pd
 import sae
 from sae import files, images, jobs, layer
 from sae.evidence import judge
+from sae.evidence.attribution import Attributions
 from sae.evidence.interventions import Responses
 from sae.geometry import Geometry
 
 settings, inputs = snakemake.params.settings, snakemake.input
 
 
-def dictionary(path, codes, responses=None):
-    """Reads one dictionary: its decoder, its codes, the ViT's responses."""
+def dictionary(path, codes, responses=None, attributions=None):
+    """Reads one dictionary: its decoder, its codes, its effects on the ViT."""
     seed = int(Path(path).parent.name.removeprefix("seed="))
-    found = responses and Responses(**files.read_arrays(responses)[0])
-    return judge.Dictionary(seed, files.read_arrays(path)[0]["W_dec"], sae.codes(Path(codes).parent), found)
+    measured = responses and Responses(**files.read_arrays(responses)[0])
+    estimated = attributions and Attributions(**files.read_arrays(attributions)[0])
+    decoder = files.read_arrays(path)[0]["W_dec"]
+    return judge.Dictionary(seed, decoder, sae.codes(Path(codes).parent), measured, estimated)
 
 
 with jobs.job(snakemake) as provenance:
@@ -38,10 +41,10 @@ with jobs.job(snakemake) as provenance:
     sample = np.array(reference["ids"])
     shown = judge.Images(rows, sample, embedding[used], coverage, reference["class_names"])
     facts, dense = layer.LayerFacts.load(inputs.layer), pd.read_parquet(inputs.dense_probes)
-    saes, codes, responses = (jobs.listed(inputs[name]) for name in ("sae", "codes", "responses"))
+    own = [jobs.listed(inputs[name]) for name in ("sae", "codes", "responses", "attributions")]
     others = list(zip(inputs.other_saes, inputs.other_codes, strict=True))
-    seeds = len(others) // len(saes)  # of each dictionary
-    for place, paths in enumerate(zip(saes, codes, responses, strict=True)):
+    seeds = len(others) // len(own[0])  # of each dictionary
+    for place, paths in enumerate(zip(*own, strict=True)):
         tokens = files.read_json(Path(paths[0]).parent / "sae.json")["tokens"]
         same = [dictionary(*pair) for pair in others[place * seeds : (place + 1) * seeds]]
         tables = judge.judge(

@@ -13,7 +13,7 @@ from sae import files, images, jobs
 from sae.explorer import point
 from sae.geometry import Geometry
 
-TABLES = ("latents", "images", "classes", "monosemanticity", "interventions", "effects")
+TABLES = ("latents", "images", "classes", "monosemanticity", "interventions", "effects", "attributions")
 settings, here = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake):
     tables = {name: pd.read_parquet(snakemake.input[name]) for name in TABLES}

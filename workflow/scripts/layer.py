@@ -5,7 +5,7 @@ from sae.warm import hand_over
 hand_over()
 
 from sae import device, files, images, jobs, layer, vit
-from sae.evidence import classes, probing
+from sae.evidence import attribution, classes, probing
 
 settings = snakemake.params.settings
 with jobs.job(snakemake) as provenance:
@@ -16,9 +16,12 @@ with jobs.job(snakemake) as provenance:
         files.read_json(snakemake.input.statistics),
     )
     model = vit.load(**snakemake.config["model"], device=device.resolve(snakemake.config["device"]))
-    latents = round(settings["expansion"] * found.geometry.width)
-    facts = layer.facts(found, model, int(snakemake.wildcards.layer), latents, settings["batch"])
+    number, latents = int(snakemake.wildcards.layer), round(settings["expansion"] * found.geometry.width)
+    facts = layer.facts(found, model, number, latents, settings["batch"])
     facts.save(snakemake.output.layer)
+    whole = found.tokens("all", found.sample)
+    gradients = attribution.gradients(model, whole, number, found.selected, *found.centre, settings["batch"])
+    files.write_arrays(snakemake.output.gradients, vars(gradients))
     place = layer.probed(found.ranked)
     labels = {name: values[place] for name, values in classes.attributes(found.ranked).items()}
     train = (found.ranked["split"] != images.HELD_OUT).to_numpy()[place]

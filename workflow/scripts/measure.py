@@ -11,6 +11,7 @@ import pandas as pd
 
 import sae
 from sae import device, files, images, jobs, measure, vit
+from sae.evidence.attribution import Gradients
 from sae.layer import Layer, LayerFacts
 
 settings, inputs = snakemake.params.settings, snakemake.input
@@ -26,14 +27,16 @@ with jobs.job(snakemake) as provenance:
         LayerFacts.load(inputs.layer),
         vit.load(**snakemake.config["model"], device=where),
         np.load(inputs.logits),
+        Gradients(**files.read_arrays(inputs.gradients, mapped=True)[0]),
         **{name: settings[name] for name in ("batch", "ks", "latents", "images")},
     )
-    outputs = [snakemake.output[name] for name in ("codes", "responses", "metrics", "other_ks")]
+    outputs = [snakemake.output[name] for name in ("codes", "responses", "attributions", "metrics", "other_ks")]
     paths = map(jobs.listed, [inputs.sae, *outputs])
-    for weights, codes, responses, metrics, other_ks in zip(*paths, strict=True):
+    for weights, codes, responses, attributions, metrics, other_ks in zip(*paths, strict=True):
         measured = measure.measure(sae.load(Path(weights).parent, where), setup, settings["keep_all"])
         measured.codes.save(Path(codes).parent, provenance())
         files.write_arrays(responses, vars(measured.responses))
+        files.write_arrays(attributions, vars(measured.attributions))
         # Layer, k and method stand in the path: hive readers add them, and refuse files that hold them too.
         row = pd.DataFrame([{"seed": int(snakemake.wildcards.seed)} | measured.metrics])
         files.write_table(metrics, row, provenance())

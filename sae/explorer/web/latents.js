@@ -33,8 +33,10 @@ const latents = (() => {
         [
           h("h2", { id: "classes" }, "Classes"),
           classTable(about),
-          h("h2", {}, "Effect on the ViT's output"),
-          effects(grid, point, latent, about),
+          h("h2", {}, "Effect on the ViT: measured"),
+          measured(grid, point, latent, about),
+          h("h2", {}, "Effect on the ViT: estimated"),
+          estimated(grid, point, latent, about),
         ],
       ),
       columns(
@@ -235,10 +237,10 @@ const latents = (() => {
   }
 
   /** The ViT's output with the latent removed, and with it added. */
-  function effects(grid, point, latent, about) {
+  function measured(grid, point, latent, about) {
     const { intervention } = about;
     if (!intervention) {
-      const why = "This latent was not in the sample of ablated latents (evidence.latents in the config).";
+      const why = "This latent was not in the sample of removed latents (evidence.latents in the config).";
       return h("p", { class: "quiet" }, why);
     }
     const { images, measure, p, size } = intervention;
@@ -251,8 +253,7 @@ const latents = (() => {
     const kinds = { ablate: "removed", control: "a random latent removed", steer: "added where silent" };
     const values = intervention.effects.map(([kind, attribute, name, effect, se]) => {
       const ends = { low: effect - 2 * (se ?? 0), high: effect + 2 * (se ?? 0) };
-      const plain = attribute === "label" || attribute === "class";
-      return { kind: kinds[kind], class: plain ? name : `${attribute}: ${name}`, effect, ...ends };
+      return { kind: kinds[kind], class: className(attribute, name), effect, ...ends };
     });
     if (!values.length) return h("p", {}, text);
     const shown = Object.values(kinds).filter((kind) => values.some((v) => v.kind === kind));
@@ -266,9 +267,49 @@ const latents = (() => {
     });
   }
 
+  const className = (attribute, name) => (["label", "class"].includes(attribute) ? name : `${attribute}: ${name}`);
+  const y = { field: "class", type: "nominal", sort: null, title: null, axis: { labelLimit: 150, minExtent: 150 } };
+
+  /** The estimated effects of the latent on the classes that the ViT predicts. */
+  function estimated(grid, point, latent, about) {
+    const values = about.estimated.map(([attribute, name, effect, control, active, images]) => {
+      return { class: className(attribute, name), effect, control, fires: `on ${active} of ${images} images` };
+    });
+    if (!values.length) {
+      return h("p", { class: "quiet" }, "No effect on a predicted class can be estimated for this latent.");
+    }
+    const { attribution_correlation: r, attribution_sign: sign } = point.values;
+    const agree =
+      typeof r === "number"
+        ? ` Where this SAE's latents were removed, estimates and measurements have a rank correlation of ${show(r)}, and ` +
+          `${show(sign, "share")} of the effect has the estimated sign.`
+        : "";
+    const text =
+      "Bars: gradient × activation, for all held-out images for which the ViT predicts the class; the mean change of " +
+      "the class's log-probability, relative to the mean class. Ticks: a random latent of the same norm.";
+    const x = { type: "quantitative", title: "estimated effect on the log-probability, nats", axis: { tickCount: 5 } };
+    const tooltip = ["class", "effect", "control", "fires"].map((field) => ({ field }));
+    const tick = { type: "tick", color: charts.colour("ink"), thickness: 2 };
+    return charts.chart({
+      name: `${fileName(grid, point)}-latent-${latent}-estimates`,
+      about: text + agree,
+      spec: {
+        width: 240,
+        autosize: undefined,
+        height: { step: 15 },
+        data: { values },
+        encoding: { y, tooltip },
+        layer: [
+          { mark: "bar", encoding: { x: { ...x, field: "effect", stack: null } } },
+          { mark: tick, encoding: { x: { ...x, field: "control" } } },
+        ],
+      },
+      room: 15 * values.length + 50,
+    });
+  }
+
   function effectBars(values, kinds) {
     const domain = [Math.min(0, ...values.map((v) => v.low)), Math.max(0, ...values.map((v) => v.high))];
-    const y = { field: "class", type: "nominal", sort: null, title: null, axis: { labelLimit: 150, minExtent: 150 } };
     const chart = (kind) => {
       const title = kind === kinds.at(-1) ? "effect on the log-probability, nats" : null;
       const x = { type: "quantitative", scale: { domain, nice: true }, axis: { tickCount: 5, title } };
