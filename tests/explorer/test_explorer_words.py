@@ -12,6 +12,7 @@ from sae.explorer import page, relatives, words
 
 def latent(**facts):
     usual = {"status": "alive", "token_type": "", "stability_correlation": 0.8, "partner_seeds": [1]}
+    usual |= {"estimated_effect": np.nan, "estimated_control": np.nan}
     return usual | facts
 
 
@@ -58,6 +59,16 @@ def test_checks_for_and_against():
     assert words.checks(latent(status="dead"), None, SIMILAR, None) == []
     assert "2 other seeds" in words.checks(latent(partner_seeds=[1, 2]), best(), SIMILAR, None)[1][1]
     assert verdicts(latent(stability_correlation=FOUND), best(), SIMILAR, None)[1] == "yes"
+
+
+def test_an_estimate_stands_in_for_a_measurement_and_says_so():
+    def said(effect, control, measured=None):
+        return words.checks(latent(estimated_effect=effect, estimated_control=control), best(), SIMILAR, measured)[3]
+
+    assert said(0.3, 0.1)[0] == "yes" and said(0.1, 0.3)[0] == "no"
+    assert said(0.3, 0.1)[1].startswith("Estimated") and " 3 times as much" in said(0.3, 0.1)[1]
+    assert said(0.0, 0.0)[0] == "open" and said(np.nan, np.nan)[0] == "open"
+    assert said(0.1, 0.3, MOVES)[0] == "yes" and said(0.1, 0.3, MOVES)[1].startswith("Measured")
 
 
 def test_a_class_for_which_no_held_out_image_is_flagged():
