@@ -18,7 +18,7 @@ from PIL import Image
 from sae import images
 from sae.evidence import classes, conclusion, summary
 from sae.evidence.measures import FOUND, MEASURES
-from sae.explorer import parts, point, words
+from sae.explorer import class_pages, parts, point, words
 from sae.figures import style
 from sae.files import whole
 from sae.latent_codes import HISTOGRAM_EDGES
@@ -59,7 +59,7 @@ def grid(
     Args:
         metrics: of all points, with layer, k, method and seed.
         summaries: tables of `summary.table`, likewise.
-        facts: the experiment's name, model, tokens and geometry.
+        facts: the experiment's name, model, tokens, geometry and classes.
     """
     points: dict[tuple, dict[str, Any]] = {}
     for row in metrics.to_dict("records"):
@@ -88,7 +88,11 @@ def grid(
         "edges": HISTOGRAM_EDGES.tolist(),
         "scales": {kind: _scale(kind, metrics[kind].tolist()) for kind in style.SCALES},
         "found": FOUND,
-        "files": {"latents": point.LATENTS_PER_FILE, "images": point.IMAGES_PER_FILE},
+        "files": {
+            "latents": point.LATENTS_PER_FILE,
+            "images": point.IMAGES_PER_FILE,
+            "classes": class_pages.CLASSES_PER_FILE,
+        },
         "kept": {"patch": point.PER_PATCH, "image": point.PER_IMAGE},
     }
 

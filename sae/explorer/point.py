@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from sae import images
 from sae.evidence import classes
-from sae.explorer import parts, relatives, words
+from sae.evidence.attribution import Attributions
+from sae.explorer import class_pages, parts, relatives, words
 from sae.explorer.parts import number, numbers, pack
 from sae.files import whole
 from sae.geometry import Geometry
@@ -40,10 +41,12 @@ class Tables:
     latents: pd.DataFrame
     images: pd.DataFrame
     classes: pd.DataFrame
+    best_latents: pd.DataFrame
     monosemanticity: pd.DataFrame
     interventions: pd.DataFrame
     effects: pd.DataFrame
     attributions: pd.DataFrame
+    localisation: pd.DataFrame
     across_ks: pd.DataFrame
     across_layers: pd.DataFrame
 
@@ -59,6 +62,9 @@ class Point:
         codes: of the SAE, with the tokens of all images to be shown.
         decoder: W_dec [F, d].
         tables: about its latents.
+        sample: ids of the images whose predictions were explained, int64 [m].
+        estimates: the estimated effects of the latents on these predictions.
+        names: the classes of the ViT's head, by group.
         seeds: of the grid; counterparts in other seeds have a name but no link.
     """
 
@@ -68,33 +74,46 @@ class Point:
     codes: Codes
     decoder: np.ndarray
     tables: Tables
+    sample: np.ndarray
+    estimates: Attributions
+    names: Mapping[str, Sequence[str]]
     seeds: Sequence[int]
 
 
-def write(folder: Path, point: Point, opened: np.ndarray) -> None:
+def write(folder: Path, point: Point, manifest: pd.DataFrame, opened: np.ndarray) -> None:
     """Writes all parts of one SAE into `folder`, which ends in layer=L/k=K/method=M/seed=S.
 
     table: all latents, by column. latents/N: the pictures and tables of each, 32 to a file. images/N: the latents that
-    fire on each of the images that can be opened, 16 to a file.
+    fire on each of the images that can be opened, 16 to a file. classes/N: the latents of each class, 16 to a file.
 
     Args:
+        manifest: of all images.
         opened: ids of the images that can be opened.
     """
     name = "/".join(f"{key}={point.where[key]}" for key in ("layer", "k", "method", "seed"))
     tables = point.tables
     shown = tables.images[tables.images["panel"] != "silent"]
     lit, on_images = _fire(point, shown, opened)
+    for image, told in _explained(point, opened).items():
+        on_images[image] |= told
     best = classes.best_classes(tables.classes)
     confirmed = classes.best_classes(tables.classes[tables.classes["confirmed"].astype(bool)])
     values: dict[str, Any] = {"table": _table(tables, best)}
-    about = _latents(point, best, confirmed, lit)
-    for first in range(0, len(about), LATENTS_PER_FILE):
-        values[f"latents/{first // LATENTS_PER_FILE:04d}"] = about[first : first + LATENTS_PER_FILE]
-    for first in range(0, len(opened), IMAGES_PER_FILE):
-        chunk = [on_images[image] for image in opened[first : first + IMAGES_PER_FILE]]
-        values[f"images/{first // IMAGES_PER_FILE:04d}"] = chunk
+    known = class_pages.listed(manifest)
+    chosen = tables.classes, tables.best_latents, tables.attributions, tables.localisation
+    series = {
+        "latents": (_latents(point, best, confirmed, known, lit), LATENTS_PER_FILE),
+        "images": ([on_images[image] for image in opened], IMAGES_PER_FILE),
+        "classes": (
+            class_pages.entries(known, *chosen, point.codes, manifest, opened),
+            class_pages.CLASSES_PER_FILE,
+        ),
+    }
+    for name_of, (entries, size) in series.items():
+        for first in range(0, len(entries), size):
+            values[f"{name_of}/{first // size:04d}"] = entries[first : first + size]
     with whole(folder) as part:
-        for sub_folder in ("latents", "images"):
+        for sub_folder in series:
             (part / sub_folder).mkdir(parents=True)
         for place, value in values.items():
             (part / f"{place}.js").write_text(parts.script(f"{name}/{place}", value))
@@ -133,6 +152,34 @@ def _fire(
             lit[int(latent[here[0]]), int(codes.ids[image[here[0]]])] = token[here] - prefix, value[here]
         on_images |= _on_images(codes, np.isin(codes.ids, opened))
     return lit, on_images
+
+
+def _explained(point: Point, opened: np.ndarray) -> dict[int, dict[str, Any]]:
+    """Returns the predictions for the images of the sample, and the largest estimated effect of their latents on them.
+
+    predicted: the names of the predicted classes. effects: for the listed latents of `_on_images`, in their order, the
+    place of the prediction and the effect.
+    """
+    codes, found = point.codes.of(point.sample), {}
+    assert codes.images is not None
+    if not point.estimates.effects.shape[1]:
+        return {}
+    groups = list(point.names) or ["output"]
+    for place, image in enumerate(point.sample.tolist()):
+        if image not in opened:
+            continue
+        entries = slice(*codes.images.indptr[place : place + 2])
+        order = np.lexsort((codes.images.indices[entries], -codes.images.data[entries]))[:PER_IMAGE]
+        effects = point.estimates.effects[entries][order]
+        largest = abs(effects).argmax(1)
+        told = []
+        for group, best in zip(groups, point.estimates.predicted[place].tolist(), strict=True):
+            name = images.describe(str(point.names[group][best])) if point.names else str(best)
+            told.append(name if group in ("label", "output") else f"{group}: {name}")
+        values = numbers(effects[np.arange(len(effects)), largest], 2)
+        pairs = [[int(group), value] for group, value in zip(largest, values, strict=True)]
+        found[image] = {"predicted": told, "effects": pairs}
+    return found
 
 
 def _runs(*keys: np.ndarray) -> list[slice]:
@@ -211,10 +258,12 @@ def _latents(
     point: Point,
     best: pd.DataFrame,
     confirmed: pd.DataFrame,
+    listed: pd.DataFrame,
     lit: Mapping[tuple[int, int], tuple[np.ndarray, np.ndarray]],
 ) -> list[dict[str, Any]]:
     """Returns the page's entry of each latent."""
     tables = point.tables
+    places = {key: i for i, key in enumerate(zip(listed["attribute"], listed["class"], strict=True))}
     pictures, classes = _by_latent(tables.images), _by_latent(_shown(tables.classes))
     effects = dict(iter(tables.effects.groupby("latent"))) if len(tables.effects) else {}
     estimated = _by_latent(tables.attributions.assign(name=_names(tables.attributions)))
@@ -237,7 +286,7 @@ def _latents(
                 "mean": number(fact["mean_activation"]),
                 "density": numbers([fact["frequency"], fact["frequency_held_out"]]),
                 "on": numbers([fact[column] for column in words.ON], 2),
-                "classes": _class_rows(classes[latent]) if latent in classes else [],
+                "classes": _class_rows(classes[latent], places) if latent in classes else [],
                 "nearest": nearest[latent],
                 "relatives": elsewhere.get(latent, []),
                 "estimated": _estimates(estimated.get(latent, [])),
@@ -297,13 +346,14 @@ def interval(hits: Any, n: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
-def _class_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the classes of one latent, with the counts of each split."""
+def _class_rows(rows: list[dict[str, Any]], places: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
+    """Returns the classes of one latent, with the counts of each split; place: among all classes."""
     counts, scores = ["support", "flagged", "right"], ["auroc", "mcc", "score"]
     return [
         {
             "attribute": row["attribute"],
             "name": row["name"],
+            "place": places[row["attribute"], str(row["class"])],
             "q": number(row["q"], 2),
             "confirmed": bool(row["confirmed"]),
             "train": numbers([row[c] for c in counts + scores]),

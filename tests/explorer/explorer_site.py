@@ -15,7 +15,7 @@ from PIL import Image
 import sae
 from sae import images, measure
 from sae.evidence import judge, matching
-from sae.explorer import page, parts, point
+from sae.explorer import class_pages, page, parts, point
 from sae.latent_codes import Codes
 
 HOSTILE = ("<img src=x onerror=boom()>", "'; boom()//", '=1+1, "quoted"')
@@ -68,10 +68,12 @@ def build(folder: Path, tokens: str = "patches", count: int = 72) -> Site:
     for key, known in tables.items():
         where = dict(zip(("layer", "k", "seed"), key, strict=True)) | {"method": "topk"}
         codes, decoder = measured[key].codes, saes[key].W_dec.numpy()
-        about = point.Point(where, tokens, geometry, codes, decoder, known, SEEDS)
-        point.write(site / "data" / f"layer={key[0]}/k={key[1]}/method=topk/seed={key[2]}", about, opened)
+        effects = layers[0].layer.sample, measured[key].attributions, {}
+        about = point.Point(where, tokens, geometry, codes, decoder, known, *effects, SEEDS)
+        point.write(site / "data" / f"layer={key[0]}/k={key[1]}/method=topk/seed={key[2]}", about, manifest, opened)
     pictured = sorted({*opened.tolist(), *(i for known in tables.values() for i in known.images["image_id"])})
     told = {"name": "hostile", "model": "vit", "tokens": tokens, "geometry": asdict(geometry)}
+    told["classes"] = class_pages.menu(manifest)
     parts.write(site / "data", "grid", page.grid(metrics, summaries, ["topk"], ["pca"], told))
     parts.write(site / "data", "images", page.image_list(manifest, opened.tolist(), pictured))
     page.pictures(site / "pictures", manifest, [folder / "pixels.npy"], pictured)
@@ -105,7 +107,8 @@ def _compared(
             [matching.correlation(a, b) for a, b in pairwise(along)], [part.sum(0) > 0 for part in along]
         )
         across_layers = across_layers.assign(layer=np.array(LAYERS)[across_layers["position"]], shuffled=False)
-        names = ("latents", "images", "classes", "monosemanticity", "interventions", "effects", "attributions")
+        names = ("latents", "images", "classes", "best_latents", "monosemanticity", "interventions", "effects")
+        names += ("attributions", "localisation")
         known = {name: known[name] for name in names}
         tables[layer, k, seed] = point.Tables(**known, across_ks=pd.concat(across_ks), across_layers=across_layers)
     return tables, pd.DataFrame(metrics), pd.concat(summaries, ignore_index=True)

@@ -10,7 +10,7 @@ from explorer_site import KS, LATENTS, LAYERS, SEEDS, build
 from scipy import stats
 
 from sae import images
-from sae.explorer import page, parts, point, relatives
+from sae.explorer import class_pages, page, parts, point, relatives
 
 
 @pytest.fixture(scope="module", params=["patches", "class", "all"])
@@ -79,6 +79,63 @@ def test_an_images_latents_are_those_that_fire_on_it(site):
         np.testing.assert_allclose(entry["strongest"], truth.max(0)[strongest], rtol=0.01)
         # k = 4 is below what is kept of a token, so that nothing is left out.
         np.testing.assert_allclose(rebuilt, truth, atol=entry["scale"] / 250)
+
+
+def test_a_classs_images_are_flagged_or_missed_by_its_best_latent(site):
+    key, listing = (0, 4, 0), read(site, "images")
+    menu, known = read(site, "grid")["classes"], site.tables[key]
+    names = listing["attributes"]["label"]["names"]
+    label = dict(zip(listing["id"], listing["attributes"]["label"]["codes"], strict=True))
+    held_out = dict(zip(listing["id"], unpack(listing["held_out"], "u1"), strict=True))
+    opened = {listing["id"][i] for i in listing["opened"]}
+    images_of = site.codes[key].images.toarray()
+    strongest = dict(zip(site.codes[key].image_ids, images_of, strict=True))
+    entries = read(site, f"{name_of(*key)}/classes/0000")
+    assert [row[1] for row in menu] == names and len(entries) == len(menu) == 3
+    for number, (entry, (_attribute, name, count, held)) in enumerate(zip(entries, menu, strict=True)):
+        assert count == 24 and 0 < held < count
+        if held < 4:  # too few to be tested
+            assert entry["best"] is None and entry["latents"] == []
+            continue
+        best = known.best_latents.set_index("class").loc[name]
+        latent, f1, flagged, missed = entry["best"]
+        assert latent == best["latent"] and f1 == pytest.approx(best["f1_held_out"], rel=0.01)
+        here = [i for i in sorted(opened) if label[i] == number and held_out[i]]
+        assert sorted(flagged + missed) == here if len(here) <= 8 else set(flagged + missed) <= {*here}
+        for ids, above in ((flagged, True), (missed, False)):
+            assert all((strongest[i][latent] >= np.float32(best["threshold"])) == above for i in ids)
+        of_class = known.classes[known.classes["name"] == name].set_index("latent")
+        for latent, mcc, confirmed, _precision, _recall, also in entry["latents"]:
+            row = of_class.loc[latent]
+            assert mcc == pytest.approx(row["mcc_held_out"], rel=0.01, abs=1e-3) and confirmed == row["confirmed"]
+            assert name not in also and len(also) <= 2
+
+
+def test_effects_on_a_class_are_those_on_the_heads_class_of_that_name(site):
+    key = (0, 4, 0)
+    row = {"attribute": "label", "class": "pets/n02084071", "name": "dog", "images": 9, "held_out": 3}
+    known = pd.DataFrame([row])
+    rows = [(i, "label", "n02084071", effect, 0.1, 2, 3) for i, effect in ((7, 0.2), (3, 0.5), (5, -0.4))]
+    rows.append((8, "label", "n01440764", 0.9, 0.1, 2, 3))
+    moved = pd.DataFrame(rows, columns=["latent", "attribute", "class", "effect", "control", "active", "images"])
+    tables = site.tables[key]
+    nothing = [table.iloc[:0] for table in (tables.classes, tables.best_latents)]
+    ids = site.codes[key].image_ids
+    manifest = pd.DataFrame({"id": ids, "split": "held_out", "label": "pets/n02084071"})
+    [entry] = class_pages.entries(known, *nothing, moved, pd.DataFrame(), site.codes[key], manifest, ids)
+    assert [row[:2] for row in entry["effects"]] == [[3, 0.5], [7, 0.2]] and entry["best"] is None
+
+
+def test_an_images_predictions_are_explained_by_its_listed_latents(site):
+    key, listing = (0, 4, 0), read(site, "images")
+    opened = [listing["id"][i] for i in listing["opened"]]
+    entries = [entry for n in range(4) for entry in read(site, f"{name_of(*key)}/images/{n:04d}")]
+    explained = [entry for entry in entries if "effects" in entry]
+    assert 0 < len(explained) < len(entries) == len(opened)
+    for entry in explained:
+        assert len(entry["effects"]) == entry["everywhere"] and entry["predicted"][0] in "012"
+        assert all(group == 0 and np.isfinite(value) for group, value in entry["effects"])
+    assert any(value for entry in explained for _group, value in entry["effects"])
 
 
 def test_only_the_strongest_of_a_token_are_kept(monkeypatch, site):

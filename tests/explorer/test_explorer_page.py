@@ -503,9 +503,35 @@ def test_images_are_found_by_name_and_class(visitor, site):
     assert page.locator(".picture").count() == int(visitor.text(".count").split()[0]) > 0
 
 
+def test_a_class_lists_its_latents_and_the_images_that_are_missed(visitor, site):
+    page = visitor.open("#classes=").page
+    assert visitor.text(".count") == "3 of 3 classes"
+    page.fill("#search", "onerror")
+    assert visitor.text(".count") == "1 of 3 classes"
+    page.locator(".class-list a").click()
+    page.wait_for_function("() => location.hash.startsWith('#class=')")
+    page.wait_for_selector(".wide-layers")
+    assert visitor.text("h1") == HOSTILE[0] and HOSTILE[0] in visitor.text("#trail")
+    assert page.locator(".wide-layers > section").count() == 2
+    assert "F1" in visitor.text("main p") and "flags these held-out images" in visitor.text("section h3")
+    first = site.tables[0, 2, 0].classes.query("q.notna()")
+    chosen = first[first["class"].str.contains("onerror")].sort_values("mcc_held_out", ascending=False)["latent"]
+    listed = page.locator(".wide-layers > section").first.locator("tbody").first.locator("td:first-child a")
+    assert [int(text) for text in listed.all_inner_texts()] == chosen.head(6).tolist()
+    page.select_option("#which", label="k 4, seed 1")
+    page.wait_for_function("() => location.hash.includes('k=4&seed=1')")
+    page.locator(".pictures a").first.click()
+    page.wait_for_selector(".image-view")
+    page.locator("dd a").first.click()
+    page.wait_for_selector(".wide-layers")
+    page.keyboard.press("u")
+    visitor.ready("#classes=")
+
+
 def test_hostile_names_stay_text(visitor, site):
     latent = loudest(site)
     for link in ("", "#layer=0&k=4&seed=0", f"#layer=0&k=4&seed=0&latent={latent}", "#images=", "#image=1",
+                 "#classes=", "#class=0", "#class=%3Cb%3E",
                  "#layer=%3Cimg%20src%3Dx%20onerror%3Dboom()%3E", "#image=%3Cb%3E", "#metric=__proto__",
                  "#layer=0&k=4&seed=0&search=%3Cimg%20src%3Dx%20onerror%3Dboom()%3E"):  # fmt: skip
         page = visitor.open(link).page
@@ -523,7 +549,9 @@ def test_hostile_names_stay_text(visitor, site):
     assert page.evaluate("window.exploded") is None
 
 
-@pytest.mark.parametrize("link", ["#layer=7&k=4", "#layer=0&k=4&latent=4000", "#layer=0&k=4&latent=x", "#image=99999"])
+@pytest.mark.parametrize(
+    "link", ["#layer=7&k=4", "#layer=0&k=4&latent=4000", "#layer=0&k=4&latent=x", "#image=99999", "#class=9"]
+)
 def test_a_link_to_nothing_says_what_there_is(visitor, link):
     visitor.open(link)
     assert visitor.text("h1") == "Not here"
@@ -545,7 +573,8 @@ def test_a_missing_part_is_explained(visitor, site, tmp_path):
 def test_every_view_fits_the_screen_and_can_be_read(browser, site, scheme, width):
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     made = Visitor(context.new_page(), site)
-    for link in ("", "#layer=0&k=4&seed=0", f"#layer=0&k=4&seed=0&latent={loudest(site)}", "#images=", "#image=1"):
+    latent = f"#layer=0&k=4&seed=0&latent={loudest(site)}"
+    for link in ("", "#layer=0&k=4&seed=0", latent, "#images=", "#image=1", "#classes=", "#class=1"):
         page = made.open(link).page
         plotted(made)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, link

@@ -8,6 +8,7 @@ rule explorer_point:
         manifest=f"{R}/manifest.parquet",
         reference=REFERENCE["reference"],
         codes=MEASURED["codes"],
+        estimates=MEASURED["attributions"],
         sae=SAE["sae"],
         across_ks=[ACROSS_KS] if len(GRID["ks"]) > 1 else [],
         across_layers=[ACROSS_LAYERS] if len(GRID["layers"]) > 1 else [],

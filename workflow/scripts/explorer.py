@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from sae import files, images, jobs
-from sae.explorer import page, parts, point
+from sae.explorer import class_pages, page, parts, point
 
 settings = snakemake.params.settings
 with jobs.job(snakemake):
@@ -21,6 +21,7 @@ with jobs.job(snakemake):
     for path in snakemake.input.images:
         pictured.update(pd.read_parquet(path, columns=["image_id"])["image_id"].unique().tolist())
     facts = {name: settings[name] for name in ("name", "model", "tokens")} | {"geometry": reference["geometry"]}
+    facts["classes"] = class_pages.menu(manifest)
     numbers = page.grid(metrics, summaries, settings["methods"], settings["baselines"], facts)
     data = Path(snakemake.output.grid).parent
     parts.write(data, "grid", numbers)

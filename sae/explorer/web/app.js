@@ -16,6 +16,7 @@ const app = (() => {
     ["u", "up: latent → table → grid"],
     ["g", "the grid"],
     ["i", "the images"],
+    ["c", "the classes"],
     ["↑ ↓ Home End", "move in the table; Enter opens a latent"],
     ["arrows", "on an image: move the patch; Esc: the whole image again"],
     ["?", "this help"],
@@ -58,17 +59,26 @@ const app = (() => {
   function viewOf(asked, address) {
     if (asked.image !== undefined) return images.view(grid, asked, address);
     if (asked.images !== undefined) return images.listView(grid, asked, address);
+    if (asked.class !== undefined) return classes.view(grid, asked);
+    if (asked.classes !== undefined) return classes.listView(grid);
     if (asked.latent !== undefined) return latents.view(grid, asked);
     if (ofPoint(asked)) return points.view(grid, asked, address);
     return grids.view(grid, asked);
   }
+
+  const inClasses = () => params.class !== undefined || params.classes !== undefined;
 
   /** Grid › layer 6, k 32 › latent 17 */
   function trail() {
     const steps = [h("a", { href: "#" }, grid.name)];
     const point = ofPoint(params) ? pointOf(grid, params) : null;
     if (params.image !== undefined || params.images !== undefined) steps.push(h("a", { href: "#images=" }, "images"));
+    else if (inClasses()) steps.push(h("a", { href: "#classes=" }, "classes"));
     else if (point) steps.push(h("a", { href: link.write(pointLink(grid, point)) }, pointName(grid, point)));
+    if (params.class !== undefined) {
+      const known = grid.classes[params.class];
+      steps.push(h("span", { "aria-current": "page" }, known ? classes.nameOf(known) : params.class));
+    }
     for (const key of ["latent", "image"]) {
       if (params[key] !== undefined) steps.push(h("span", { "aria-current": "page" }, `${key} ${params[key]}`));
     }
@@ -78,6 +88,7 @@ const app = (() => {
   function up() {
     const point = pointOf(grid, params);
     if (params.image !== undefined) return "#images=";
+    if (params.class !== undefined) return "#classes=";
     return params.latent !== undefined && point ? link.write(pointLink(grid, point)) : "#";
   }
 
@@ -93,6 +104,7 @@ const app = (() => {
       u: () => (location.hash = up()),
       g: () => (location.hash = "#"),
       i: () => (location.hash = "#images="),
+      c: () => (location.hash = "#classes="),
       "?": () => click("help"),
     }[event.key];
     does?.();

@@ -124,6 +124,22 @@ const core = (() => {
     return named.map(([key, value]) => (key === "method" ? value : `${key} ${value}`)).join(", ");
   }
 
+  const sameKind = (a, b) => a.k === b.k && a.method === b.method && a.seed === b.seed;
+
+  /** The SAEs of all layers with the k, method and seed of a point. */
+  const layersBeside = (grid, point) =>
+    grid.points.filter((other) => sameKind(other, point)).sort((a, b) => a.layer - b.layer);
+
+  /** A list of the grid's ks, methods and seeds; linkTo: the address of a view for a point. */
+  function kindSelect(grid, chosen, linkTo) {
+    const saes = grid.points.filter((p) => grid.methods.includes(p.method));
+    const kinds = [...new Map(saes.map((p) => [JSON.stringify([p.k, p.method, p.seed]), p])).values()];
+    const name = (p) => pointName(grid, p).replace(/^layer \d+, /, "");
+    const options = kinds.map((p, n) => h("option", { value: n, selected: sameKind(p, chosen) }, name(p)));
+    const open = (event) => (location.hash = linkTo(kinds[event.target.value]));
+    return h("select", { id: "which", onchange: open }, options);
+  }
+
   /** The view of a link without a target. */
   const notThere = (text) => [
     h("h1", {}, "Not here"),
@@ -135,7 +151,9 @@ const core = (() => {
     csv,
     fileName,
     h,
+    kindSelect,
     latentLink,
+    layersBeside,
     link,
     notThere,
     pathOf,

@@ -2,7 +2,7 @@
 // The list of images; and the page of one image: the latents that fire on it or on one of its patches, by layer.
 
 const images = (() => {
-  const { h, link, pathOf, pointLink, pointName, show } = core;
+  const { h, link, pathOf, pointLink, show } = core;
   const AT_ONCE = 120;
 
   async function listView(grid, params, address) {
@@ -88,13 +88,22 @@ const images = (() => {
     return { describe, moved, names, patches, prefix, read, under, write };
   }
 
-  /** The latents that fire on an image at a point, strongest first, each with its tokens and values. */
+  /** The latents that fire on an image at a point, strongest first, with tokens, values and effect; the predictions. */
   async function firing(grid, point, facts) {
     const part = await parts.loadEntry(`${pathOf(point)}/images`, facts.place, grid.files.images);
+    const effect = (n) => part.effects?.[n] && { on: part.predicted[part.effects[n][0]], value: part.effects[n][1] };
     const lit = parts.spread(parts.unpack(part.counts, 2), parts.unpack(part.tokens, 2), parts.unpack(part.values, 1));
-    return parts.unpack(part.latents, 4).map((latent, n) => {
-      return { latent, ...lit[n], scale: part.scale, everywhere: n < part.everywhere, strongest: part.strongest[n] };
+    const found = parts.unpack(part.latents, 4).map((latent, n) => {
+      return {
+        latent,
+        ...lit[n],
+        scale: part.scale,
+        everywhere: n < part.everywhere,
+        strongest: part.strongest[n],
+        effect: effect(n),
+      };
     });
+    return { found, predicted: part.predicted ?? [] };
   }
 
   /** The latents to list: the strongest of the whole image, or those of one token. */
@@ -123,6 +132,8 @@ const images = (() => {
         h("span", { class: "bar" }, h("span", { style: `width:${(100 * f.value) / most}%` })),
         h("span", { class: "number" }, show(f.value)),
         h("span", { class: "name", title }, name ?? (type ? `(${type})` : "")),
+        f.effect &&
+          h("span", { class: "moves" }, `${f.effect.value < 0 ? "▼" : "▲"} ${f.effect.on} ${show(f.effect.value)}`),
       );
     });
     const list = items.length ? h("ol", {}, items) : h("p", { class: "quiet" }, "None.");
@@ -137,11 +148,10 @@ const images = (() => {
     }
     const facts = factsOf(id);
     const first = core.pointOf(grid, params) ?? grid.points[0];
-    const sameKind = (p) => p.k === first.k && p.method === first.method && p.seed === first.seed;
-    const layers = grid.points.filter(sameKind).sort((a, b) => a.layer - b.layer);
-    const load = async (p) => ({ point: p, table: await tables.load(p), found: await firing(grid, p, facts) });
-    const loaded = await Promise.all(layers.map(load));
+    const load = async (p) => ({ point: p, table: await tables.load(p), ...(await firing(grid, p, facts)) });
+    const loaded = await Promise.all(core.layersBeside(grid, first).map(load));
     const tokens = tokensOf(grid);
+    const { predicted } = loaded[0];
     const overlay = h("div", { class: "overlay" });
     const box = h("span", { class: "box", hidden: true });
     const lists = h("div", { class: "layers" });
@@ -179,7 +189,11 @@ const images = (() => {
     choose(token);
     const choice = (name, to) => h("button", { type: "button", class: "minor", onclick: () => choose(to) }, name);
     const choices = [choice("whole image", null), ...tokens.names.map((name, n) => choice(`${name} token`, n))];
-    const named = facts.named.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)));
+    const classOf = ([name, value]) => grid.classes.findIndex((known) => known[0] === name && known[1] === value);
+    const named = facts.named.map((pair) => {
+      const anchor = h("a", { href: link.write({ class: classOf(pair) }) }, pair[1]);
+      return h("div", {}, h("dt", {}, pair[0]), h("dd", {}, anchor));
+    });
     return {
       view: [
         h("h1", {}, pictures.label(facts)),
@@ -198,8 +212,8 @@ const images = (() => {
           h(
             "div",
             {},
-            h("div", { class: "row" }, where, h("label", {}, "SAEs with ", kindSelect(grid, sameKind, linkTo))),
-            h("p", { class: "quiet" }, listNote(grid)),
+            h("div", { class: "row" }, where, h("label", {}, "SAEs with ", core.kindSelect(grid, first, linkTo))),
+            h("p", { class: "quiet" }, listNote(grid), predicted.length > 0 && effectNote(predicted)),
             lists,
           ),
         ),
@@ -228,15 +242,8 @@ const images = (() => {
     frame.setAttribute("aria-label", "The image's patches: arrow keys choose one, Escape chooses the whole image");
   }
 
-  /** A list of the grid's ks, methods and seeds. */
-  function kindSelect(grid, chosen, linkTo) {
-    const saes = grid.points.filter((p) => grid.methods.includes(p.method));
-    const kinds = [...new Map(saes.map((p) => [JSON.stringify([p.k, p.method, p.seed]), p])).values()];
-    const name = (p) => pointName(grid, p).replace(/^layer \d+, /, "");
-    const options = kinds.map((p, n) => h("option", { value: n, selected: chosen(p) }, name(p)));
-    const open = (event) => (location.hash = linkTo(kinds[event.target.value]));
-    return h("select", { id: "which", onchange: open }, options);
-  }
+  const effectNote = (predicted) =>
+    ` The ViT predicts ${predicted.join(", ")}. ▲ ▼: the latent's largest estimated effect on these, in nats.`;
 
   function listNote(grid) {
     const { image, patch } = grid.kept;

@@ -205,7 +205,7 @@ const latents = (() => {
       h("td", {}, show(auroc)),
     ];
     const rows = about.classes.map((c) => {
-      const name = c.attribute === "label" ? c.name : `${c.attribute}: ${c.name}`;
+      const name = h("a", { href: link.write({ class: c.place }) }, classes.nameOf([c.attribute, c.name]));
       const verdict = c.q === null ? "too few images" : c.confirmed ? "✓ confirmed" : "not confirmed";
       const note = { class: c.confirmed ? "yes" : "quiet", title: c.q === null ? null : `q = ${c.q}` };
       const heldOut = cells(c.held_out, between(c.precision), between(c.recall));
@@ -253,7 +253,7 @@ const latents = (() => {
     const kinds = { ablate: "removed", control: "a random latent removed", steer: "added where silent" };
     const values = intervention.effects.map(([kind, attribute, name, effect, se]) => {
       const ends = { low: effect - 2 * (se ?? 0), high: effect + 2 * (se ?? 0) };
-      return { kind: kinds[kind], class: className(attribute, name), effect, ...ends };
+      return { kind: kinds[kind], class: classes.nameOf([attribute, name]), effect, ...ends };
     });
     if (!values.length) return h("p", {}, text);
     const shown = Object.values(kinds).filter((kind) => values.some((v) => v.kind === kind));
@@ -267,13 +267,12 @@ const latents = (() => {
     });
   }
 
-  const className = (attribute, name) => (["label", "class"].includes(attribute) ? name : `${attribute}: ${name}`);
   const y = { field: "class", type: "nominal", sort: null, title: null, axis: { labelLimit: 150, minExtent: 150 } };
 
   /** The estimated effects of the latent on the classes that the ViT predicts. */
   function estimated(grid, point, latent, about) {
     const values = about.estimated.map(([attribute, name, effect, control, active, images]) => {
-      return { class: className(attribute, name), effect, control, fires: `on ${active} of ${images} images` };
+      return { class: classes.nameOf([attribute, name]), effect, control, fires: `on ${active} of ${images} images` };
     });
     if (!values.length) {
       return h("p", { class: "quiet" }, "No effect on a predicted class can be estimated for this latent.");
@@ -281,7 +280,7 @@ const latents = (() => {
     const { attribution_correlation: r, attribution_sign: sign } = point.values;
     const agree =
       typeof r === "number"
-        ? ` Where this SAE's latents were removed, estimates and measurements have a rank correlation of ${show(r)}, and ` +
+        ? ` Where latents were removed, estimates and measurements have a rank correlation of ${show(r)}, and ` +
           `${show(sign, "share")} of the effect has the estimated sign.`
         : "";
     const text =
