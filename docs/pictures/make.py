@@ -12,8 +12,8 @@ from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent.parent / "results/concepts"
-POINT = "layer=4/k=16/method=topk/seed=0"
-LATENT = "#layer=4&k=16&latent="
+POINT = "layer=3/k=8/method=matryoshka/seed=0"
+LATENT = "#layer=3&k=8&latent="
 
 
 def shot(page: Page, name: str, width: int, height: int | None = None) -> None:
@@ -35,7 +35,7 @@ def main() -> None:
             page.set_content(f"<style>body{{margin:0}}svg{{width:1200px;height:auto}}</style>{svg}")
             shot(page, name, 1200)
         page.set_viewport_size({"width": 1200, "height": 1000})
-        page.goto((RESULTS / "explorer/index.html").as_uri() + "#layer=4&k=16&filter=-position-driven")
+        page.goto((RESULTS / "explorer/index.html").as_uri() + "#layer=3&k=8&filter=-position-driven")
         page.wait_for_selector("tr[data-row]")
         best = page.locator("tr[data-row]").first.get_attribute("data-row")
         page.goto((RESULTS / "explorer/index.html").as_uri() + LATENT + best)

@@ -29,14 +29,18 @@ const latents = (() => {
       ...top,
       panels(grid, point, about, images),
       columns(
-        [h("h2", {}, "How strongly it fires"), histogram(grid, point, table, latent, about), whereItFires(grid, about)],
+        [
+          h("h2", {}, "How strongly it fires"),
+          histogram(grid, point, table, latent, about),
+          whereItFires(grid, about),
+          h("h2", {}, "Effect on the ViT: estimated"),
+          estimated(grid, point, latent, about),
+        ],
         [
           h("h2", { id: "classes" }, "Classes"),
           classTable(about),
           h("h2", {}, "Effect on the ViT: measured"),
           measured(grid, point, latent, about),
-          h("h2", {}, "Effect on the ViT: estimated"),
-          estimated(grid, point, latent, about),
         ],
       ),
       columns(
