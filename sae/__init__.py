@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from sae.autoencoder import load as load
     from sae.errors import InputError as InputError
     from sae.latent_codes import codes as codes
+    from sae.new_image import look as look
     from sae.training import Source as Source
     from sae.training import TrainConfig as TrainConfig
     from sae.training import train as train
@@ -22,6 +23,7 @@ _HOME = {
     "TrainConfig": "training",
     "codes": "latent_codes",
     "load": "autoencoder",
+    "look": "new_image",
     "splice": "vit",
     "train": "training",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -47,6 +48,11 @@ def complete(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
     if error is not None:
         raise InputError(_explain(error, rules))
     return config
+
+
+def page_name(image: str | Path) -> str:
+    """Returns the name of the page about an image: no space and no brace, which Snakemake would read as a wildcard."""
+    return re.sub(r"[^\w.-]+", "-", Path(image).stem) + ".html"
 
 
 def _with_defaults(value: Any, rules: dict[str, Any]) -> Any:

@@ -61,6 +61,18 @@ def weights(path: str | Path, memory: str | Path) -> str:
     return _contents(path, [""], Path(memory))[0][1]
 
 
+def image(path: str | Path, memory: str | Path) -> str:
+    """Returns a hash of an image outside the experiment, by its content.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"image {path}: no such file")
+    return _contents(path, [""], Path(memory))[0][1]
+
+
 def _contents(folder: Path, paths: list[str], memory: Path) -> list[tuple[str, str]]:
     """Returns each path with the hash of its file's content; empty for a file that cannot be read."""
     place = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:12]

@@ -79,7 +79,7 @@ def encode(model: SparseAutoencoder, x: Activations) -> Codes:
     latents, parts = model.config.latents, []
     for ids, block in _blocks(model, x, "encoding"):
         _rows, _pre, (values, indices) = _encode(model, block)
-        parts.append(_codes(ids, x.tokens, latents, values, indices).z)
+        parts.append(codes_of(ids, x.tokens, latents, values, indices).z)
     return Codes(sparse.vstack(parts, format="csr"), x.ids, x.tokens)
 
 
@@ -122,7 +122,7 @@ def _pass(model: SparseAutoencoder, setup: Setup, keep_all: bool) -> tuple[Codes
             x_hat = (model.combine(values[rows], indices[rows]) + model.b_dec) / model.scale + model.mean
             error = sums.add(model, block[held_out], x_hat, values[rows], indices[rows], pre[rows])
             parts["error"].append(error[np.isin(ids[held_out], layer.sample)])
-        codes = _codes(ids, tokens, latents, values, indices)
+        codes = codes_of(ids, tokens, latents, values, indices)
         chosen = codes.of(ids[np.isin(ids, ranked)])
         high = (raw.norm(dim=1) > limit).cpu().numpy().reshape(-1, tokens)[np.isin(ids, ranked)]
         _count(tally, chosen, np.isin(chosen.ids, layer.train), high.ravel())
@@ -176,7 +176,7 @@ def _encode(
     return rows, pre, model.select(pre)
 
 
-def _codes(ids: np.ndarray, tokens: int, latents: int, values: torch.Tensor, indices: torch.Tensor) -> Codes:
+def codes_of(ids: np.ndarray, tokens: int, latents: int, values: torch.Tensor, indices: torch.Tensor) -> Codes:
     """Returns the codes of a block of images from the active latents of its tokens, [rows, m] each."""
     n = len(ids)
     flat, flat_index = values.reshape(n, -1), indices.reshape(n, -1)

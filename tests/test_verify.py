@@ -17,7 +17,7 @@ from sae.layer import LayerFacts
 CONFIG = {
     "name": "small",
     "concepts": {"count": 60},
-    "grid": {"layers": [3], "ks": [4], "baselines": []},
+    "grid": {"layers": [3], "ks": [4], "methods": ["topk"], "baselines": []},
     "sae": {"expansion": 1},
     "training": {"epochs": 2, "batch": 256},
     "ranking": {"support": 4},

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import snakemake
+from PIL import Image
 
 import sae
 import sae.concepts
@@ -21,7 +22,7 @@ from sae.files import read_json, read_provenance, sha256
 CONFIG = {
     "name": "small",
     "concepts": {"count": 100},
-    "grid": {"layers": [3], "ks": [2, 4], "baselines": ["pca"]},
+    "grid": {"layers": [3], "ks": [2, 4], "methods": ["topk"], "baselines": ["pca"]},
     "sae": {"expansion": 1},
     "training": {"epochs": 4, "batch": 256},
     "ranking": {"support": 4},
@@ -101,6 +102,44 @@ def finished(tmp_path_factory) -> Path:
     done = snakemake(folder, config=CONFIG, **environment, HF_HUB_OFFLINE="0")  # as a user's is
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def test_a_look_at_a_new_image_adds_a_page_and_touches_nothing_else(finished, tmp_path):
+    results, image = finished / "results/small", finished / "a red {dot}.png"
+    pixels = np.full((90, 120, 3), 110, np.uint8)
+    pixels[30:60, 40:80] = 220, 20, 20
+    Image.fromarray(pixels).save(image)
+
+    def others():
+        apart = {"look", "logs", "receipts"}
+        found = (path for path in results.rglob("*") if path.is_file() and not apart & {*path.parts})
+        return {path: sha256(path) for path in found}
+
+    before = others()
+    done = snakemake(finished, "look", config=CONFIG | {"image": image.name})
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = results / "look/a-red-dot-.html"
+    assert others() == before
+    text = page.read_text()
+    assert "&lt;" not in text and "a red {dot}.png" in text and text.count("data:image/webp") == 1 + 2 * (8 + 6)
+    model = vit.load("vit_tiny_concepts")
+    shown = vit.pixel_transform(model)(Image.fromarray(pixels)).transpose(1, 2, 0)
+    tokens = vit.read(model, vit.normalise(model)(shown[None]), 3)[0, 1:].half().float()
+    strongest = sae.load(results / "sae" / POINT).encode(tokens).amax(0).argsort(descending=True)[:8].tolist()
+    links = re.findall(r"explorer/index.html#layer=3&amp;k=4&amp;method=topk&amp;seed=0&amp;latent=(\d+)", text)
+    assert [int(latent) for latent in links] == strongest
+    assert (page.parent / "../explorer/index.html").resolve().exists()
+    assert sae.look(image, results, out=tmp_path / "same.html").read_text() == text
+
+    nothing = snakemake(finished, "look", config=CONFIG)
+    assert nothing.returncode == 1 and "error: look needs an image" in nothing.stderr + nothing.stdout
+    missing = snakemake(finished, "look", config=CONFIG | {"image": "no.png"})
+    assert missing.returncode == 1 and "error: image no.png: no such file" in missing.stderr + missing.stdout
+    (finished / "text.png").write_text("text")
+    with pytest.raises(sae.InputError, match=r"text\.png: cannot be read as an image"):
+        sae.look(finished / "text.png", results)
+    with pytest.raises(sae.InputError, match="no finished run"):
+        sae.look(image, tmp_path)
 
 
 def test_every_file_that_a_job_reads_is_an_input_of_its_rule(finished):

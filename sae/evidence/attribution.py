@@ -48,10 +48,12 @@ class Gradients:
     Attributes:
         by_token: float16 [m, groups, tokens, d], of the predicted class's centred log-ratio, by standardised tokens.
         predicted: int64 [m, groups], the predicted class's place in its group.
+        scale: float64 [1], of the standardised tokens. Float16 holds their gradients, whatever the ViT's units are.
     """
 
     by_token: np.ndarray
     predicted: np.ndarray
+    scale: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def gradients(
             gradient = torch.autograd.grad(ratio, part, retain_graph=True)[0] / scale
             by_token[rows, group], predicted[rows, group] = gradient.half().cpu().numpy(), best.cpu().numpy()
         first += len(block)
-    return Gradients(by_token, predicted)
+    return Gradients(by_token, predicted, np.array([scale], np.float64))
 
 
 def attribute(dictionary: SparseAutoencoder, codes: Codes, by: Gradients, seed: int = 0) -> Attributions:
@@ -120,7 +122,8 @@ def attribute(dictionary: SparseAutoencoder, codes: Codes, by: Gradients, seed: 
     assert codes.images is not None  # as in all codes but a second seed's
     groups, images = by.by_token.shape[1], codes.images
     effects, control = (np.zeros((images.nnz, groups), np.float32) for _ in range(2))
-    rows = dictionary.W_dec.detach()
+    # In the units of the gradients: an SAE with a LayerNorm in front decodes to those of x.
+    rows = dictionary.W_dec.detach() * (float(by.scale[0]) / dictionary.scale)
     norms = rows.norm(dim=1)
     other = torch.from_numpy(_others(codes, seed)).to(rows.device)
     turned = rows[other] * (norms / norms[other].clamp_min(1e-12))[:, None]

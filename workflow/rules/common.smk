@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from sae import sources, warm
-from sae.config import complete
+from sae.config import complete, page_name
 from sae.errors import InputError, shortage
 
 HERE = Path(workflow.basedir)

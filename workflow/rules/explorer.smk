@@ -63,3 +63,43 @@ rule explorer:
         ),
     script:
         "../scripts/explorer.py"
+
+
+# A page about an image outside the experiment: snakemake look --config image=cat.jpg
+if config["image"]:
+
+    rule look:
+        input:
+            **REFERENCE,
+            manifest=f"{R}/manifest.parquet",
+            pixels=PIXELS,
+            statistics=expand(
+                f"{R}/activations/layer={{layer}}/statistics.json",
+                layer=GRID["layers"],
+            ),
+            saes=points(SAE["sae"]),
+            facts=points(SAE["facts"]),
+            codes=points(MEASURED["codes"]),
+            latents=points(RANKING["latents"]),
+            explorer=f"{R}/explorer/index.html",
+        output:
+            f"{R}/look/{page_name(config['image'])}",
+        log:
+            f"{R}/logs/look/{page_name(config['image'])}.log",
+        conda:
+            ENV
+        threads: THREADS
+        params:
+            image=lambda wildcards: config["image"],
+            content=lambda wildcards: _now("image", config["image"]),
+            settings=rule_params("look.py"),
+        script:
+            "../scripts/look.py"
+
+else:
+
+    rule look:
+        input:
+            lambda wildcards: sys.exit(
+                "error: look needs an image: snakemake --cores 1 look --config image=cat.jpg"
+            ),
