@@ -69,6 +69,7 @@ def project(tmp_path_factory) -> Path:
         (folder / name).symlink_to(ROOT / name)
     for seed in range(4):
         picture(folder / "home/pictures/pets" / "ab"[seed % 2] / f"{seed}.png", seed=seed)
+    picture(folder / "cat.jpg")
     for path in PAGES:
         for number, block in examples(path.read_text(), "yaml"):
             name = re.match(r"# (\w+\.yaml)\n", block)
