@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sae.evidence import attribution, classes, interventions, matching, monosemanticity, probing, summary, token_types
+from sae.evidence import (
+    attribution,
+    classes,
+    coherence,
+    interventions,
+    matching,
+    monosemanticity,
+    probing,
+    summary,
+    token_types,
+)
 from sae.evidence.attribution import Attributions
 from sae.evidence.interventions import Responses
 from sae.evidence.ranking import Ranking, rank
@@ -92,6 +102,7 @@ def judge(
     )
     latents = ranking.latents.merge(stable.drop(columns="fires"), on="latent")
     latents = latents.merge(attribution.sizes(dictionary.attributions, sample), on="latent")
+    latents = latents.merge(coherence.coherence(sample, geometry.patches), on="latent")
     tables = {"latents": latents, "images": ranking.images, "classes": ranking.classes}
     tables["best_latents"] = ranking.best_latents
     tables["monosemanticity"] = _monosemanticity(codes, shown.embedding)

@@ -248,6 +248,7 @@ def _table(tables: Tables, best: pd.DataFrame) -> dict[str, Any]:
         "max": numbers(latents["max_activation"]),
         "stability": numbers(latents["stability_correlation"]),
         "monosemanticity": numbers(tables.monosemanticity["monosemanticity"]),
+        "coherence": numbers(latents["coherence"]),
         "effect": numbers(effect),
         "token_types": token_types.categories.tolist(),
         "token_type": token_types.codes.tolist(),

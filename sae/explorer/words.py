@@ -61,6 +61,12 @@ COLUMNS = {
         "Similarity of the images on which it fires, by an embedding of whole images. 0: as similar as any two "
         "images; 1: identical.",
     ),
+    "coherence": Column(
+        "coherence",
+        "number",
+        "Whether it fires on patches that lie together, on held-out images (Moran's I). 1: neighbours are alike; about "
+        "0: as for shuffled patches.",
+    ),
     "effect": Column(
         "effect (estimated)",
         "number",
