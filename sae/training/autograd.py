@@ -140,7 +140,7 @@ class AutogradStep(Step):
                     added = z[:, start:end] @ model.W_dec[start:end]
                 x_hat, start = x_hat + added, end
                 squares = squares + (part - x_hat).square().sum()
-            piece = squares / (n * d * len(self.ends)) + self.penalty * extra / n
+            piece = squares / (n * d * len(self.prefixes)) + self.penalty * extra / n
             piece.backward()
             wrong.copy_((part - x_hat).detach())
             loss += piece.detach()

@@ -131,7 +131,7 @@ class SparseStep(Step):
         dead = np.flatnonzero(silent > self.dead_after) if self.config.auxk else np.empty(0, np.int64)
         whole, revived = self._encode(raw, dead)
 
-        power, size = float(whole.squares[:, -1].sum()), n * width * len(self.ends)
+        power, size = float(whole.squares[:, -1].sum()), n * width * len(self.prefixes)
         loss, factor = float(whole.squares.sum()) / size, 2 / size
         arrays, codes = [out[name] for name in self._of_latents()], whole.by_latent(factor)
         weights = self._values["W_enc"], self._values["W_dec"], *self._affine()

@@ -11,7 +11,8 @@ decoder's bias, relative to the residual's sum of squares. Where the methods (so
     topk         the k largest latents of each token
     batchtopk    the k·n largest latents of the n tokens of a batch; `threshold` follows the smallest of them
     matryoshka   topk; in the first half of the run the error is the mean over prefixes of the dictionary, each of which
-                 reconstructs by itself. After that the whole dictionary makes up for the variance that this costs
+                 reconstructs by itself. Then only the term of the whole dictionary stays, with its weight: a larger
+                 one would make Adam's steps too long until its second moment has followed
     archetypal   topk; every decoder row keeps a cosine of at least 0.8 with the centre of a cluster of tokens
     baselines    topk; see `config.BASELINES`
     relu         plus c · mean over tokens of Σ z_i ‖W_dec[i]‖
@@ -69,6 +70,7 @@ class Step(ABC):
     Attributes:
         grads: Gradients of the trained parameters, as `gradients` leaves them.
         rows: Tokens in a chunk.
+        prefixes: The ends of all prefixes whose errors the loss is the mean of.
         silent: int64 [F], tokens since each latent was active.
         count: Steps done.
     """
@@ -80,6 +82,8 @@ class Step(ABC):
         self.dead_after, self.steps = dead_after, steps
         self.count = 0
         latents = model.config.latents
+        shares = _PREFIXES if model.config.method == "matryoshka" else (1,)
+        self.prefixes = sorted({max(1, round(share * latents)) for share in shares})
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.grads = {name: torch.zeros_like(p) for name, p in self.trained.items()}
         self.unit_norm = config.decoder in ("unit_norm", "held")
@@ -89,8 +93,7 @@ class Step(ABC):
     @property
     def ends(self) -> list[int]:
         """The ends of the prefixes of the dictionary that reconstruct in this step."""
-        nested = self.model.config.method == "matryoshka" and self.count < _NESTED * self.steps
-        return sorted({max(1, round(share * self.model.config.latents)) for share in (_PREFIXES if nested else (1,))})
+        return self.prefixes if self.count < _NESTED * self.steps else self.prefixes[-1:]
 
     @abstractmethod
     def __call__(self, raw: torch.Tensor | Rows, lr: float) -> None: ...

@@ -54,9 +54,10 @@ def dense_loss(m, x, dead, config, nested=True):
         z = keep_largest(pre.reshape(1, -1), s.k * len(x)).reshape(pre.shape)
     else:
         z = keep_largest(pre, s.k)
-    shares = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1) if s.method == "matryoshka" and nested else (1,)
+    shares = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1) if s.method == "matryoshka" else (1,)
     prefixes = sorted({max(1, round(share * s.latents)) for share in shares})
-    loss = sum((target - z[:, :p] @ m.W_dec[:p] - m.b_dec).square().mean() for p in prefixes) / len(prefixes)
+    terms = [(target - z[:, :p] @ m.W_dec[:p] - m.b_dec).square().mean() for p in prefixes]
+    loss = sum(terms if nested else terms[-1:]) / len(prefixes)
     rest = (target - z @ m.W_dec - m.b_dec).detach()
     if dead.any() and config.auxk:
         chosen = keep_largest(pre.masked_fill(~dead, -torch.inf), min(max(1, s.width // 2), s.latents))
