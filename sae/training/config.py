@@ -62,6 +62,7 @@ class TrainConfig:
         clip: Largest norm of the gradient; None: no limit.
         auxk: Weight of the auxiliary loss that revives dead latents; 0: none.
         dead_after: A latent is dead after it was silent for this share of the run's tokens.
+        nested: Share of the run in which the prefixes of a Matryoshka reconstruct, each by itself.
 
     Raises:
         InputError: A value is unknown, or values contradict each other.
@@ -87,6 +88,7 @@ class TrainConfig:
     clip: float | None = 1.0
     auxk: float = 1 / 32
     dead_after: float = 0.01
+    nested: float = 0.5
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():

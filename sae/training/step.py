@@ -10,9 +10,9 @@ decoder's bias, relative to the residual's sum of squares. Where the methods (so
 
     topk         the k largest latents of each token
     batchtopk    the k·n largest latents of the n tokens of a batch; `threshold` follows the smallest of them
-    matryoshka   topk; in the first half of the run the error is the mean over prefixes of the dictionary, each of which
-                 reconstructs by itself. Then only the term of the whole dictionary stays, with its weight: a larger
-                 one would make Adam's steps too long until its second moment has followed
+    matryoshka   topk; for the share `nested` of the run the error is the mean over prefixes of the dictionary, each of
+                 which reconstructs by itself. Then only the term of the whole dictionary stays, with its weight: a
+                 larger one would make Adam's steps too long until its second moment has followed
     archetypal   topk; every decoder row keeps a cosine of at least 0.8 with the centre of a cluster of tokens
     baselines    topk; see `config.BASELINES`
     relu         plus c · mean over tokens of Σ z_i ‖W_dec[i]‖
@@ -36,7 +36,6 @@ from sae.training.config import TrainConfig
 
 _HELD = 0.8  # least cosine of a held decoder row with its start
 _PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of a Matryoshka dictionary
-_NESTED = 0.5  # share of the run in which they reconstruct
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Step(ABC):
     @property
     def ends(self) -> list[int]:
         """The ends of the prefixes of the dictionary that reconstruct in this step."""
-        return self.prefixes if self.count < _NESTED * self.steps else self.prefixes[-1:]
+        return self.prefixes if self.count < self.config.nested * self.steps else self.prefixes[-1:]
 
     @abstractmethod
     def __call__(self, raw: torch.Tensor | Rows, lr: float) -> None: ...
