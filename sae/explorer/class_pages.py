@@ -53,8 +53,8 @@ def entries(
     latents: the most selective ones: latent, MCC on held-out images, confirmed, precision, recall, and the names of
     other classes that are confirmed for it. effects: the latents with the largest estimated effects on the ViT's
     prediction of the class: latent, effect, control, active, images. best: the latent with the highest F1 on train
-    images, its F1 on held-out images, and the held-out images of the class that it flags and misses, as many as are
-    shown. pointing: how often its strongest patch shows the object, and the chance of that; null if unknown.
+    images, its F1 on held-out and on train images, and the held-out images of the class that it flags and misses, as
+    many as are shown. pointing: how often its strongest patch shows the object, and the chance of that; null if unknown.
 
     Args:
         known: from `listed`.
@@ -95,7 +95,8 @@ def entries(
             here = shown & (rows[of["attribute"]].astype(str) == of["class"]).to_numpy()
             split = here & flagged, here & ~flagged
             pictures = [rows["id"][np.flatnonzero(part)[:_SHOWN]].tolist() for part in split]
-            entry["best"] = [latent, number(finest[key]["f1_held_out"]), *pictures]
+            scores = [number(finest[key][column]) for column in ("f1_held_out", "f1")]
+            entry["best"] = [latent, *scores, *pictures]
         if key in located:
             entry["pointing"] = numbers([located[key]["pointing"], located[key]["pointing_chance"]])
         found.append(entry)

@@ -98,8 +98,9 @@ def test_a_classs_images_are_flagged_or_missed_by_its_best_latent(site):
             assert entry["best"] is None and entry["latents"] == []
             continue
         best = known.best_latents.set_index("class").loc[name]
-        latent, f1, flagged, missed = entry["best"]
+        latent, f1, f1_train, flagged, missed = entry["best"]
         assert latent == best["latent"] and f1 == pytest.approx(best["f1_held_out"], rel=0.01)
+        assert f1_train == pytest.approx(best["f1"], rel=0.01)
         here = [i for i in sorted(opened) if label[i] == number and held_out[i]]
         assert sorted(flagged + missed) == here if len(here) <= 8 else set(flagged + missed) <= {*here}
         for ids, above in ((flagged, True), (missed, False)):

@@ -51,7 +51,7 @@ const classes = (() => {
     const loaded = await Promise.all(core.layersBeside(grid, first).map(load));
     const linkTo = (point) => link.write({ class: number, ...pointLink(grid, point), layer: undefined });
     const [, , all, heldOut] = known;
-    const finest = loaded.filter(({ entry }) => entry.best).sort((a, b) => b.entry.best[1] - a.entry.best[1])[0];
+    const finest = loaded.filter(({ entry }) => entry.best).sort((a, b) => b.entry.best[2] - a.entry.best[2])[0];
     return [
       h("h1", {}, nameOf(known)),
       h("p", {}, `${show(all)} images, ${show(heldOut)} of them held out. `, answer(grid, finest)),
@@ -76,12 +76,16 @@ const classes = (() => {
     const { point, entry } = finest;
     const [latent, f1] = entry.best;
     const anchor = h("a", { href: latentLink(grid, point, latent) }, `latent ${latent} of layer ${point.layer}`);
-    return ["The latent that finds it best is ", anchor, `: F1 ${show(f1)} on held-out images.`];
+    return [
+      "On train images, the latent that finds it best is ",
+      anchor,
+      `. On held-out images, its F1 is ${show(f1)}.`,
+    ];
   }
 
   /** Held-out images of the class that its best latent flags, and those that it misses. */
   function missed(grid, { entry, point }, facts) {
-    const [latent, , flagged, missing] = entry.best;
+    const [latent, , , flagged, missing] = entry.best;
     const strip = (ids, title) => {
       const shown = ids.map((id) => pictures.picture(grid, facts(id), { href: link.write({ image: id }) }));
       const none = h("p", { class: "quiet" }, "None of the images that can be opened.");
