@@ -54,7 +54,7 @@ def entries(
     other classes that are confirmed for it. effects: the latents with the largest estimated effects on the ViT's
     prediction of the class: latent, effect, control, active, images. best: the latent with the highest F1 on train
     images, its F1 on held-out and on train images, and the held-out images of the class that it flags and misses, as
-    many as are shown. pointing: how often its strongest patch shows the object, and the chance of that; null if unknown.
+    many as are shown. pointing: how often its strongest patch shows the object, and the chance of it; null if unknown.
 
     Args:
         known: from `listed`.
