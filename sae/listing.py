@@ -55,10 +55,8 @@ def weights(path: str | Path, memory: str | Path) -> str:
     Raises:
         InputError: there is no such file.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise InputError(f"model.checkpoint {path}: no such file; give a .safetensors or .pth file of weights, or null")
-    return _contents(path, [""], Path(memory))[0][1]
+    missing = f"model.checkpoint {path}: no such file; give a .safetensors or .pth file of weights, or null"
+    return _of_file(path, memory, missing)
 
 
 def image(path: str | Path, memory: str | Path) -> str:
@@ -67,9 +65,13 @@ def image(path: str | Path, memory: str | Path) -> str:
     Raises:
         InputError: there is no such file.
     """
+    return _of_file(path, memory, f"image {path}: no such file")
+
+
+def _of_file(path: str | Path, memory: str | Path, missing: str) -> str:
     path = Path(path).expanduser()
     if not path.is_file():
-        raise InputError(f"image {path}: no such file")
+        raise InputError(missing)
     return _contents(path, [""], Path(memory))[0][1]
 
 

@@ -184,7 +184,8 @@ def _predictions(logits: np.ndarray, reference: Mapping[str, Any]) -> str:
         best = np.argsort(-p)[: 1 if len(names) > 1 else _PREDICTED]
         for i in best:
             name = images.describe(str(names[group][i])) if names else str(i)
-            rows.append(f"<tr><td>{escape(group)}</td><td>{escape(name)}</td><td>{p[i]:.1%}</td></tr>")
+            kind = f"<td>{escape(group)}</td>" if len(names) > 1 else ""
+            rows.append(f"<tr>{kind}<td>{escape(name)}</td><td>{p[i]:.1%}</td></tr>")
     return f"<table>{''.join(rows)}</table>"
 
 

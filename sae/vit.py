@@ -164,6 +164,12 @@ def class_names(model: Model) -> dict[str, list[str]]:
     return {"label": list(names)} if names and len(names) == model.num_classes else {}
 
 
+def groups(model: Model) -> list[int]:
+    """Returns the number of outputs of each softmax of the head, see `class_names`; none without a head."""
+    outputs = geometry(model).outputs
+    return ([len(values) for values in class_names(model).values()] or [outputs]) if outputs else []
+
+
 def read(model: Model, x: torch.Tensor, layer: int) -> torch.Tensor:
     """Returns all tokens after block `layer`, [n, tokens, width]; the blocks after it are not run.
 

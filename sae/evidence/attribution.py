@@ -85,8 +85,7 @@ def gradients(
 
     from sae import vit as vits
 
-    geometry = vits.geometry(vit)
-    groups = _groups(vits.class_names(vit), geometry.outputs)
+    groups = vits.groups(vit)
     device = next(vit.parameters()).device
     centre = torch.from_numpy(mean).float().to(device)
     count = len(range(*chosen.indices(x.tokens)))
@@ -223,11 +222,6 @@ def table(found: Attributions, codes: Codes, names: Mapping[str, Sequence[str]],
     rows = rows[(rows["effect"] != 0) | (rows["control"] != 0)]  # patches after the last block change nothing
     order = np.lexsort((-rows["effect"].abs(), rows["latent"]))
     return rows.iloc[order].groupby("latent", sort=False).head(top).reset_index(drop=True)
-
-
-def _groups(names: Mapping[str, Sequence[str]], outputs: int) -> list[int]:
-    """Returns the number of outputs of each softmax of the head; none without a head."""
-    return ([len(values) for values in names.values()] or [outputs]) if outputs else []
 
 
 def _others(codes: Codes, seed: int) -> np.ndarray:

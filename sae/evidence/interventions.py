@@ -136,8 +136,7 @@ def run(
     norms = directions.double().norm(dim=1).cpu().numpy()
     changes = list(_changes(codes, list(latents), norms, images, seed))
     image = np.array([change.image for change in changes], np.int64)
-    geometry = vits.geometry(vit)
-    first_token = geometry.select(dictionary.config.tokens).start or 0
+    first_token = vits.geometry(vit).select(dictionary.config.tokens).start or 0
     outputs = [np.zeros((0, clean.shape[1]), np.float32)]
     with torch.inference_mode():
         for first in tqdm(range(0, len(changes), BATCH), desc="interventions", unit="batch"):
@@ -146,8 +145,7 @@ def run(
                 values = directions.new_tensor(change.values)
                 tokens[change.tokens + first_token] += values[:, None] * directions[change.direction]
             outputs.append(vits.resume(vit, stream, layer).float().cpu().numpy())
-    groups = [len(names) for names in vits.class_names(vit).values()] or [geometry.outputs]
-    size, effects = respond(clean[image], np.concatenate(outputs), groups if geometry.outputs else [])
+    size, effects = respond(clean[image], np.concatenate(outputs), vits.groups(vit))
     kind = np.array([KINDS.index(change.kind) for change in changes], np.int64)
     effects[kind == KINDS.index("steer")] *= -1
     return Responses(np.array([change.latent for change in changes], np.int64), kind, image, size, effects)
