@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sae.autoencoder import PER_TOKEN
+from sae.training.replay import Replay
 from sae.training.step import Rows, Step
 
 _CPU_CHUNK, _GPU_CHUNK = 2**20, 2**23  # how many pre-activations are held at once
@@ -19,7 +20,7 @@ _PENALTY_START, _PENALTY_RATE = 3e-3, 0.1  # relu's c, and how fast log c follow
 class AutogradStep(Step):
     """The step by torch's own differentiation.
 
-    On CUDA nothing waits for the host: from the fourth batch on, the whole step is one CUDA graph, replayed.
+    On CUDA nothing waits for the host: the whole step is one CUDA graph, replayed.
     """
 
     def __init__(self, *arguments: Any):
@@ -48,7 +49,7 @@ class AutogradStep(Step):
         self.penalty = torch.tensor(start, device=self.device)
         self._last = {name: torch.zeros((), device=self.device) for name in ("loss", "error", "l0")}
         self._reviving = False
-        self._graphs: dict[tuple[int, bool, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._replay = Replay(self._step, self.device)
 
     def report(self) -> dict[str, float]:
         dead = float((self.silent > self.dead_after).float().mean())
@@ -73,37 +74,10 @@ class AutogradStep(Step):
         self._weight.fill_(self._rate())
         raw = raw[:].to(self.device, self.model.b_dec.dtype, non_blocking=True)
         self._calibrate(raw)
-        if self.device.type == "cuda" and self.count >= 3:
-            self._replay(raw)
-        else:
-            for group in self._adam.param_groups:
-                group["lr"] = self._lr if self.device.type == "cuda" else lr
-            self._eager(raw)
+        for group in self._adam.param_groups:
+            group["lr"] = self._lr if self.device.type == "cuda" else lr
+        self._replay(raw, self._reviving, len(self.ends))
         self.count += 1
-
-    def _eager(self, raw: torch.Tensor) -> None:
-        """Does the step op by op; on CUDA in a separate stream, which torch requires before a recording."""
-        if self.device.type != "cuda":
-            self._step(raw)
-            return
-        ours, theirs = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
-        ours.wait_stream(theirs)
-        with torch.cuda.stream(ours):
-            self._step(raw)
-        theirs.wait_stream(ours)
-
-    def _replay(self, raw: torch.Tensor) -> None:
-        """Does the step by a CUDA graph, which is recorded anew for other numbers of rows or prefixes."""
-        key = (len(raw), self._reviving, len(self.ends))
-        if key not in self._graphs:
-            rows = raw.clone()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.device(self.device), torch.cuda.graph(graph):
-                self._step(rows)
-            self._graphs[key] = graph, rows
-        graph, rows = self._graphs[key]
-        rows.copy_(raw)
-        graph.replay()
 
     def _step(self, raw: torch.Tensor) -> None:
         self.gradients(raw)

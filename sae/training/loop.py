@@ -150,6 +150,7 @@ def fastest_step(model: SparseAutoencoder, config: TrainConfig, tokens: int, ste
     """
     target = model.b_dec.device
     sparse = SparseStep is not None and target.type == "cpu" and config.method not in ("relu", "jumprelu")
+    gpu = _gpu_step(model) if target.type == "cuda" else None
     precision, int8 = config.precision, sparse and devices.fast_int8(target)
     if precision == "auto":
         precision = "int8" if int8 else "bf16" if devices.fast_bf16(target) else "fp32"
@@ -157,8 +158,17 @@ def fastest_step(model: SparseAutoencoder, config: TrainConfig, tokens: int, ste
         raise InputError(
             f"precision int8: not possible for method {config.method} on this {target.type}; write auto, bf16 or fp32"
         )
-    kind: type[Step] = SparseStep if sparse else AutogradStep
+    kind: type[Step] = SparseStep if sparse else gpu or AutogradStep
     return kind(model, config, config.dead_after * tokens, steps, precision)
+
+
+def _gpu_step(model: SparseAutoencoder) -> type[Step] | None:
+    """Returns the sparse step for CUDA if it can train this SAE."""
+    try:
+        from sae.training import gpu  # here, since it takes a quarter of a second
+    except ImportError:  # no triton for this machine
+        return None
+    return gpu.GpuStep if gpu.trains(model.config) else None
 
 
 def _identity(x: Activations, step: Step, source: Source, seed: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from sae.autoencoder import SparseAutoencoder
 from sae.training.config import TrainConfig
 
-_HELD = 0.8  # least cosine of a held decoder row with its start
+HELD = 0.8  # least cosine of a held decoder row with its start
 _PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of a Matryoshka dictionary
 
 
@@ -130,7 +130,7 @@ class Step(ABC):
         along = (rows * start).sum(1, keepdim=True)
         across = rows - along * start
         across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        rows.copy_(F.normalize(torch.where(along < _HELD, _HELD * start + (1 - _HELD**2) ** 0.5 * across, rows)))
+        rows.copy_(F.normalize(torch.where(along < HELD, HELD * start + (1 - HELD**2) ** 0.5 * across, rows)))
 
     def close(self) -> None:  # noqa: B027
         """Ends the step's threads, if it has any."""
