@@ -35,6 +35,7 @@ class Activations:
         width: d.
         dtype: the number format that holds the activations of all shards.
         dense: all tokens in order, [n, d], if they are in memory already; else None.
+        on_device: the same as a tensor in the memory of a CUDA device, if they lie there; else None.
     """
 
     def __init__(self, arrays: list[np.ndarray], ids: np.ndarray, rows: np.ndarray, chosen: slice):
@@ -42,6 +43,7 @@ class Activations:
         self._rows = rows  # [images, 2]: the array, and the image's place in it
         self.ids = ids
         self.dense: np.ndarray | None = None
+        self.on_device: torch.Tensor | None = None
         self.width = arrays[0].shape[2]
         self.dtype = np.result_type(*arrays)
         self.tokens = len(range(*chosen.indices(arrays[0].shape[1])))
@@ -103,9 +105,13 @@ class Activations:
         Raises:
             InputError: the array has other dimensions, is empty, or holds no real numbers.
         """
+        on_device = None
         if hasattr(x, "detach"):
-            x = x.detach().cpu()
+            x = x.detach()
             x = x.float() if str(x.dtype) == "torch.bfloat16" else x  # numpy has no such type
+            on_device = x.contiguous() if x.is_cuda and x.is_floating_point() else None
+            # One number stands for all, so that nothing is copied to the host.
+            x = x.cpu() if on_device is None else x.new_zeros((), device="cpu").expand(x.shape)
         array = np.asarray(x)
         if array.ndim != 2 or not array.size:
             raise InputError(f"activations of shape {array.shape}: need numbers in [n, d] with n > 0; reshape them")
@@ -115,7 +121,7 @@ class Activations:
             array = array.astype(np.float32)
         n = np.arange(len(array))
         made = cls([array[:, None, :]], n, np.stack([np.zeros_like(n), n], 1), slice(None))
-        made.dense = array
+        made.dense, made.on_device = (array, None) if on_device is None else (None, on_device)
         return made
 
     def __len__(self) -> int:
@@ -125,6 +131,8 @@ class Activations:
         """Returns the selected tokens of the images at these places, [len(index), tokens, d], as stored."""
         if self.dense is not None:
             return self.dense[index][:, None]
+        if self.on_device is not None:
+            return self.on_device[index][:, None].cpu().numpy()
         out = np.empty((len(index), self.tokens, self.width), self.dtype)
         rows = self._rows[index]
         for number in np.unique(rows[:, 0]):
@@ -199,23 +207,27 @@ def moments(x: Activations) -> tuple[np.ndarray, np.ndarray]:
 
     total, square, count = np.zeros(x.width), np.zeros(x.width), 0
     shift: torch.Tensor | None = None  # summing around a first guess: no cancellation where the mean is large
-    for ids, block in x.blocks(max(1, 2**18 // (x.tokens * x.width))):
-        rows = torch.from_numpy(np.array(block.reshape(-1, x.width)))
+    if x.on_device is None:  # blocks for a core's cache
+        given = (torch.from_numpy(np.array(block)) for _ids, block in x.blocks(max(1, 2**18 // (x.tokens * x.width))))
+    else:  # enough work for a GPU
+        given = iter(x.on_device[:, None].split(max(1, 2**26 // x.width)))
+    for block in given:
+        rows = block.reshape(-1, x.width)
         rows = rows if rows.dtype == torch.float64 else rows.float()
         shift = rows.mean(0) if shift is None else shift
         rows = rows - shift
         here = rows.square().sum(0).double()
-        if not here.isfinite().all() or (block.dtype != np.float16 and np.abs(block).max() > LARGEST):
-            largest = np.abs(block).max((1, 2)).astype(np.float64)
+        if not here.isfinite().all() or (block.dtype != torch.float16 and block.abs().max() > LARGEST):
+            largest = block.abs().amax((1, 2)).double().cpu().numpy()
             bad = np.flatnonzero(~(largest <= LARGEST))[0]
-            place = f"{'row' if x.dense is not None else 'image'} {ids[bad]}"
+            place = f"{'image' if x.dense is None and x.on_device is None else 'row'} {x.ids[count // x.tokens + bad]}"
             raise InputError(f"{place}: an activation is {largest[bad]:.3g}; need finite numbers up to {LARGEST:g}")
-        total += rows.sum(0).double().numpy()
-        square += here.numpy()
+        total += rows.sum(0).double().cpu().numpy()
+        square += here.cpu().numpy()
         count += len(rows)
     assert shift is not None  # there is no empty store
     offset = total / count
-    return shift.double().numpy() + offset, np.maximum(square / count - offset**2, 0)
+    return shift.double().cpu().numpy() + offset, np.maximum(square / count - offset**2, 0)
 
 
 def scale(mean: np.ndarray, variance: np.ndarray) -> float:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +22,12 @@ from sae import vit as vits
 from sae.activations import LARGEST
 from sae.errors import InputError
 from sae.evidence import splice
-from sae.files import new_array, sha256, whole, write_json
+from sae.files import ahead, new_array, whole, write_json
 from sae.geometry import check_layer
 from sae.images import used
 
 _THUMBNAIL = 8  # side, pixels
+_UNDER_WAY = 3  # batches between the device and the disk
 
 
 @torch.inference_mode()
@@ -58,11 +63,12 @@ def extract(
     with whole(out) as part:
         for kind in (np.float16, np.float32):
             stored = new_array(part, kind, shape)
-            if _store(vit, images, layer, batch, dtype, stored, names):
+            with part.open("rb") as file:
+                checksum = hashlib.sha256(file.read(stored.offset))  # of the header; the rest follows as it is written
+            if _store(vit, images, layer, batch, dtype, stored, names, checksum):
                 break
             print(f"layer {layer}: activations exceed float16's range; stored as float32", file=sys.stderr)
         stored.flush()
-        checksum = sha256(part)
     facts = {
         "version": 2,
         "layer": layer,
@@ -70,7 +76,7 @@ def extract(
         "shape": list(shape),
         "roles": list(geometry.prefix),
         "patches": list(geometry.patches),
-        "sha256": checksum,
+        "sha256": checksum.hexdigest(),
         "provenance": provenance and provenance(),
     }
     write_json(out.with_suffix(".json"), facts)
@@ -84,19 +90,58 @@ def _store(
     dtype: str,
     stored: np.ndarray,
     paths: Sequence[str],
+    checksum: Any,
 ) -> bool:
-    """Fills `stored` [images, tokens, width]; returns False as soon as its number format cannot hold an activation."""
+    """Fills `stored` [images, tokens, width]; returns False if its number format cannot hold an activation.
+
+    Threads read the pixels of the next batches, and write and hash the activations of the last ones, so that the device
+    waits for neither.
+    """
     device, prepare, low = next(vit.parameters()).device, vits.normalise(vit), dtype != "float32"
-    kind = getattr(torch, stored.dtype.name)
-    for first in tqdm(range(0, len(images), batch), desc=f"layer {layer}", unit="batch"):
-        with torch.autocast(device.type, getattr(torch, dtype), enabled=low):
-            tokens = vits.read(vit, prepare(images[first : first + batch]), layer)
-        block = tokens.to(kind).cpu().numpy()
-        if kind == torch.float32 or not np.isfinite(block).all():
-            _check(tokens, paths[first:], f"layer {layer}, activations", low)
-        if not np.isfinite(block).all():
-            return False
-        stored[first : first + len(block)] = block
+    kind, cuda = getattr(torch, stored.dtype.name), device.type == "cuda"
+    largest = min(LARGEST, torch.finfo(kind).max)
+
+    def pixels() -> Iterator[torch.Tensor]:
+        for first in range(0, len(images), batch):
+            part = torch.from_numpy(np.array(images[first : first + batch]))
+            yield part.pin_memory() if cuda else part
+
+    def host(tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a copy that is there when the device has come so far."""
+        if not cuda:
+            return tensor.cpu()
+        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+    def write(first: int, block: torch.Tensor, fits: torch.Tensor, ready: torch.cuda.Event | None) -> bool:
+        if ready is not None:
+            ready.synchronize()
+        stored[first : first + len(block)] = block.numpy()
+        return bool(fits)
+
+    with (
+        ThreadPoolExecutor(1) as writer,
+        ThreadPoolExecutor(1) as hasher,
+        tqdm(total=len(images), desc=f"layer {layer}", unit="image") as progress,
+    ):
+        under_way = deque[tuple[int, torch.Tensor, torch.Tensor, Future[bool]]]()
+        hashed: Future[None] = hasher.submit(lambda: None)
+        for part in chain(ahead(pixels()), repeat(None, _UNDER_WAY)):
+            if part is not None:
+                with torch.autocast(device.type, getattr(torch, dtype), enabled=low):
+                    tokens = vits.read(vit, prepare(part), layer)
+                block, fits = host(tokens.to(kind)), host(tokens.abs().amax() <= largest)
+                ready = torch.cuda.current_stream(device).record_event() if cuda else None
+                first = progress.n + sum(len(other[1]) for other in under_way)
+                under_way.append((first, tokens, block, writer.submit(write, first, block, fits, ready)))
+            if under_way and (part is None or len(under_way) == _UNDER_WAY):
+                first, tokens, block, written = under_way.popleft()
+                if not written.result():
+                    _check(tokens, paths[first:], f"layer {layer}, activations", low)
+                    return False
+                hashed.result()
+                hashed = hasher.submit(checksum.update, block.numpy())
+                progress.update(len(block))
+        hashed.result()
     return True
 
 

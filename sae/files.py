@@ -12,7 +12,9 @@ import json
 import os
 import re
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,3 +256,19 @@ def read_points(paths: Sequence[str], columns: Sequence[str] | None = None) -> p
     point = {"layer": int, "k": int, "method": str, "seed": int}
     chosen = None if columns is None else [*columns, *point]
     return pd.read_parquet(list(paths), columns=chosen, partitioning="hive").astype(point)
+
+
+def ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
+    """Yields the items; a thread makes up to `depth` of them in advance.
+
+    Raises:
+        BaseException: the error that making an item raised.
+    """
+    thread, end = ThreadPoolExecutor(1), object()
+    line = deque(thread.submit(next, items, end) for _ in range(depth))
+    try:
+        while (item := line.popleft().result()) is not end:
+            line.append(thread.submit(next, items, end))
+            yield item
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)

@@ -132,14 +132,15 @@ def _middle(image: Image.Image) -> Image.Image:
     return image.crop((first, 0, last, short) if image.width == long else (0, first, short, last))
 
 
-def normalise(model: Model) -> Callable[[np.ndarray], torch.Tensor]:
+def normalise(model: Model) -> Callable[[np.ndarray | torch.Tensor], torch.Tensor]:
     """Applies the model's normalisation: uint8 pixels [n, height, width, 3] -> float32 [n, 3, height, width]."""
     config = _data_config(model)
     device = next(model.parameters()).device
     mean, std = (torch.tensor(config[key], device=device)[:, None, None] for key in ("mean", "std"))
 
-    def apply(pixels: np.ndarray) -> torch.Tensor:
-        x = torch.from_numpy(np.array(pixels)).to(device).permute(0, 3, 1, 2)
+    def apply(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
+        x = pixels if isinstance(pixels, torch.Tensor) else torch.from_numpy(np.array(pixels))
+        x = x.to(device, non_blocking=True).permute(0, 3, 1, 2)
         return (x.float() / 255 - mean) / std
 
     return apply

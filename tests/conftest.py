@@ -21,6 +21,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network, not even to fail slowly
+_is_available, _VISIBLE = torch.cuda.is_available, os.environ.get("CUDA_VISIBLE_DEVICES", "0")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels for a GPU run in Python; read when they are defined
 # Runs the workflow without a network, where this machine lets us.
@@ -36,8 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """Sets one thread, and a seed for random numbers without a seed of their own, as in untrained ViTs."""
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Sets the device, one thread, and a seed for random numbers without one of their own, as in untrained ViTs."""
+    cuda = item.get_closest_marker("cuda") is not None  # other tests give the same on every machine
+    torch.cuda.is_available = _is_available if cuda else lambda: False
+    os.environ["CUDA_VISIBLE_DEVICES"] = _VISIBLE if cuda else ""  # for processes that a test starts
     torch.set_num_threads(1)
     torch.manual_seed(0)
 

@@ -15,7 +15,7 @@ from sae.errors import shortage
 from sae.evidence import fidelity, judge
 from sae.training import checkpoint, loop, step
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CONFIG = sae.TrainConfig(k=3, latents=96, epochs=6, batch=512, lr=3e-3)
 KINDS = [*METHODS, "soft_frozen", "frozen_encoder"]
 

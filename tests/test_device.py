@@ -11,11 +11,11 @@ from small import NEEDS_INT8
 
 import sae
 from sae import device
-from sae.autoencoder import METHODS
 from sae.errors import InputError
 from sae.training.autograd import AutogradStep
 
 
+@pytest.mark.cuda
 def test_auto_is_the_best_there_is():
     found = device.resolve("auto").type
     assert found == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -77,21 +77,3 @@ def test_training_asks_for_deterministic_operations_in_its_steps(wanted, monkeyp
     monkeypatch.setattr(AutogradStep, "gradients", noted)
     sae.train(torch.randn(1000, 16), sae.TrainConfig(2, 64, "relu", batch=500, deterministic=wanted))
     assert enabled == [wanted] * 2 and not torch.are_deterministic_algorithms_enabled()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("method", METHODS)
-def test_deterministic_training_on_a_gpu_gives_the_same_bytes(method):
-    x = torch.randn(5000, 32, generator=torch.Generator().manual_seed(0))
-    config = sae.TrainConfig(4, 64, method, batch=500, deterministic=True)
-    ends = [sae.train(x, config, device="cuda").W_enc for _ in range(2)]
-    assert torch.equal(*ends)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_training_on_a_gpu_matches_the_cpu():
-    x = torch.randn(5000, 32, generator=torch.Generator().manual_seed(0)).numpy()
-    config = sae.TrainConfig(k=4, latents=64, epochs=2, batch=500, precision="fp32")
-    models = [sae.train(x, config, device=name) for name in ("cpu", "cuda")]
-    errors = [float(((m.decode(m.encode(x)) - x) ** 2).mean()) for m in models]
-    assert errors[0] == pytest.approx(errors[1], rel=0.02)

@@ -141,7 +141,8 @@ def errors(
     """
     t = tl.program_id(0).to(tl.int64)
     c, group, at_once = tl.arange(0, WIDTH), tl.arange(0, GROUPS), tl.arange(0, AT_ONCE)
-    inside, real = c < width, bias.dtype.element_ty
+    inside = c < width
+    real = bias.dtype.element_ty
     first, last = t * k, t * k + k
     if RAGGED:
         first, last = tl.load(offsets + t), tl.load(offsets + t + 1)
@@ -164,8 +165,8 @@ def errors(
     for g in tl.static_range(COUNT):
         high = tl.load(ends + g)
         line = tl.sum(tl.where((group >= g)[:, None], lines, 0), 0)
-        place = (g * tl.num_programs(0).to(tl.int64) + t) * width + c
-        tl.store(missed + place, line.to(missed.dtype.element_ty), inside)
+        token = g * tl.num_programs(0).to(tl.int64) + t
+        tl.store(missed + token * width + c, line.to(missed.dtype.element_ty), inside)
         for p in range(first, last, AT_ONCE):
             at = p + at_once
             i, z = tl.load(latents + at, at < last, 0), tl.load(values + at, at < last, 0)
@@ -216,7 +217,8 @@ def gradients(
     i = tl.load(owners + item)
     if i < size:
         c, at_once = tl.arange(0, WIDTH), tl.arange(0, AT_ONCE)
-        inside, real = c < width, by_bias.dtype.element_ty
+        inside = c < width
+        real = by_bias.dtype.element_ty
         group = tl.full([], 0, tl.int64)
         for h in tl.static_range(COUNT):
             group += (i >= tl.load(ends + h)).to(tl.int64)
@@ -250,7 +252,8 @@ def add(
     """
     i = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, WIDTH)
-    inside, real = c < width, by_bias.dtype.element_ty
+    inside = c < width
+    real = by_bias.dtype.element_ty
     first = tl.load(pieces + i)
     encoder, decoder, bias = tl.zeros([WIDTH], real), tl.zeros([WIDTH], real), tl.full([], 0, real)
     for piece in range(first, first + tl.load(counts + i)):

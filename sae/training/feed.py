@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 
 from sae.activations import Activations
+from sae.files import ahead
 from sae.training.config import TrainConfig
 from sae.training.step import Rows
 
@@ -32,7 +30,9 @@ class Feed:
         self._resident: torch.Tensor | None = None
         if device.type == "cpu" and x.dense is not None:
             self._resident = _tensor(x.dense)
-        if device.type == "cuda":
+        if device.type == "cuda" and x.on_device is not None:
+            self._resident = x.on_device.to(device)
+        elif device.type == "cuda":
             size = x.read(np.arange(1)).nbytes
             if size * len(x) < _SHARE * torch.cuda.mem_get_info(device)[0]:
                 blocks = (torch.from_numpy(block).to(device) for _ids, block in x.blocks(max(1, 2**26 // size)))
@@ -50,25 +50,17 @@ class Feed:
         read = self._x.read if self._resident is None else self._x.places
         blocks = islice(self._x.shuffled(self._config.batch, rng, self._config.whole_images, read), skip, None)
         parts = (torch.from_numpy(np.ascontiguousarray(block)) for block in blocks)
+        if self._device.type == "cuda" and self._resident is not None:
+            return (part for many in ahead(_joined(parts)) for part in many[0].to(self._device).split(many[1]))
         if self._device.type == "cuda":
             return (part.to(self._device, non_blocking=True) for part in ahead(part.pin_memory() for part in parts))
         return ahead(parts) if self._resident is None else parts
 
 
-def ahead(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
-    """Yields the items; a thread makes up to `depth` of them in advance.
-
-    Raises:
-        BaseException: the error that making an item raised.
-    """
-    thread, end = ThreadPoolExecutor(1), object()
-    line = deque(thread.submit(next, items, end) for _ in range(depth))
-    try:
-        while (item := line.popleft().result()) is not end:
-            line.append(thread.submit(next, items, end))
-            yield item
-    finally:
-        thread.shutdown(wait=False, cancel_futures=True)
+def _joined(parts: Iterator[torch.Tensor]) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Yields many row numbers at once, pinned, and how many each part has: a GPU would wait for small copies."""
+    while many := list(islice(parts, 64)):
+        yield torch.cat(many).pin_memory(), [len(part) for part in many]
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -64,7 +64,7 @@ class GpuStep(Step):
         self._count = torch.zeros((), dtype=torch.int64, device=self._device)
         self._squares = torch.empty(config.latents, dtype=self._real, device=self._device)
         self._last = {name: self._scalar(0.0) for name in ("loss", "error", "l0")}
-        self._width, self._size = triton.next_power_of_2(config.width), triton.next_power_of_2(config.latents)
+        self._width, self._size = (triton.next_power_of_2(max(16, size)) for size in (config.width, config.latents))
         self._reviving, self._folded = False, False
         self._known_ends: dict[int, torch.Tensor] = {}
         self._replay = Replay(self._step, self._device)

@@ -5,7 +5,7 @@ import pytest
 
 from sae.activations import Activations
 from sae.errors import InputError
-from sae.training.feed import ahead
+from sae.files import ahead
 
 
 def test_whole_images_stay_together():
