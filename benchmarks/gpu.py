@@ -26,10 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Out:
 
 
 def seconds(work: Callable[[], Any], device: str, repeat: int = 10) -> float:
-    """Returns the least of the mean times of five rounds of calls."""
+    """Returns the least of the mean times of three rounds of calls."""
 
     def wait() -> None:
         if device == "cuda":
@@ -67,7 +68,7 @@ def seconds(work: Callable[[], Any], device: str, repeat: int = 10) -> float:
     for _ in range(3):
         work()
     means = []
-    for _ in range(5):
+    for _ in range(3):
         wait()
         began = time.perf_counter()
         for _ in range(repeat):
@@ -119,58 +120,61 @@ def fvu(model: SparseAutoencoder, x: torch.Tensor) -> float:
 
 
 def step(out: Out, device: str, small: bool) -> None:
+    from sae.training import gpu
     from sae.training.autograd import AutogradStep
     from sae.training.gpu import GpuStep
     from sae.training.step import Rows
 
-    points = [(192, 3072, 32, 4096), (192, 3072, 64, 16384), (768, 24576, 32, 4096), (768, 24576, 64, 16384)]
+    points = [(192, 3072, 32, 4096), (768, 24576, 32, 4096), (192, 3072, 64, 16384), (768, 24576, 64, 16384)]
     points = [(16, 64, 4, 8)] if small else points
-    for width, latents, k, batch in points:
-        x = tokens(64 * batch if not small else 64, width, device)
+    sets = {width: tokens(64 if small else 2**19, width, device) for width in {point[0] for point in points}}
+
+    def measure(kind: Any, method: str, width: int, latents: int, k: int, batch: int, dead: bool, **facts: Any) -> None:
+        torch.manual_seed(0)
+        x = sets[width]
         numbers = torch.randperm(len(x), device=device).split(batch)
+        model = SparseAutoencoder(SAEConfig(width, latents, k, method), x.mean(0), 1.0).to(device)
+        with torch.no_grad():
+            model.W_dec.copy_(torch.nn.functional.normalize(torch.randn_like(model.W_dec)))
+            model.W_enc.copy_(model.W_dec)
+        precision = "fp32" if device == "cpu" else "bf16"
+        one = kind(model, sae.TrainConfig(k, latents, method), -1.0 if dead else 1e15, 10**6, precision)
+        one.report()
+        turn = iter(range(10**9))
+
+        def go() -> None:
+            one(Rows(x, numbers[next(turn) % (len(numbers) - 1)]), 1e-3)
+
+        time_of = seconds(go, device, 1 if small else 20)
+        out.add(step=kind.__name__, method=method, width=width, latents=latents, k=k, batch=batch, dead=dead, **facts,
+                ms=1000 * time_of, tokens_per_second=batch / time_of)  # fmt: skip
+        if device == "cuda" and kind is GpuStep:
+            _kernels(go)
+        gc.collect()
+
+    for point in points[:2]:
+        for warp, at_once in ((512, 4), (2048, 16)):
+            with patch.multiple(gpu, _OF_A_WARP=warp, _AT_ONCE=at_once):
+                measure(GpuStep, "topk", *point, False, of_a_warp=warp, at_once=at_once)
+    for point in points:
         for method in ("topk", "batchtopk", "matryoshka"):
-            for kind in (GpuStep, AutogradStep):
-                for dead in (False, True):
-                    if method != "topk" and dead:
-                        continue
-                    torch.manual_seed(0)
-                    model = SparseAutoencoder(SAEConfig(width, latents, k, method), x.mean(0), 1.0).to(device)
-                    with torch.no_grad():
-                        model.W_dec.copy_(torch.nn.functional.normalize(torch.randn_like(model.W_dec)))
-                        model.W_enc.copy_(model.W_dec)
-                    config = sae.TrainConfig(k, latents, method)
-                    one = kind(model, config, -1.0 if dead else 1e15, 10**6, "fp32" if device == "cpu" else "bf16")
-                    one.report()
-                    turn = iter(range(10**9))
-
-                    def go(one=one, turn=turn, x=x, numbers=numbers) -> None:
-                        one(Rows(x, numbers[next(turn) % (len(numbers) - 1)]), 1e-3)
-
-                    try:
-                        time_of = seconds(go, device, 1 if small else 30)
-                    except torch.OutOfMemoryError as error:
-                        out.add(width=width, latents=latents, method=method, step=kind.__name__, error=str(error)[:99])
-                        continue
-                    out.add(width=width, latents=latents, k=k, batch=batch, method=method, step=kind.__name__, dead=dead,
-                            ms=1000 * time_of, tokens_per_second=batch / time_of)  # fmt: skip
-                    if device == "cuda" and kind is GpuStep:
-                        _kernels(go, dead, method)
-                    del one, model, go
-                    gc.collect()
+            measure(GpuStep, method, *point, False)
+        measure(AutogradStep, "topk", *point, False)
+    measure(GpuStep, "topk", *points[0], True)
 
 
-def _kernels(go: Callable[[], None], *facts: Any) -> None:
+def _kernels(go: Callable[[], None]) -> None:
     """Prints the time of each kernel of a step, microseconds."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
         for _ in range(10):
             go()
         torch.cuda.synchronize()
     averages = sorted(found.key_averages(), key=lambda row: -row.device_time_total)
-    print(*facts, "us:", [(row.key[:44], round(row.device_time_total / 10, 1)) for row in averages[:18]], flush=True)
+    print("us:", [(row.key[:44], round(row.device_time_total / 10, 1)) for row in averages[:12]], flush=True)
 
 
 def peers(out: Out, device: str, small: bool) -> None:
-    points = [(192, 3072, 32, 4096, 2**21), (192, 3072, 64, 16384, 2**22), (768, 24576, 32, 4096, 2**19)]
+    points = [(192, 3072, 32, 4096, 2**22), (768, 24576, 32, 4096, 2**19), (192, 3072, 64, 16384, 2**22)]
     points = [(16, 64, 4, 64, 1024)] if small else points
     protocol = _protocol(device)
     settings = {"out": tempfile.mkdtemp(), "train": "", "held_out": "", "lr": None, "seed": 0, "threads": 8}
@@ -182,12 +186,13 @@ def peers(out: Out, device: str, small: bool) -> None:
         except Exception as error:
             out.add(tool=name, error=repr(error)[:200])
     low = ["float32"] if device == "cpu" else ["bfloat16 autocast"]
+    rounds = 1
     variants = {"SAELens": ["float32", *low], "dictionary_learning": ["float32", *low], "sparsify": ["whole batches"]}
     for width, latents, k, batch, count in points:
         x, new = tokens(count, width, device), tokens(2**10 if small else 2**15, width, device, seed=1)
         asked = protocol.Settings(**settings | {"latents": latents, "k": k, "batch": batch, "tokens": count})
         chosen: dict[str, str] = {}
-        for turn in range(2):
+        for turn in range(rounds):
             for name, worker in workers.items():
                 row = {"tool": name, "width": width, "latents": latents, "k": k, "batch": batch, "round": turn}
                 try:
@@ -245,7 +250,7 @@ def synthsaebench(out: Out, device: str, small: bool) -> None:
     spec = importlib.util.spec_from_file_location("drawer", _HERE / "workers/synthsaebench.py")  # as this script's name
     drawer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(drawer)
-    facts, samples, rows, held_out, latents, k = drawer._CONFIG, 200_000_000, 20_000_000, 100_000, 4096, 25
+    facts, samples, rows, held_out, latents, k = drawer._CONFIG, 200_000_000, 10_000_000, 50_000, 4096, 25
     if small:
         facts = replace(facts, num_features=512, hidden_dim=32, hierarchy=replace(facts.hierarchy, total_root_nodes=8))
         samples, rows, held_out, latents, k = 20_000, 10_000, 500, 64, 4

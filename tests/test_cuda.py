@@ -10,7 +10,7 @@ import torch
 
 import sae
 from sae import extraction, vit
-from sae.autoencoder import METHODS
+from sae.autoencoder import METHODS, SAEConfig, SparseAutoencoder
 from sae.errors import shortage
 from sae.evidence import fidelity, judge
 from sae.training import checkpoint, loop, step
@@ -98,7 +98,7 @@ def test_rows_of_any_size_are_chosen_from(latents):
         x = torch.randn(300, 24)
         ends = []
         for device in ("cpu", "cuda"):
-            m = sae.SparseAutoencoder(sae.SAEConfig(24, latents, k))
+            m = SparseAutoencoder(SAEConfig(24, latents, k))
             generator = torch.Generator().manual_seed(seed)
             with torch.no_grad():  # multiples of an eighth: every product is exact
                 m.W_enc.copy_(torch.randint(-3, 4, (latents, 24), generator=generator) / 8)

@@ -36,47 +36,55 @@ def _keys(pre, row, i, size, allowed, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _write(key, cut, wanted, i, place, latents, values, BITS: tl.constexpr, MANY: tl.constexpr):
-    """Writes the codes above the cut and as many equal to it, the first, as are wanted. With MANY, there may be 2¹¹."""
-    above, equal = key > cut, key == cut
-    if MANY:
-        one = (above.to(tl.int64) << 32) + equal.to(tl.int64)
-        before = tl.cumsum(one, 0) - one
-        over, ties = before >> 32, before & 0xFFFFFFFF
-    else:
-        one = (above.to(tl.int32) << 20) + equal.to(tl.int32)
-        before = tl.cumsum(one, 0) - one
-        over, ties = before >> 20, before & 0xFFFFF
-    place += over + tl.minimum(ties, wanted)
-    keep = above | (equal & (ties < wanted))
-    if BITS == 16:
-        value = key.to(tl.int16).to(tl.bfloat16, bitcast=True)
-    elif BITS == 32:
-        value = key.to(tl.float32, bitcast=True)
-    else:
-        value = key.to(tl.float64, bitcast=True)
-    tl.store(latents + place, i, keep)
-    tl.store(values + place, value.to(values.dtype.element_ty), keep)
+def _write(
+    pre, allowed, row, size, cut, wanted, place, latents, values, BITS: tl.constexpr, CHUNK: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """Writes a row's codes above the cut and as many equal to it, the first, as are wanted."""
+    ties = tl.full([], 0, tl.int32)
+    for first in range(0, size, CHUNK):
+        i = first + tl.arange(0, CHUNK)
+        key = _keys(pre, row, i, size, allowed, MASKED)
+        above, equal = key > cut, key == cut
+        one = (above.to(tl.int32) << 16) + equal.to(tl.int32)
+        upto = tl.cumsum(one, 0)
+        tied = ties + (upto & 0xFFFF) - equal.to(tl.int32)
+        keep = above | (equal & (tied < wanted))
+        own = (upto >> 16) - above.to(tl.int32) + tl.minimum(tied, wanted) - tl.minimum(ties, wanted)
+        if BITS == 16:
+            value = key.to(tl.int16).to(tl.bfloat16, bitcast=True)
+        elif BITS == 32:
+            value = key.to(tl.float32, bitcast=True)
+        else:
+            value = key.to(tl.float64, bitcast=True)
+        tl.store(latents + place + own, i, keep)
+        tl.store(values + place + own, value.to(values.dtype.element_ty), keep)
+        found = tl.sum(one, 0)
+        ended = ties + (found & 0xFFFF)
+        place += (found >> 16) + tl.minimum(ended, wanted) - tl.minimum(ties, wanted)
+        ties = ended
 
 
 @triton.jit
-def largest(pre, allowed, latents, values, size, k, BITS: tl.constexpr, SIZE: tl.constexpr, MASKED: tl.constexpr):
+def largest(
+    pre, allowed, latents, values, size, k, BITS: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
     """Writes the k largest codes of each token, of equal ones the first. One program per token.
 
     Args:
         pre: Bits of the pre-activations [n, F], integers of BITS bits.
         allowed: With MASKED, bool [F]: other latents get value 0.
-        latents: int32 [n, k]. values: [n, k]. k < 2¹¹.
+        latents: int32 [n, k]. values: [n, k].
     """
     row = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, SIZE)
-    key = _keys(pre, row, i, size, allowed, MASKED)
+    key = _keys(pre, row, tl.arange(0, SIZE), size, allowed, MASKED)
     cut = tl.full([], 0, key.dtype)
     for bit in tl.static_range(BITS - 1):
         guess = cut + (1 << (BITS - 2 - bit))
         cut = tl.where(tl.sum((key >= guess).to(tl.int32), 0) >= k, guess, cut)
     wanted = k - tl.sum((key > cut).to(tl.int32), 0)
-    _write(key, cut, wanted, i, row * k, latents, values, BITS, False)
+    _write(pre, allowed, row, size, cut, wanted, row * k, latents, values, BITS, CHUNK, MASKED)
 
 
 @triton.jit
@@ -87,23 +95,33 @@ def count(pre, cut, counts, size, SIZE: tl.constexpr):
         pre: As in `largest`. cut: The bits of one value, int64 []. counts: int32 [2, n].
     """
     row = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, SIZE)
-    key, least = _keys(pre, row, i, size, pre, False), tl.load(cut)
+    key, least = _keys(pre, row, tl.arange(0, SIZE), size, pre, False), tl.load(cut)
     tl.store(counts + row, tl.sum((key >= least).to(tl.int32), 0))
     tl.store(counts + tl.num_programs(0) + row, tl.sum((key == least).to(tl.int32), 0))
 
 
 @triton.jit
-def above(pre, cut, wanted, offsets, latents, values, size, BITS: tl.constexpr, SIZE: tl.constexpr):
+def above(pre, cut, wanted, offsets, latents, values, size, BITS: tl.constexpr, CHUNK: tl.constexpr):
     """Writes the codes of each token above the cut, and of those equal to it the first ones. One program per token.
 
     Args:
         pre, cut: As in `count`. wanted: int32 [n], of the codes equal to the cut. offsets: int64 [n+1].
     """
     row = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, SIZE)
-    key = _keys(pre, row, i, size, pre, False)
-    _write(key, tl.load(cut), tl.load(wanted + row), i, tl.load(offsets + row), latents, values, BITS, True)
+    place, own = tl.load(offsets + row), tl.load(wanted + row)
+    _write(pre, pre, row, size, tl.load(cut), own, place, latents, values, BITS, CHUNK, False)
+
+
+@triton.jit
+def _stop(latents, start, last, end, ALL: tl.constexpr, AT_ONCE: tl.constexpr):
+    """Returns the place from `start` on behind the last latent below `end`, or with ALL the last place."""
+    stop = last
+    if not ALL:
+        stop = start
+        for p in range(start, last, AT_ONCE):
+            at = p + tl.arange(0, AT_ONCE)
+            stop += tl.sum((tl.load(latents + at, at < last, end) < end).to(tl.int64), 0)
+    return stop
 
 
 @triton.jit
@@ -148,34 +166,31 @@ def errors(
         first, last = tl.load(offsets + t), tl.load(offsets + t + 1)
     line = tl.load(bias + c, inside, 0) - sign * tl.load(target + t * width + c, inside, 0).to(real)
     lines = tl.zeros([GROUPS, WIDTH], real)
-    low = 0
+    start = first
     for g in tl.static_range(COUNT):
-        high = tl.load(ends + g)
-        for p in range(first, last, AT_ONCE):
-            at = p + at_once
-            i, z = tl.load(latents + at, at < last, 0), tl.load(values + at, at < last, 0)
-            use = (z != 0) & (i >= low) & (i < high)
+        stop = _stop(latents, start, last, tl.load(ends + g), g == COUNT - 1, AT_ONCE)
+        for p in range(start, stop, AT_ONCE):
+            use = p + at_once < stop
+            i, z = tl.load(latents + p + at_once, use, 0), tl.load(values + p + at_once, use, 0)
             place = i[:, None].to(tl.int64) * width + c[None, :]
-            rows = tl.load(decoder + place, use[:, None] & inside[None, :], 0).to(real)
-            line += tl.sum(tl.where(use, z, 0)[:, None] * rows, 0)
+            rows = tl.load(decoder + place, (z != 0)[:, None] & inside[None, :], 0).to(real)
+            line += tl.sum(z[:, None] * rows, 0)
         lines = tl.where((group == g)[:, None], line[None, :], lines)
         tl.store(squares + t * COUNT + g, tl.sum(line * line, 0))
-        low = high
-    low = 0
+        start = stop
+    start = first
     for g in tl.static_range(COUNT):
-        high = tl.load(ends + g)
+        stop = _stop(latents, start, last, tl.load(ends + g), g == COUNT - 1, AT_ONCE)
         line = tl.sum(tl.where((group >= g)[:, None], lines, 0), 0)
         token = g * tl.num_programs(0).to(tl.int64) + t
         tl.store(missed + token * width + c, line.to(missed.dtype.element_ty), inside)
-        for p in range(first, last, AT_ONCE):
-            at = p + at_once
-            i, z = tl.load(latents + at, at < last, 0), tl.load(values + at, at < last, 0)
-            mine = (i >= low) & (i < high) & (at < last)
-            use = (z != 0) & mine
+        for p in range(start, stop, AT_ONCE):
+            use = p + at_once < stop
+            i, z = tl.load(latents + p + at_once, use, 0), tl.load(values + p + at_once, use, 0)
             place = i[:, None].to(tl.int64) * width + c[None, :]
-            rows = tl.load(decoder + place, use[:, None] & inside[None, :], 0).to(real)
-            tl.store(slopes + at, tl.sum(rows * line[None, :], 1), mine)
-        low = high
+            rows = tl.load(decoder + place, (z != 0)[:, None] & inside[None, :], 0).to(real)
+            tl.store(slopes + p + at_once, tl.sum(rows * line[None, :], 1), use)
+        start = stop
 
 
 @triton.jit
@@ -241,55 +256,46 @@ def gradients(
 
 
 @triton.jit
-def add(
-    counts, pieces, factor, from_encoder, from_bias, from_decoder, by_encoder, by_bias, by_decoder, width, WIDTH: tl.constexpr,
-    MORE: tl.constexpr,
-):  # fmt: skip
-    """Writes factor · Σ of a latent's pieces, or with MORE adds it. One program per latent.
-
-    Args:
-        counts: [F], of pieces. factor: []. from_…: As `gradients` wrote them. by_encoder, by_decoder: [F, d].
-    """
-    i = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, WIDTH)
-    inside = c < width
-    real = by_bias.dtype.element_ty
-    first = tl.load(pieces + i)
-    encoder, decoder, bias = tl.zeros([WIDTH], real), tl.zeros([WIDTH], real), tl.full([], 0, real)
-    for piece in range(first, first + tl.load(counts + i)):
+def _summed(pieces, counts, factor, from_encoder, from_bias, from_decoder, i, c, width, inside):
+    """Returns factor · Σ of a latent's pieces: by the encoder [WIDTH], the bias, the decoder [WIDTH]."""
+    first, count, weight = tl.load(pieces + i), tl.load(counts + i), tl.load(factor)
+    encoder = tl.zeros_like(c).to(from_encoder.dtype.element_ty)
+    decoder, bias = encoder, weight * 0
+    for piece in range(first, first + count):
         encoder += tl.load(from_encoder + piece * width + c, inside, 0)
         decoder += tl.load(from_decoder + piece * width + c, inside, 0)
         bias += tl.load(from_bias + piece)
-    weight, at = tl.load(factor), i * width + c
-    encoder, decoder, bias = encoder * weight, decoder * weight, bias * weight
-    if MORE:
-        encoder += tl.load(by_encoder + at, inside, 0)
-        decoder += tl.load(by_decoder + at, inside, 0)
-        bias += tl.load(by_bias + i)
-    tl.store(by_encoder + at, encoder, inside)
-    tl.store(by_decoder + at, decoder, inside)
-    tl.store(by_bias + i, bias)
+    return encoder * weight, bias * weight, decoder * weight
 
 
 @triton.jit
 def finish(
-    by_encoder, by_bias, by_decoder, decoder, shift, squares, width, WIDTH: tl.constexpr, UNIT_NORM: tl.constexpr,
-    ENCODER: tl.constexpr, DECODER: tl.constexpr,
+    pieces, counts, factor, from_encoder, from_bias, from_decoder,
+    more_pieces, more_counts, more_factor, more_encoder, more_bias, more_decoder,
+    by_encoder, by_bias, by_decoder, by_folded, decoder, shift, squares, width,
+    WIDTH: tl.constexpr, MORE: tl.constexpr, UNIT_NORM: tl.constexpr, ENCODER: tl.constexpr, DECODER: tl.constexpr,
 ):  # fmt: skip
-    """Turns the gradient by the folded encoder into that by W_enc, in place. One program per latent.
+    """Sums the pieces of a latent, and turns the gradient by the folded encoder into that by W_enc. A program per latent.
 
-    The encoder sees u - shift: dW_enc = by_encoder - by_bias ⊗ shift. With UNIT_NORM, the component along the decoder's
+    The encoder sees u - shift: dW_enc = Σ slope · u - Σ slope ⊗ shift. With UNIT_NORM, the component along the decoder's
     row is removed from the decoder's gradient. Without ENCODER or DECODER, their gradients become 0.
 
     Args:
-        squares: [F], becomes the Σ of squares of the latent's gradients.
+        pieces, counts: [F], the number of the first piece, and of pieces. factor: []. from_…: See `gradients`.
+        more_…: The same of a second pass, whose gradients are added with MORE.
+        by_folded: [F], becomes Σ slope, also without ENCODER. squares: [F], the Σ of squares of the latent's gradients.
     """
     i = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, WIDTH)
     inside, at = c < width, i * width + c
-    bias = tl.load(by_bias + i)
-    into = tl.load(by_encoder + at, inside, 0) - bias * tl.load(shift + c, inside, 0)
-    out = tl.load(by_decoder + at, inside, 0)
+    into, bias, out = _summed(pieces, counts, factor, from_encoder, from_bias, from_decoder, i, c, width, inside)
+    if MORE:
+        into_too, bias_too, out_too = _summed(
+            more_pieces, more_counts, more_factor, more_encoder, more_bias, more_decoder, i, c, width, inside
+        )
+        into, bias, out = into + into_too, bias + bias_too, out + out_too
+    tl.store(by_folded + i, bias)
+    into -= bias * tl.load(shift + c, inside, 0)
     if UNIT_NORM:
         row = tl.load(decoder + at, inside, 0)
         out -= tl.sum(out * row, 0) * row

@@ -16,7 +16,8 @@ from sae.training.step import HELD, Rows, Step
 
 _CHUNK = 2**24  # pre-activations held at once: in bfloat16 they fit into the cache of a large GPU
 _PIECE = 128  # codes of a latent that one program sums
-_TILE = 8192  # numbers of gathered rows that a program holds
+_WARPS, _OF_A_WARP = 16, 1024  # that choose the largest of a row, at most; pre-activations that one takes
+_AT_ONCE = 8  # rows that a program gathers at once
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Codes:
 def trains(config: SAEConfig) -> bool:
     """Returns whether `GpuStep` can train such an SAE: k-sparse, of standardised tokens, not too large a row."""
     known = config.method not in ("relu", "jumprelu") and config.input == "standardised"
-    return known and config.latents <= 2**17 and config.width <= 2**12 and config.k < 2**11
+    return known and config.latents <= 2**17 and config.width <= 2**12
 
 
 class GpuStep(Step):
@@ -65,7 +66,9 @@ class GpuStep(Step):
         self._squares = torch.empty(config.latents, dtype=self._real, device=self._device)
         self._last = {name: self._scalar(0.0) for name in ("loss", "error", "l0")}
         self._width, self._size = (triton.next_power_of_2(max(16, size)) for size in (config.width, config.latents))
-        self._reviving, self._folded = False, False
+        # Each thread of a program holds its columns of all gathered rows, 16 bytes of each, and sums them by itself.
+        self._row = {"WIDTH": self._width, "num_warps": max(1, self._width // 256)}
+        self._few, self._folded = 0, False  # of dead latents that are revived
         self._known_ends: dict[int, torch.Tensor] = {}
         self._replay = Replay(self._step, self._device)
         self.rows = max(128, _CHUNK // config.latents // 128 * 128)
@@ -74,9 +77,16 @@ class GpuStep(Step):
         return torch.tensor(number, dtype=self._real, device=self._device)
 
     def report(self) -> dict[str, float]:
-        dead = float((self.silent > self.dead_after).float().mean())
-        self._reviving = dead > 0
-        return {name: float(value) for name, value in self._last.items()} | {"dead": dead}
+        dead = self._seek_dead()
+        return {name: float(value) for name, value in self._last.items()} | {"dead": dead / len(self.silent)}
+
+    def _seek_dead(self) -> int:
+        """Returns the number of dead latents, and decides how many of them are revived from now on."""
+        config, dead = self.model.config, int((self.silent > self.dead_after).sum())
+        most = min(max(1, config.width // 2), config.latents)
+        # On a GPU some more, since others die until the next look; a power of 2, so that there are few graphs.
+        self._few = min(most, triton.next_power_of_2(2 * dead)) if dead and self.config.auxk else 0
+        return dead
 
     def _moments(self) -> dict[str, torch.Tensor]:
         return self._adam | {"steps": self._count}
@@ -89,7 +99,7 @@ class GpuStep(Step):
     def __call__(self, raw: torch.Tensor | Rows, lr: float) -> None:
         self._lr.fill_(lr)
         self._fold()
-        self._replay(raw, self._reviving, len(self.ends))
+        self._replay(raw, self._few, len(self.ends))
         self.count += 1
 
     def _fold(self) -> None:
@@ -122,7 +132,7 @@ class GpuStep(Step):
 
     @torch.no_grad()
     def gradients(self, raw: torch.Tensor | Rows) -> None:
-        self._reviving = bool((self.silent > self.dead_after).any())
+        self._seek_dead()
         self._fold()
         self._differentiate(raw[:].to(self._device))
 
@@ -130,43 +140,42 @@ class GpuStep(Step):
     def _differentiate(self, raw: torch.Tensor) -> None:
         """Computes the gradients at rows [n, d], without a look at the results."""
         if self._device.type == "cpu":  # elsewhere the question would wait for the device: see `report`
-            self._reviving = bool((self.silent > self.dead_after).any())
+            self._seek_dead()
         config, n = self.model.config, len(raw)
         target = torch.empty(n, config.width, dtype=self._real, device=self._device)
         u = target if self._lower == self._real else torch.empty_like(target, dtype=self._lower)
         sizes = {"WIDTH": self._width}
         gpu.standardise[(n,)](raw, self.model.mean, self.model.scale, target, u, config.width, **sizes)
-        reviving, dead = self._reviving and self.config.auxk > 0, self.silent > self.dead_after
-        k_aux = min(max(1, config.width // 2), config.latents)
-        codes, revived = self._choose(u, config.k, k_aux if reviving else 0, dead)
+        codes, revived = self._choose(u, config.k, self._few, self.silent > self.dead_after)
 
         ends, prefixes = self.ends, len(self.prefixes)
         squares, missed, slopes = self._errors(codes, self.model.b_dec, target, 1, ends)
         power, factor = squares[:, -1].sum(), 2 / (n * config.width * prefixes)
         loss = squares.sum() / (n * config.width * prefixes)
-        starts = self._sum(codes, slopes, missed, u, ends, self._scalar_of(factor, power), False)
+        starts, *pieces = self._pieces(codes, slopes, missed, u, ends, torch.full_like(power, factor))
         fired = starts.diff() > 0
+        more = pieces
         if revived is not None:
             weight = self.config.auxk / power.clamp_min(1e-30)
             nothing, whole = torch.zeros_like(self.model.b_dec), [config.latents]
             squares, own_missed, slopes = self._errors(revived, nothing, missed[-1], -1, whole)
             loss = loss + weight * squares.sum()
-            self._sum(revived, slopes, own_missed, u, whole, 2 * weight, True)
+            more = self._pieces(revived, slopes, own_missed, u, whole, 2 * weight)[1:]
         by = [self.grads[name] for name in ("W_enc", "b_enc", "W_dec")]
-        by_input = by[1] @ self.model.W_enc  # by the decoder's bias, as the encoder sees it
-        frozen = {"ENCODER": self.config.encoder != "frozen", "DECODER": self.config.decoder != "frozen"}
+        by_folded = torch.empty_like(by[1])
         gpu.finish[(config.latents,)](
-            *by, self.model.W_dec, self.model.b_dec, self._squares, config.width, UNIT_NORM=self.unit_norm, **frozen, **sizes
+            *pieces, *more, *by, by_folded, self.model.W_dec, self.model.b_dec, self._squares, config.width,
+            MORE=revived is not None, UNIT_NORM=self.unit_norm, ENCODER=self.config.encoder != "frozen",
+            DECODER=self.config.decoder != "frozen", **sizes,
+        )  # fmt: skip
+        torch.sub(
+            missed[0].sum(0, dtype=self._real) * factor, by_folded @ self.model.W_enc, out=self.grads["b_dec"]
         )
-        torch.sub(missed[0].sum(0, dtype=self._real) * factor, by_input, out=self.grads["b_dec"])
         self.silent += n
         self.silent.masked_fill_(fired, 0)
         found = (("loss", loss), ("error", power / (n * config.width)), ("l0", (starts[-1] - starts[0]) / n))
         for name, value in found:
             self._last[name].copy_(value)
-
-    def _scalar_of(self, number: float, like: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(like, number)
 
     def _choose(self, u: torch.Tensor, k: int, k_aux: int, dead: torch.Tensor) -> tuple[Codes, Codes | None]:
         """Returns the codes of tokens [n, d], and those of the k_aux largest dead latents; k_aux 0: None."""
@@ -179,7 +188,8 @@ class GpuStep(Step):
             pre = F.linear(u[part], self._low["W_enc"], self._low["b_enc"])
             bits = 8 * pre.element_size()
             keys = pre.view({16: torch.int16, 32: torch.int32, 64: torch.int64}[bits])
-            sizes = {"BITS": bits, "SIZE": self._size, "num_warps": min(16, max(4, self._size // 1024))}
+            warps = min(_WARPS, max(1, self._size // _OF_A_WARP))
+            sizes = {"BITS": bits, "SIZE": self._size, "CHUNK": min(self._size, 256 * warps), "num_warps": warps}
             if batch:
                 codes = self._of_the_batch(pre, keys, sizes)
             for found, masked in ((None if batch else codes, False), (revived, True)):
@@ -201,14 +211,14 @@ class GpuStep(Step):
         cut = best.min()
         counts = torch.empty(2, n, dtype=torch.int32, device=self._device)
         bits = cut.view(keys.dtype).long()
-        size = {name: size for name, size in sizes.items() if name != "BITS"}
-        gpu.count[(n,)](keys, bits, counts, latents, **size)
+        chunk = {name: sizes[name] for name in ("BITS", "CHUNK", "num_warps")}
+        gpu.count[(n,)](keys, bits, counts, latents, SIZE=sizes["SIZE"], num_warps=sizes["num_warps"])
         equal = counts[1].long()
         larger = counts[0] - equal
         spare = wanted - larger.sum()  # of those equal to the cut, the first
         own = torch.minimum((spare - equal.cumsum(0) + equal).clamp_min(0), equal)
         codes.offsets = F.pad((larger + own).cumsum(0), (1, 0))
-        gpu.above[(n,)](keys, bits, own.int(), codes.offsets, codes.latents, codes.values, latents, **sizes)
+        gpu.above[(n,)](keys, bits, own.int(), codes.offsets, codes.latents, codes.values, latents, **chunk)
         tokens = torch.arange(n, dtype=torch.int32, device=self._device)
         codes.tokens = tokens.repeat_interleave(larger + own, output_size=wanted)
         codes.k = None
@@ -229,8 +239,7 @@ class GpuStep(Step):
         gpu.errors[(n,)](
             codes.offsets, codes.latents, codes.values, self._low["W_dec"], bias, target, sign, self._ends(ends), missed,
             slopes, squares, codes.k or 0, width, COUNT=len(ends), GROUPS=triton.next_power_of_2(len(ends)),
-            WIDTH=self._width, AT_ONCE=max(4, min(32, _TILE // self._width)), RAGGED=codes.k is None,
-            num_warps=max(4, min(8, self._width // 128)),
+            RAGGED=codes.k is None, AT_ONCE=_AT_ONCE, **self._row,
         )  # fmt: skip
         return squares, missed, slopes
 
@@ -240,7 +249,7 @@ class GpuStep(Step):
             self._known_ends[len(ends)] = torch.tensor(ends, dtype=torch.int32, device=self._device)
         return self._known_ends[len(ends)]
 
-    def _sum(
+    def _pieces(
         self,
         codes: Codes,
         slopes: torch.Tensor,
@@ -248,31 +257,22 @@ class GpuStep(Step):
         u: torch.Tensor,
         ends: list[int],
         factor: torch.Tensor,
-        more: bool,
-    ) -> torch.Tensor:
-        """Writes the gradients by the folded encoder and the decoder, or with `more` adds them.
-
-        Returns:
-            int64 [F+1], the number of codes above 0 of all latents before each.
-        """
+    ) -> list[torch.Tensor]:
+        """Returns the number of codes above 0 of all latents before each, int64 [F+1], and the sums for `finish`."""
         latents, width, m, n = self.model.config.latents, self.model.config.width, len(codes.values), len(u)
         kind = torch.int16 if latents < 2**15 else torch.int32  # half the passes of the sort
         keys = codes.latents.to(kind).masked_fill_(codes.values == 0, latents)
         ordered, order = keys.sort(stable=True)
-        limits = torch.arange(latents + 1, dtype=kind, device=self._device)
-        starts = torch.searchsorted(ordered, limits)
+        starts = torch.searchsorted(ordered, torch.arange(latents + 1, dtype=kind, device=self._device))
         counts = (starts.diff() + (_PIECE - 1)) // _PIECE
         behind = counts.cumsum(0)
-        pieces = latents + m // _PIECE
+        pieces, first = latents + m // _PIECE, behind - counts
         owners = torch.searchsorted(behind, torch.arange(pieces, device=self._device), right=True)
         encoder, decoder = torch.empty(2, pieces, width, dtype=self._real, device=self._device)
         bias = torch.empty(pieces, dtype=self._real, device=self._device)
-        sums, first = (encoder, bias, decoder), behind - counts
         gpu.gradients[(pieces,)](
-            owners, first, starts, order, codes.tokens, codes.values, slopes, missed, self._ends(ends), u, *sums, latents,
-            n, codes.k or 0, width, COUNT=len(ends), WIDTH=self._width, AT_ONCE=max(4, min(16, _TILE // 2 // self._width)),
-            PIECE=_PIECE, RAGGED=codes.k is None,
+            owners, first, starts, order, codes.tokens, codes.values, slopes, missed, self._ends(ends), u,
+            encoder, bias, decoder, latents, n, codes.k or 0, width, COUNT=len(ends), PIECE=_PIECE,
+            RAGGED=codes.k is None, AT_ONCE=_AT_ONCE, **self._row,
         )  # fmt: skip
-        by = (self.grads[name] for name in ("W_enc", "b_enc", "W_dec"))
-        gpu.add[(latents,)](counts, first, factor, *sums, *by, width, WIDTH=self._width, MORE=more)
-        return starts
+        return [starts, first, counts, factor, encoder, bias, decoder]

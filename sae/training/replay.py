@@ -36,7 +36,8 @@ class Replay:
         if key not in self._graphs:
             rows = raw[:].to(self._device, copy=True)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.device(self._device), torch.cuda.graph(graph):
+            # thread_local: other threads may go on pinning memory for the next batches.
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._function(rows)
             self._graphs[key] = graph, rows
         graph, rows = self._graphs[key]
