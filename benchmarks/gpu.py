@@ -90,7 +90,20 @@ def ceilings(out: Out, device: str, small: bool) -> None:
 def tests(out: Out, device: str, small: bool) -> None:
     files = ["tests/test_cuda.py", "tests/training/test_step.py", "tests/test_device.py"]
     only = ["-m", "cuda", *(["-k", "equal_latents and batchtopk"] if small else [])]
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "12", "--dist", "load", "-p", "no:cacheprovider", *only, *files]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "12",
+        "--dist",
+        "load",
+        "-p",
+        "no:cacheprovider",
+        *only,
+        *files,
+    ]
     done = subprocess.run(command, cwd=_HERE.parent, capture_output=True, text=True)
     print(done.stdout[-9000:], done.stderr[-2000:], flush=True)
     out.add(code=done.returncode, summary=done.stdout.strip().splitlines()[-1])
@@ -218,31 +231,29 @@ def extraction(out: Out, device: str, small: bool) -> None:
     from sae import extraction as extract
     from sae import vit
 
-    for name in ("vit_tiny_patch16_224", "vit_base_patch16_224"):
+    def measure(name: str, count: int, dtype: str, batch: int) -> None:
         model = timm.create_model(name, **({"img_size": 32, "depth": 2} if small else {})).eval().to(device)
-        side, n = (32, 8) if small else (224, 4096 if "tiny" in name else 2048)
-        layer = len(model.blocks) - 1
+        side, layer = 32 if small else 224, len(model.blocks) - 1
         with tempfile.TemporaryDirectory() as folder:
-            pixels = Path(folder, "pixels.npy")
-            np.save(pixels, np.random.default_rng(0).integers(0, 256, (n, side, side, 3), np.uint8))
-            for dtype in ("float32", "bfloat16"):
-                for batch in (4,) if small else (64, 256):
-                    work = lambda: extract.extract(  # noqa: E731
-                        model, pixels, range(n), layer, Path(folder, "shard.npy"), batch, dtype  # noqa: B023
-                    )
-                    work()
-                    began = time.perf_counter()
-                    work()
-                    rate = n / (time.perf_counter() - began)
-                    x = torch.randn(batch, 3, side, side, device=device)
+            pixels, shard = Path(folder, "pixels.npy"), Path(folder, "shard.npy")
+            np.save(pixels, np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8))
+            for _ in range(2):  # the first readies the device
+                began = time.perf_counter()
+                extract.extract(model, pixels, range(count), layer, shard, batch, dtype)
+            rate = count / (time.perf_counter() - began)
+        x = torch.randn(batch, 3, side, side, device=device)
 
-                    def bare(x=x, model=model, dtype=dtype, layer=layer) -> None:
-                        low = dtype != "float32"
-                        with torch.inference_mode(), torch.autocast(device, getattr(torch, dtype), enabled=low):
-                            vit.read(model, x, layer)
+        def bare() -> None:
+            with torch.inference_mode(), torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
+                vit.read(model, x, layer)
 
-                    bare_rate = batch / seconds(bare, device, 2 if small else 10)
-                    out.add(model=name, dtype=dtype, batch=batch, images_per_second=rate, bare=bare_rate)
+        bare_rate = batch / seconds(bare, device, 2 if small else 10)
+        out.add(model=name, dtype=dtype, batch=batch, images_per_second=rate, bare=bare_rate)
+
+    for name, count in (("vit_tiny_patch16_224", 4096), ("vit_base_patch16_224", 1024)):
+        for dtype in ("float32", "bfloat16"):
+            for batch in (4,) if small else (64, 256):
+                measure(name, 8 if small else count, dtype, batch)
 
 
 def synthsaebench(out: Out, device: str, small: bool) -> None:
@@ -289,8 +300,9 @@ def synthsaebench(out: Out, device: str, small: bool) -> None:
         found = detection.compute()
         mcc = drawer.mean_correlation_coefficient(trained.decoder.cpu(), directions.cpu())
         out.add(variant=option, samples=samples, seconds=time_of, f1=found.f1_score, mcc=mcc,
-                uniqueness=drawer.feature_uniqueness(trained.decoder, directions), explained_variance=variance.compute(),
-                precision=found.precision, recall=found.recall, l0=active / held_out, recipe=trained.recipe)  # fmt: skip
+                uniqueness=drawer.feature_uniqueness(trained.decoder, directions),
+                explained_variance=variance.compute(), precision=found.precision, recall=found.recall,
+                l0=active / held_out, recipe=trained.recipe)  # fmt: skip
         del trained
         gc.collect()
 

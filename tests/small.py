@@ -114,7 +114,9 @@ def judged(
     """Measures the dictionary of `seed` and gathers its evidence; the other seeds are there to compare with."""
     here = given.layer
     measured = measure.measure(saes[seed], given)
-    one = judge.Dictionary(seed, saes[seed].W_dec.cpu().numpy(), measured.codes, measured.responses, measured.attributions)
+    one = judge.Dictionary(
+        seed, saes[seed].W_dec.cpu().numpy(), measured.codes, measured.responses, measured.attributions
+    )
     others = {
         other: judge.Dictionary(other, m.W_dec.cpu().numpy(), measure.encode(m, sample_tokens(given)))
         for other, m in saes.items()

@@ -65,7 +65,7 @@ def _write(
         ties = ended
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def largest(
     pre, allowed, latents, values, size, k, BITS: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr,
     MASKED: tl.constexpr,
@@ -124,7 +124,7 @@ def _stop(latents, start, last, end, ALL: tl.constexpr, AT_ONCE: tl.constexpr):
     return stop
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "sign"])
 def errors(
     offsets,
     latents,
@@ -193,7 +193,7 @@ def errors(
         start = stop
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "n"])
 def gradients(
     owners,
     pieces,
@@ -275,10 +275,11 @@ def finish(
     by_encoder, by_bias, by_decoder, by_folded, decoder, shift, squares, width,
     WIDTH: tl.constexpr, MORE: tl.constexpr, UNIT_NORM: tl.constexpr, ENCODER: tl.constexpr, DECODER: tl.constexpr,
 ):  # fmt: skip
-    """Sums the pieces of a latent, and turns the gradient by the folded encoder into that by W_enc. A program per latent.
+    """Sums the pieces of a latent, and turns the gradient by the folded encoder into that by W_enc.
 
-    The encoder sees u - shift: dW_enc = Σ slope · u - Σ slope ⊗ shift. With UNIT_NORM, the component along the decoder's
-    row is removed from the decoder's gradient. Without ENCODER or DECODER, their gradients become 0.
+    One program per latent. The encoder sees u - shift: dW_enc = Σ slope · u - Σ slope ⊗ shift. With UNIT_NORM, the
+    component along the decoder's row is removed from the decoder's gradient. Without ENCODER or DECODER, their
+    gradients become 0.
 
     Args:
         pieces, counts: [F], the number of the first piece, and of pieces. factor: []. from_…: See `gradients`.

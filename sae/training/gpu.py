@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from sae.training.step import HELD, Rows, Step
 _CHUNK = 2**24  # pre-activations held at once: in bfloat16 they fit into the cache of a large GPU
 _PIECE = 128  # codes of a latent that one program sums
 _WARPS, _OF_A_WARP = 16, 1024  # that choose the largest of a row, at most; pre-activations that one takes
-_AT_ONCE = 8  # rows that a program gathers at once
+_AT_ONCE = 4  # rows that a program gathers at once
 
 
 @dataclass
@@ -46,9 +47,10 @@ def trains(config: SAEConfig) -> bool:
 class GpuStep(Step):
     """The step by sparse kernels, with the formulas of `SparseStep`. Its results are the same in every run.
 
-    A token costs 2·d·F for the encoder's product, a few passes over its F pre-activations, which are still in the cache,
-    and 8·k·d for the rest. In bf16, u, encoder, decoder, pre-activations and errors are rounded to bfloat16 where they
-    are multiplied.
+    A token costs 2·d·F for the encoder's product, passes over its F pre-activations while they are in the cache, and
+    8·k·d for the rest. In bf16, u, encoder, decoder, pre-activations and errors are rounded to bfloat16 where they are
+    multiplied. Whether latents are dead is known to the host only after a `report`: of those that die later, the ones
+    with small pre-activations may have to wait for the next one until AuxK sees them.
     """
 
     def __init__(self, *arguments: Any):
@@ -59,7 +61,8 @@ class GpuStep(Step):
         self._adam = {
             f"{m}.{name}": torch.zeros_like(p) for name, p in self.trained.items() for m in ("moment", "square")
         }
-        self._low = {name: torch.empty_like(self.trained[name], dtype=self._lower) for name in ("W_enc", "b_enc", "W_dec")}
+        of_latents = {name: self.trained[name] for name in ("W_enc", "b_enc", "W_dec")}
+        self._low = {name: torch.empty_like(p, dtype=self._lower) for name, p in of_latents.items()}
         self._betas = self._scalar(self.config.betas)
         self._lr, self._scale = self._scalar(0.0), self._scalar(1.0)
         self._count = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -69,7 +72,7 @@ class GpuStep(Step):
         # Each thread of a program holds its columns of all gathered rows, 16 bytes of each, and sums them by itself.
         self._row = {"WIDTH": self._width, "num_warps": max(1, self._width // 256)}
         self._few, self._folded = 0, False  # of dead latents that are revived
-        self._known_ends: dict[int, torch.Tensor] = {}
+        self._ends = torch.tensor(self.prefixes, dtype=torch.int32, device=self._device)
         self._replay = Replay(self._step, self._device)
         self.rows = max(128, _CHUNK // config.latents // 128 * 128)
 
@@ -84,8 +87,8 @@ class GpuStep(Step):
         """Returns the number of dead latents, and decides how many of them are revived from now on."""
         config, dead = self.model.config, int((self.silent > self.dead_after).sum())
         most = min(max(1, config.width // 2), config.latents)
-        # On a GPU some more, since others die until the next look; a power of 2, so that there are few graphs.
-        self._few = min(most, triton.next_power_of_2(2 * dead)) if dead and self.config.auxk else 0
+        # On a GPU some more, since others die until the next look; a power of 4, so that there are few graphs.
+        self._few = min(most, 4 ** math.ceil(math.log(2 * dead, 4))) if dead and self.config.auxk else 0
         return dead
 
     def _moments(self) -> dict[str, torch.Tensor]:
@@ -124,10 +127,11 @@ class GpuStep(Step):
 
     def _update(self, fold: bool) -> None:
         weights = [tensor for name in ("W_enc", "b_enc", "W_dec") for tensor in self._adamised(name)]
-        start = self.model.W_dec if self._start is None else self._start
-        gpu.update[(self.model.config.latents,)](
-            *weights, start, HELD, self.model.b_dec, *self._low.values(), self._scale, self._lr, self._betas, self._count,
-            self.model.config.width, WIDTH=self._width, UNIT_NORM=self.unit_norm, HELD=self._start is not None, FOLD=fold,
+        start, config = self.model.W_dec if self._start is None else self._start, self.model.config
+        gpu.update[(config.latents,)](
+            *weights, start, HELD, self.model.b_dec, *self._low.values(), self._scale, self._lr, self._betas,
+            self._count, config.width, WIDTH=self._width, UNIT_NORM=self.unit_norm, HELD=self._start is not None,
+            FOLD=fold,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -148,19 +152,18 @@ class GpuStep(Step):
         gpu.standardise[(n,)](raw, self.model.mean, self.model.scale, target, u, config.width, **sizes)
         codes, revived = self._choose(u, config.k, self._few, self.silent > self.dead_after)
 
-        ends, prefixes = self.ends, len(self.prefixes)
-        squares, missed, slopes = self._errors(codes, self.model.b_dec, target, 1, ends)
-        power, factor = squares[:, -1].sum(), 2 / (n * config.width * prefixes)
-        loss = squares.sum() / (n * config.width * prefixes)
-        starts, *pieces = self._pieces(codes, slopes, missed, u, ends, torch.full_like(power, factor))
+        groups, size = len(self.ends), n * config.width * len(self.prefixes)
+        squares, missed, slopes = self._errors(codes, self.model.b_dec, target, 1, groups)
+        power, loss, factor = squares[:, -1].sum(), squares.sum() / size, 2 / size
+        starts, *pieces = self._pieces(codes, slopes, missed, u, torch.full_like(power, factor))
         fired = starts.diff() > 0
         more = pieces
         if revived is not None:
             weight = self.config.auxk / power.clamp_min(1e-30)
-            nothing, whole = torch.zeros_like(self.model.b_dec), [config.latents]
-            squares, own_missed, slopes = self._errors(revived, nothing, missed[-1], -1, whole)
+            nothing = torch.zeros_like(self.model.b_dec)
+            squares, own_missed, slopes = self._errors(revived, nothing, missed[-1], -1, 1)
             loss = loss + weight * squares.sum()
-            more = self._pieces(revived, slopes, own_missed, u, whole, 2 * weight)[1:]
+            more = self._pieces(revived, slopes, own_missed, u, 2 * weight)[1:]
         by = [self.grads[name] for name in ("W_enc", "b_enc", "W_dec")]
         by_folded = torch.empty_like(by[1])
         gpu.finish[(config.latents,)](
@@ -168,9 +171,7 @@ class GpuStep(Step):
             MORE=revived is not None, UNIT_NORM=self.unit_norm, ENCODER=self.config.encoder != "frozen",
             DECODER=self.config.decoder != "frozen", **sizes,
         )  # fmt: skip
-        torch.sub(
-            missed[0].sum(0, dtype=self._real) * factor, by_folded @ self.model.W_enc, out=self.grads["b_dec"]
-        )
+        torch.sub(missed[0].sum(0, dtype=self._real) * factor, by_folded @ self.model.W_enc, out=self.grads["b_dec"])
         self.silent += n
         self.silent.masked_fill_(fired, 0)
         found = (("loss", loss), ("error", power / (n * config.width)), ("l0", (starts[-1] - starts[0]) / n))
@@ -229,34 +230,22 @@ class GpuStep(Step):
         return codes
 
     def _errors(
-        self, codes: Codes, bias: torch.Tensor, target: torch.Tensor, sign: int, ends: list[int]
+        self, codes: Codes, bias: torch.Tensor, target: torch.Tensor, sign: int, groups: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns squares [n, G], missed [G, n, d] and slopes [m] of codes; see `kernels.gpu.errors`."""
+        """Returns squares [n, G], missed [G, n, d] and slopes [m] for the last G prefixes; see `kernels.gpu.errors`."""
         n, width = target.shape
-        squares = torch.empty(n, len(ends), dtype=self._real, device=self._device)
-        missed = torch.empty(len(ends), n, width, dtype=self._lower, device=self._device)
+        squares = torch.empty(n, groups, dtype=self._real, device=self._device)
+        missed = torch.empty(groups, n, width, dtype=self._lower, device=self._device)
         slopes = torch.empty_like(codes.values)
         gpu.errors[(n,)](
-            codes.offsets, codes.latents, codes.values, self._low["W_dec"], bias, target, sign, self._ends(ends), missed,
-            slopes, squares, codes.k or 0, width, COUNT=len(ends), GROUPS=triton.next_power_of_2(len(ends)),
+            codes.offsets, codes.latents, codes.values, self._low["W_dec"], bias, target, sign, self._ends[-groups:],
+            missed, slopes, squares, codes.k or 0, width, COUNT=groups, GROUPS=triton.next_power_of_2(groups),
             RAGGED=codes.k is None, AT_ONCE=_AT_ONCE, **self._row,
         )  # fmt: skip
         return squares, missed, slopes
 
-    def _ends(self, ends: list[int]) -> torch.Tensor:
-        """Returns the ends of the prefixes on the device, where they wait for the recording of a graph."""
-        if len(ends) not in self._known_ends:
-            self._known_ends[len(ends)] = torch.tensor(ends, dtype=torch.int32, device=self._device)
-        return self._known_ends[len(ends)]
-
     def _pieces(
-        self,
-        codes: Codes,
-        slopes: torch.Tensor,
-        missed: torch.Tensor,
-        u: torch.Tensor,
-        ends: list[int],
-        factor: torch.Tensor,
+        self, codes: Codes, slopes: torch.Tensor, missed: torch.Tensor, u: torch.Tensor, factor: torch.Tensor
     ) -> list[torch.Tensor]:
         """Returns the number of codes above 0 of all latents before each, int64 [F+1], and the sums for `finish`."""
         latents, width, m, n = self.model.config.latents, self.model.config.width, len(codes.values), len(u)
@@ -271,8 +260,8 @@ class GpuStep(Step):
         encoder, decoder = torch.empty(2, pieces, width, dtype=self._real, device=self._device)
         bias = torch.empty(pieces, dtype=self._real, device=self._device)
         gpu.gradients[(pieces,)](
-            owners, first, starts, order, codes.tokens, codes.values, slopes, missed, self._ends(ends), u,
-            encoder, bias, decoder, latents, n, codes.k or 0, width, COUNT=len(ends), PIECE=_PIECE,
+            owners, first, starts, order, codes.tokens, codes.values, slopes, missed, self._ends[-len(missed):], u,
+            encoder, bias, decoder, latents, n, codes.k or 0, width, COUNT=len(missed), PIECE=_PIECE,
             RAGGED=codes.k is None, AT_ONCE=_AT_ONCE, **self._row,
         )  # fmt: skip
         return [starts, first, counts, factor, encoder, bias, decoder]

@@ -154,17 +154,18 @@ def test_equal_latents_are_taken_in_order(method, kind):
     "config", [asked(), asked(input="layernorm", decoder="start", clip=None), asked(betas=(0.9, 0.999))]
 )
 def test_many_steps_of_all_ways_are_the_same(method, config):
-    x = torch.randn(12, 30, 6, dtype=torch.float64)
+    x = torch.randn(12, 8, 6, dtype=torch.float64)
     ends = []
-    for kind in (SparseStep, AutogradStep, *([GpuStep] if config.input == "standardised" else [])):
+    gpu = [GpuStep] if config.betas == (0.9, 0.999) else []  # ten seconds, where it is interpreted
+    for kind in (SparseStep, AutogradStep, *gpu):
         step = step_of(kind, model(method, 6, 20, 3, config.input), config)
-        step.dead_after, step.steps = 60.0, 12
+        step.dead_after, step.steps = 16.0, 12
         for batch in x:
             step(batch.to(step.silent.device), 0.01)
             step.report()  # on a GPU, it tells of dead latents
         step.close()
         ends.append(step.state())
-    assert ends[0]["silent"].max() > 60  # AuxK was at work
+    assert ends[0]["silent"].max() > 16  # AuxK was at work
     for end in ends[1:]:
         assert (ends[0]["silent"] == end["silent"]).all()
         for name in set(ends[0]) & set(end):
@@ -243,7 +244,11 @@ def test_int8_gives_the_gradients_of_numbers_that_it_holds(method, seed, monkeyp
 
 @pytest.mark.parametrize(
     ("kind", "precision"),
-    [(SparseStep, "bf16"), pytest.param(SparseStep, "int8", marks=NEEDS_INT8), pytest.param(GpuStep, "bf16", marks=pytest.mark.cuda)],
+    [
+        (SparseStep, "bf16"),
+        pytest.param(SparseStep, "int8", marks=NEEDS_INT8),
+        pytest.param(GpuStep, "bf16", marks=pytest.mark.cuda),
+    ],
 )
 @pytest.mark.parametrize("method", K_SPARSE)
 def test_rounded_products_give_nearly_the_gradients_of_exact_ones(method, kind, precision):
