@@ -139,7 +139,7 @@ def step(out: Out, device: str, small: bool) -> None:
     from sae.training.step import Rows
 
     points = [(192, 3072, 32, 4096), (768, 24576, 32, 4096), (192, 3072, 64, 16384), (768, 24576, 64, 16384)]
-    points = [(16, 64, 4, 8)] if small else points
+    points = [(16, 16, 2, 2)] if small else points
     sets = {width: tokens(64 if small else 2**19, width, device) for width in {point[0] for point in points}}
 
     def measure(kind: Any, method: str, width: int, latents: int, k: int, batch: int, dead: bool, **facts: Any) -> None:
@@ -318,6 +318,22 @@ def _protocol(device: str) -> Any:
     return protocol
 
 
+def markdown(folder: Path) -> str:
+    """Returns a table for each part that has results."""
+    lines = []
+    for part in _PARTS:
+        if not (folder / f"{part}.json").exists():
+            continue
+        rows = json.loads((folder / f"{part}.json").read_text())
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        lines += [f"### {part}", "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+        for row in rows:
+            cells = (f"{row[n]:.4g}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in names)
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 _PARTS = {part.__name__: part for part in (ceilings, tests, step, extraction, peers, synthsaebench)}
 
 
@@ -333,17 +349,17 @@ def main() -> None:
     if asked.here:
         _PARTS[asked.parts[0]](Out(asked.out, asked.parts[0]), asked.device, asked.small)
         return
-    if asked.device == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"
+    environment = os.environ | ({"TRITON_INTERPRET": "1"} if asked.device == "cpu" else {})
     for part in asked.parts or _PARTS:
         began = time.perf_counter()
         command = [sys.executable, __file__, part, "--here", "--out", str(asked.out), "--device", asked.device]
         try:
-            done = subprocess.run([*command, *["--small"] * asked.small], timeout=_LIMITS[part])
+            done = subprocess.run([*command, *["--small"] * asked.small], timeout=_LIMITS[part], env=environment)
             end = f"exit code {done.returncode}"
         except subprocess.TimeoutExpired:
             end = f"stopped after {_LIMITS[part]} s"
         print(f"== {part}: {end}, {time.perf_counter() - began:.0f} s", flush=True)
+        (asked.out / "gpu.md").write_text(markdown(asked.out))
 
 
 if __name__ == "__main__":

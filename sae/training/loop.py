@@ -61,7 +61,8 @@ def train(
     """Trains an SAE on activations; see `step` for the loss and `SparseAutoencoder` for the methods.
 
     On a CPU the same arguments give bitwise identical weights on the same machine, also after an interruption, and for
-    the k-sparse methods with any number of threads. On a GPU this needs `config.deterministic`.
+    the k-sparse methods with any number of threads. On a GPU this needs `config.deterministic`. A tensor that lies on a
+    CUDA device stays there.
 
     Args:
         x: Activations [n, d], or a store of them.

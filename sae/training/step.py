@@ -1,8 +1,9 @@
 """One step of training: gradients of the loss, Adam's update, a count of how long each latent has been silent.
 
-Two classes compute the same numbers. `SparseStep` is for the k-sparse methods on a CPU: its kernels decode and
-differentiate only the active latents of a token, without autograd. `AutogradStep` uses torch's differentiation, for
-every method and device. Both split a batch into chunks, so that memory never holds a [batch, F] matrix.
+Three classes compute the same numbers. `SparseStep`, on a CPU, and `GpuStep`, on a CUDA device, are for the k-sparse
+methods: their kernels decode and differentiate only the active latents of a token, without autograd. `AutogradStep`
+uses torch's differentiation, for every method and device. All split a batch into chunks, so that memory never holds a
+[batch, F] matrix; only `GpuStep` holds one for batchtopk.
 
 The loss is the mean squared error over tokens and dimensions plus `auxk` times the auxiliary loss of Gao et al. (2024,
 arXiv 2406.04093): the k_aux = min(d/2, dead) largest *dead* latents reconstruct the residual, detached, without the
@@ -56,7 +57,7 @@ class Rows:
 
 
 class Step(ABC):
-    """The common part of both kinds of step. A call with rows [n, d] in the units of x and a learning rate does a step.
+    """The common part of all kinds of step. A call with rows [n, d] in the units of x and a learning rate does a step.
 
     Args:
         model: The SAE, trained in place.
