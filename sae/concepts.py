@@ -38,6 +38,7 @@ _RADII = {"small": (17, 20), "medium": (25, 29), "large": (35, 40)}  # pixels
 _COMPANION_RADIUS = (6.0, 8.0)  # below every main object's, so that "main" is never in doubt
 _CELLS = (36, 56, 76)  # centres of the nine positions, pixels
 _SUPERSAMPLE = 2
+_PARTS = ("background", "place", "companion", "object", "camera")  # of the drawing
 _Y, _X = np.mgrid[:SIDE, :SIDE].astype(np.float32)
 
 
@@ -66,22 +67,55 @@ class Concept:
 def draw(seed: int, index: int, fixed: dict[str, str] | None = None) -> Concept:
     """Draws image `index` of `seed`, with the factors of `fixed` set to these values."""
     rng = np.random.default_rng([seed, index])
-    factors = {name: values[rng.integers(len(values))] for name, values in FACTORS.items()} | (fixed or {})
-    canvas = _background(rng, factors["background"])
+    factors = _factors(rng) | (fixed or {})
+    return _compose(factors, lambda _part: rng)
+
+
+def pair(seed: int, index: int, factor: str) -> tuple[Concept, Concept]:
+    """Draws two images that differ in this factor and in nothing else: hue, turn, noise and all the rest are the same.
+
+    Both have one object, unless `objects` is the factor: a companion would have to make room for the object.
+    """
+    rng = np.random.default_rng([seed, index, 0])
+    first = _factors(rng) | {"objects": "one"}
+    other = [value for value in FACTORS[factor] if value != first[factor]]
+    second = first | {factor: other[rng.integers(len(other))]}
+
+    def drawn(factors: dict[str, str]) -> Concept:
+        # Each part has random numbers of its own: another value of one factor may use more of them.
+        return _compose(factors, lambda part: np.random.default_rng([seed, index, 1 + _PARTS.index(part)]))
+
+    return drawn(first), drawn(second)
+
+
+def _factors(rng: np.random.Generator) -> dict[str, str]:
+    return {name: values[rng.integers(len(values))] for name, values in FACTORS.items()}
+
+
+def _compose(factors: dict[str, str], random: Callable[[str], np.random.Generator]) -> Concept:
+    """Draws an image with these factors.
+
+    Args:
+        random: One of _PARTS -> the source of its random numbers.
+    """
+    canvas = _background(random("background"), factors["background"])
     mask = np.zeros((SIDE, SIDE), np.uint8)
 
+    rng = random("place")
     cell = FACTORS["position"].index(factors["position"])
     centre = (_CELLS[cell % 3] + rng.uniform(-4, 4), _CELLS[cell // 3] + rng.uniform(-4, 4))
     radius = rng.uniform(*_RADII[factors["size"]])
     companion = None
     if factors["objects"] == "two":
+        rng = random("companion")
         companion = {name: FACTORS[name][rng.integers(len(FACTORS[name]))] for name in ("shape", "colour", "texture")}
         small = rng.uniform(*_COMPANION_RADIUS)
         spots = [(x, y) for x in range(10, SIDE - 9, 4) for y in range(10, SIDE - 9, 4)]
         free = [spot for spot in spots if math.dist(spot, centre) > radius + small + 2]
         _paint(rng, canvas, mask, companion, free[rng.integers(len(free))], small, 2)
-    _paint(rng, canvas, mask, factors, centre, radius, 1)
+    _paint(random("object"), canvas, mask, factors, centre, radius, 1)
 
+    rng = random("camera")
     contrast, shift, noise = rng.uniform(0.8, 1.15), rng.uniform(-0.08, 0.08), np.float32(rng.uniform(0.02, 0.06))
     canvas = (canvas - 0.5) * contrast + (0.5 + shift) + noise * rng.standard_normal(canvas.shape, np.float32)
     return Concept((canvas.clip(0, 1) * 255).round().astype(np.uint8), mask, factors, companion)

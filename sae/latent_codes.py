@@ -64,6 +64,7 @@ class Codes:
         image_ids: int64 [N], the ranked images, ascending.
         error: float64 [m], Σ‖x - x̂‖² over the tokens of each image of the held-out sample.
         tally: see `Tally`; None for a second seed.
+        changes: float32 [factors, pairs, F], see `evidence.one_factor`; None for images without known factors.
     """
 
     z: sparse.csr_array
@@ -74,6 +75,7 @@ class Codes:
     image_ids: np.ndarray | None = None
     error: np.ndarray | None = None
     tally: Tally | None = None
+    changes: np.ndarray | None = None
 
     @property
     def latents(self) -> int:
@@ -151,6 +153,7 @@ class Codes:
                 "error": self.error,
             }
             arrays |= {f"tally.{name}": value for name, value in vars(self.tally).items()}
+            arrays |= {} if self.changes is None else {"changes": self.changes}
         told = {"version": VERSION, "latents": self.latents, "tokens": self.tokens, "facts": facts}
         write_arrays(Path(folder) / NAME, arrays, told)
 
@@ -224,7 +227,7 @@ def _codes(path: Path) -> Codes:
     shapes = {name: array.shape for name, array in vars(Tally.empty(latents, tokens)).items()}
     if wrong := [name for name, shape in shapes.items() if vars(tally)[name].shape != shape]:
         raise ValueError(f"tally.{wrong[0]} has another shape than {shapes[wrong[0]]}")
-    return Codes(z, ids, tokens, images, places, image_ids, arrays["error"], tally)
+    return Codes(z, ids, tokens, images, places, image_ids, arrays["error"], tally, arrays.get("changes"))
 
 
 def _matrix(values: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:

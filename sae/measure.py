@@ -6,7 +6,7 @@ The evidence, the figures and the explorer read its results: codes, metrics, and
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sae import vit as vits
 from sae.activations import OUTLIER, Activations
 from sae.autoencoder import SparseAutoencoder
-from sae.evidence import attribution, interventions, splice
+from sae.evidence import attribution, interventions, one_factor, splice
 from sae.evidence.fidelity import Fidelity
 from sae.latent_codes import HISTOGRAM_EDGES, Codes, Growing, Tally
 from sae.layer import Layer, LayerFacts
@@ -41,6 +41,7 @@ class Setup:
         batch: images in one forward pass.
         ks: other numbers of latents to keep per token.
         latents, images: number of latents to ablate and steer, and of images per latent.
+        pairs: tokens of pairs of images, see `one_factor.tokens`; None for images without known factors.
     """
 
     layer: Layer
@@ -52,6 +53,7 @@ class Setup:
     ks: Sequence[int] = ()
     latents: int = 24
     images: int = 4
+    pairs: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def measure(model: SparseAutoencoder, setup: Setup, keep_all: bool = True) -> Me
     assert number is not None
     whole = layer.tokens("all", layer.sample)
     codes, row, other_ks = _pass(model, setup, keep_all)
+    if setup.pairs is not None:
+        codes = replace(codes, changes=one_factor.changes(model, setup.pairs))
     sample = codes.of(layer.sample)
     names = layer.reference["class_names"]
     truth = splice.targets(layer.manifest.set_index("id").loc[layer.sample], names)

@@ -15,6 +15,7 @@ from sae.evidence import (
     interventions,
     matching,
     monosemanticity,
+    one_factor,
     probing,
     summary,
     token_types,
@@ -103,6 +104,8 @@ def judge(
     latents = ranking.latents.merge(stable.drop(columns="fires"), on="latent")
     latents = latents.merge(attribution.sizes(dictionary.attributions, sample), on="latent")
     latents = latents.merge(coherence.coherence(sample, geometry.patches), on="latent")
+    if codes.changes is not None:
+        latents = latents.merge(one_factor.table(codes.changes), on="latent")
     tables = {"latents": latents, "images": ranking.images, "classes": ranking.classes}
     tables["best_latents"] = ranking.best_latents
     tables["monosemanticity"] = _monosemanticity(codes, shown.embedding)
@@ -141,6 +144,8 @@ def judge(
     partner = latents["partners_by_correlation"].str[0].to_numpy(np.int64)
     parts["stability"] = summary.stability(sample, first, partner, drawn)
     parts |= summary.interventions(tables["interventions"])
+    if codes.changes is not None:
+        parts["one_factor"] = one_factor.summarised(codes.changes)
     if located and located[2].any():
         parts["pointing"] = summary.pointing(located[1], located[2], drawn)
     tables["summary"] = summary.table(parts)

@@ -117,6 +117,12 @@ _REGISTRY = (
         "latents that fire. 0: chance; 1: perfect. A latent without a class counts as 0.",
     ),
     Measure(
+        "one_factor",
+        "response to one factor",
+        "Share of a latent's change that its own factor causes, over pairs of images that differ in exactly one factor, "
+        "averaged over the latents that change. The factor is chosen on half of the pairs and measured on the others.",
+    ),
+    Measure(
         "probe_1",
         "probe on one latent (AUROC)",
         "AUROC on held-out images of a probe that reads one latent, averaged over classes. 0.5: chance.",
@@ -150,5 +156,5 @@ MEASURES = {measure.key: measure for measure in _REGISTRY}
 # The order in which dictionaries are compared: first what a person who looks for features needs.
 COMPARED = (
     *("concept_recovery", "class_coverage", "class_selectivity", "stability", "causal_size", "causal_agreement"),
-    *("pointing", "probe_1", "probe_5", "fvu"),
+    *("pointing", "one_factor", "probe_1", "probe_5", "fvu"),
 )

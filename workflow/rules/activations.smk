@@ -53,6 +53,7 @@ rule layer:
     output:
         **LAYER,
         **GRADIENTS,
+        **PAIRS,
     log:
         f"{R}/logs/layer/layer={{layer}}.log",
     conda:
@@ -66,6 +67,7 @@ rule layer:
             model=MODEL,
             batch=config["extraction"]["batch"],
             expansion=config["sae"]["expansion"],
+            concepts=config["concepts"] if BUILT_IN else None,
         ),
     script:
         "../scripts/layer.py"

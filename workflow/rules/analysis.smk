@@ -9,6 +9,7 @@ rule measure:
         **REFERENCE,
         **LAYER,
         **GRADIENTS,
+        **PAIRS,
         manifest=f"{R}/manifest.parquet",
         statistics=f"{R}/activations/layer={{layer}}/statistics.json",
     output:
@@ -90,6 +91,7 @@ if BASELINES:
             **REFERENCE,
             **LAYER,
             **GRADIENTS,
+            **PAIRS,
             manifest=f"{R}/manifest.parquet",
             statistics=f"{R}/activations/layer={{layer}}/statistics.json",
         output:

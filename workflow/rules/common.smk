@@ -65,6 +65,9 @@ LAYER = {
     "layer": f"{R}/activations/layer={{layer}}/layer.safetensors",
     "dense_probes": f"{R}/activations/layer={{layer}}/dense_probes.parquet",
 }
+PAIRS = (
+    {"pairs": f"{R}/activations/layer={{layer}}/pairs.safetensors"} if BUILT_IN else {}
+)
 GRADIENTS = {"gradients": f"{R}/activations/layer={{layer}}/gradients.safetensors"}
 SAE = {
     "sae": f"{R}/sae/{P}/sae.safetensors",

@@ -5,7 +5,7 @@ from sae.warm import hand_over
 hand_over()
 
 from sae import device, files, images, jobs, layer, vit
-from sae.evidence import attribution, classes, probing
+from sae.evidence import attribution, classes, one_factor, probing
 
 settings = snakemake.params.settings
 with jobs.job(snakemake) as provenance:
@@ -22,6 +22,10 @@ with jobs.job(snakemake) as provenance:
     whole = found.tokens("all", found.sample)
     gradients = attribution.gradients(model, whole, number, found.selected, *found.centre, settings["batch"])
     files.write_arrays(snakemake.output.gradients, vars(gradients))
+    if drawn := settings["concepts"]:
+        see = vit.pixel_transform(model)
+        pairs = one_factor.tokens(model, number, found.selected, see, drawn["seed"], batch=settings["batch"])
+        files.write_arrays(snakemake.output.pairs, {"tokens": pairs})
     place = layer.probed(found.ranked)
     labels = {name: values[place] for name, values in classes.attributes(found.ranked).items()}
     train = (found.ranked["split"] != images.HELD_OUT).to_numpy()[place]

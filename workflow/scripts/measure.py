@@ -29,6 +29,7 @@ with jobs.job(snakemake) as provenance:
         np.load(inputs.logits),
         Gradients(**files.read_arrays(inputs.gradients, mapped=True)[0]),
         **{name: settings[name] for name in ("batch", "ks", "latents", "images")},
+        pairs=files.read_arrays(inputs.pairs)[0]["tokens"] if inputs.get("pairs") else None,
     )
     outputs = [snakemake.output[name] for name in ("codes", "responses", "attributions", "metrics", "other_ks")]
     paths = map(jobs.listed, [inputs.sae, *outputs])
