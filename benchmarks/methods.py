@@ -58,7 +58,9 @@ class Bench:
         backbone, logits = vit.load(**model), np.load(results / "reference/logits.npy")
         whole = here.tokens("all", here.sample)
         slopes = attribution.gradients(backbone, whole, number, here.selected, *here.centre)
-        self._setup = measure.Setup(here, facts, backbone, logits, slopes)
+        drawn = folder / "pairs.safetensors"  # of the built-in images alone
+        pairs = files.read_arrays(drawn)[0]["tokens"] if drawn.exists() else None
+        self._setup = measure.Setup(here, facts, backbone, logits, slopes, pairs=pairs)
         last, coverage = number == self._geometry.blocks - 1, results / "reference/coverage.npy"
         embedding = np.load(results / f"reference/{'thumbnails' if last else 'features'}.npy")
         used = manifest.loc[manifest["status"] == "ok", "id"].isin(here.ranked["id"]).to_numpy()

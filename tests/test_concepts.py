@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from sae import concepts
 
@@ -73,3 +73,28 @@ def test_coverage_is_the_share_of_each_patch_that_the_object_covers(tmp_path):
     coverage = concepts.coverage(tmp_path / "masks.npy", ["00001.png", "00000.png"], see, (7, 7)).reshape(2, 7, 7)
     np.testing.assert_allclose(coverage[0], np.repeat([[1, 1, 1, 0.5, 0, 0, 0]], 7, 0))
     assert coverage[1, 1, 2] == 1 and coverage[1].sum() == 1
+
+
+def test_pairs_differ_in_one_factor_and_nothing_else():
+    def spread(mask, by):
+        return np.asarray(Image.fromarray(mask * np.uint8(255)).filter(by)) > 0
+
+    for name in concepts.FACTORS:
+        for i in range(12):
+            first, second = concepts.pair(2, i, name)
+            different = {key for key in concepts.FACTORS if first.factors[key] != second.factors[key]}
+            assert different == {name}
+            same = (first.image == second.image).all(2)
+            if name == "background":
+                inside = spread(first.mask == 1, ImageFilter.MinFilter(5))
+                assert same[inside].mean() > 0.99 and not same[~inside].all()  # but for edges inside a cross
+            else:
+                touched = spread(first.mask > 0, ImageFilter.MaxFilter(5)) | spread(
+                    second.mask > 0, ImageFilter.MaxFilter(5)
+                )
+                assert same[~touched].all() and not same[touched].all()
+            if name in ("colour", "texture", "background"):
+                np.testing.assert_array_equal(first.mask, second.mask)
+            assert (first.companion is None) and (second.companion is None) == (name != "objects")
+    again = concepts.pair(2, 0, "shape")[1]
+    np.testing.assert_array_equal(again.image, concepts.pair(2, 0, "shape")[1].image)

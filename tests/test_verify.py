@@ -45,6 +45,7 @@ KINDS = {
     f"sae/{POINT}/training.csv": None,
     f"codes/{POINT}/codes.safetensors": None,
     "activations/layer=3/gradients.safetensors": None,
+    "activations/layer=3/pairs.safetensors": None,
     f"codes/{POINT}/responses.safetensors": None,
     f"codes/{POINT}/attributions.safetensors": None,
     f"ranking/{POINT}/latents.parquet": None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 DENSE = 0.1  # share of the held-out tokens; a latent that is active on more is called dense
 FOUND = 0.5  # correlation from which a latent of another SAE counts as the same latent
 RELATED = 0.3  # correlation from which a latent of another SAE counts as related
+ONE_FACTOR = 0.5  # share of a latent's change from which it responds to one factor
 COVERED = 0.5  # F1 from which a class counts as covered by its best latent
 
 
@@ -119,7 +120,7 @@ _REGISTRY = (
     Measure(
         "one_factor",
         "response to one factor",
-        "Share of a latent's change that its own factor causes, over pairs of images that differ in exactly one factor, "
+        "Share of a latent's change that its own factor causes, over pairs of images that differ in one factor alone, "
         "averaged over the latents that change. The factor is chosen on half of the pairs and measured on the others.",
     ),
     Measure(

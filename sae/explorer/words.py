@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sae.evidence.measures import DENSE, FOUND
+from sae.evidence.measures import DENSE, FOUND, ONE_FACTOR
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,7 @@ def checks(
         _stability(fact),
         _similarity(monosemanticity),
         _effect(intervention) if intervention is not None else _estimate(fact),
+        *([_one_factor(fact)] if "factor" in fact else []),
     ]
 
 
@@ -246,6 +247,16 @@ def _estimate(fact: Mapping[str, Any]) -> tuple[str, str]:
         "same norm. Its removal was not measured."
     )
     return "yes" if effect > control else "no", text
+
+
+def _one_factor(fact: Mapping[str, Any]) -> tuple[str, str]:
+    share = fact["factor_share"]
+    if pd.isna(share):
+        return "open", "It changes within no pair of images that differ in one factor."
+    text = (
+        f"Of its changes within pairs of images that differ in one factor alone, {share:.0%} are by {fact['factor']}."
+    )
+    return "yes" if share >= ONE_FACTOR else "open", text
 
 
 def _effect(intervention: Mapping[str, Any]) -> tuple[str, str]:

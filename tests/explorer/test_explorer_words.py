@@ -57,6 +57,10 @@ def test_checks_for_and_against():
     assert verdicts(latent(stability_correlation=np.nan), None, SIMILAR * np.nan, None) == ["open"] * 4
     assert verdicts(latent(), best(), SIMILAR, still)[3] == "open"
     assert words.checks(latent(status="dead"), None, SIMILAR, None) == []
+    one = [words.checks(latent(factor=f, factor_share=v), best(), SIMILAR, MOVES)[4] for f, v in
+           (("colour", 0.6), ("colour", 0.3), (None, np.nan))]  # fmt: skip
+    assert [verdict for verdict, _text in one] == ["yes", "open", "open"]
+    assert "60% are by colour" in one[0][1] and "changes within no pair" in one[2][1]
     assert "2 other seeds" in words.checks(latent(partner_seeds=[1, 2]), best(), SIMILAR, None)[1][1]
     assert verdicts(latent(stability_correlation=FOUND), best(), SIMILAR, None)[1] == "yes"
 
