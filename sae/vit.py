@@ -218,11 +218,13 @@ def splice(model: Model, layer: int, sae: SparseAutoencoder, tokens: str | None 
         yield
 
 
-def resume(model: Model, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+def resume(model: Model, tokens: torch.Tensor, layer: int, until: int | None = None) -> torch.Tensor:
     """Returns the logits [n, outputs] of a forward pass that continues from `tokens` after block `layer`.
 
+    With `until`, it returns all tokens after that later block instead, as `read` does.
+
     The blocks up to `layer` are not run, so a late layer costs little. Plain ViTs take their position information
-    before the blocks or as an argument of each block, so the skipped part is not needed. The logits can be
+    before the blocks or as an argument of each block, so the skipped part is not needed. The result can be
     differentiated if `tokens` require it.
     """
     blocks = model.blocks
@@ -234,7 +236,7 @@ def resume(model: Model, tokens: torch.Tensor, layer: int) -> torch.Tensor:
         for i in range(layer + 1):
             blocks[i] = _Constant(tokens)  # see there
         with torch.inference_mode(not tokens.requires_grad):
-            return model(blank)
+            return model(blank) if until is None else read(model, blank, until)
     finally:
         for i, block in enumerate(kept):
             blocks[i] = block

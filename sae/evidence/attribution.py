@@ -124,7 +124,7 @@ def attribute(dictionary: SparseAutoencoder, codes: Codes, by: Gradients, seed: 
     # In the units of the gradients: an SAE with a LayerNorm in front decodes to those of x.
     rows = dictionary.W_dec.detach() * (float(by.scale[0]) / dictionary.scale)
     norms = rows.norm(dim=1)
-    other = torch.from_numpy(_others(codes, seed)).to(rows.device)
+    other = torch.from_numpy(others(codes, seed)).to(rows.device)
     turned = rows[other] * (norms / norms[other].clamp_min(1e-12))[:, None]
     for image in range(images.shape[0] if groups else 0):
         z = codes.z[image * codes.tokens : (image + 1) * codes.tokens].tocoo()
@@ -224,7 +224,7 @@ def table(found: Attributions, codes: Codes, names: Mapping[str, Sequence[str]],
     return rows.iloc[order].groupby("latent", sort=False).head(top).reset_index(drop=True)
 
 
-def _others(codes: Codes, seed: int) -> np.ndarray:
+def others(codes: Codes, seed: int) -> np.ndarray:
     """Returns a random other latent that fires for each latent, int64 [F]; itself where it is the only one."""
     rng, latents = np.random.default_rng(seed), codes.latents
     alive = np.flatnonzero(np.bincount(codes.z.indices, minlength=latents))

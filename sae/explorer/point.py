@@ -34,8 +34,8 @@ _PANELS = tuple(words.PANELS)
 class Tables:
     """Tables about the latents of one grid point, as in docs/data.md.
 
-    across_ks: of this layer, method and seed; across_layers: of this k, method and seed; empty where the grid has one k
-    or one layer.
+    across_ks: of this layer, method and seed; across_layers and edges: of this k, method and seed; empty where the grid
+    has one k or one layer.
     """
 
     latents: pd.DataFrame
@@ -49,6 +49,7 @@ class Tables:
     localisation: pd.DataFrame
     across_ks: pd.DataFrame
     across_layers: pd.DataFrame
+    edges: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,7 @@ def _latents(
     estimated = _by_latent(tables.attributions.assign(name=_names(tables.attributions)))
     known = [table.to_dict("index") for table in (best, confirmed, tables.interventions.set_index("latent"))]
     nearest = relatives.nearest(point.decoder, (tables.latents["status"] == "alive").to_numpy())
+    causes = relatives.edges(tables.edges, point.where["layer"])
     elsewhere = relatives.relatives(tables.latents, tables.across_ks, tables.across_layers, point.where, point.seeds)
     about, nothing = [], tables.effects.iloc[:0]
     pairs = zip(tables.latents.to_dict("records"), tables.monosemanticity.to_dict("records"), strict=True)
@@ -290,6 +292,7 @@ def _latents(
                 "classes": _class_rows(classes[latent], places) if latent in classes else [],
                 "nearest": nearest[latent],
                 "relatives": elsewhere.get(latent, []),
+                "edges": causes.get(latent, []),
                 "estimated": _estimates(estimated.get(latent, [])),
                 "intervention": None if effect is None else _effect(effect, effects.get(latent, nothing)),
             }

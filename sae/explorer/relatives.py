@@ -1,4 +1,4 @@
-"""The relatives of a latent: neighbours in the same SAE, and counterparts in SAEs of other ks, layers and seeds."""
+"""The relatives of a latent: neighbours in its SAE, counterparts in those of other ks, layers and seeds, and causes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae.evidence.edges import agreement
 from sae.evidence.measures import RELATED
-from sae.explorer.parts import number
+from sae.explorer.parts import number, numbers
 
 NEAREST = 6
+_EDGES = 5  # shown of a latent in each direction
 # The note on a match across ks: on the page of the latent at the first k; on the page of its match at the next k.
 _OUTCOMES = {
     "same": ("the same", "the same"),
@@ -103,4 +105,29 @@ def relatives(
     for latent, *partners in latents[columns].itertuples(index=False):
         for seed, other, r in zip(*partners, strict=True):
             add(latent, {"seed": int(seed)}, other, r, known=int(seed) in seeds)
+    return found
+
+
+def edges(table: pd.DataFrame, layer: int) -> dict[int, list[dict[str, Any]]]:
+    """Returns the strongest edges of each latent from the layer before and to the layer after, as lists by latent.
+
+    Keys: layer (the other one), into (whether the edge leads to this latent), agreement (of estimates and removals
+    between the two layers: rank correlation and signs, null where too few were checked) and edges: other latent, share,
+    control and removed share (null where it was not measured).
+
+    Args:
+        table: edges of all pairs of layers, with layer and next_layer.
+    """
+    found: dict[int, list[dict[str, Any]]] = {}
+    sides = (("target", "latent", "next_layer", "layer", True), ("latent", "target", "layer", "next_layer", False))
+    for own, other, here, there, into in sides if len(table) else ():
+        part = table[table[here] == layer]
+        agreed = numbers(agreement(part), 3)
+        strongest = part.iloc[np.argsort(-part["share"].abs(), kind="stable")]
+        for latent, rows in strongest.groupby(own):
+            rows = rows.head(_EDGES)
+            values = [numbers(rows[name], 3) for name in ("share", "control", "removed")]
+            listed = [list(row) for row in zip(rows[other].tolist(), *values, strict=True)]
+            entry = {"layer": int(rows[there].iloc[0]), "into": into, "agreement": agreed, "edges": listed}
+            found.setdefault(int(latent), []).append(entry)
     return found

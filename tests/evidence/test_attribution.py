@@ -86,10 +86,10 @@ def test_the_table_counts_images_and_averages_over_all_of_a_class(cause):
 
 def test_the_control_is_another_latent_of_the_same_norm(cause):
     _model, sae, _x, codes, _classes = cause
-    other = attribution._others(codes, 0)
+    other = attribution.others(codes, 0)
     assert (other != np.arange(37)).all() and len(set(other)) > 15
     alone = replace(codes, z=sparse.csr_array(codes.z.toarray() * (np.arange(37) == 3)))
-    assert (attribution._others(alone, 0) == np.arange(37)).all()
+    assert (attribution.others(alone, 0) == np.arange(37)).all()
     # With one direction for all latents, the control is the latent itself.
     alike = SparseAutoencoder(sae.config).requires_grad_(False)
     alike.W_dec[:] = sae.W_dec[:1] * torch.linspace(1, 2, 37)[:, None]

@@ -110,5 +110,11 @@ def _compared(
         names = ("latents", "images", "classes", "best_latents", "monosemanticity", "interventions", "effects")
         names += ("attributions", "localisation")
         known = {name: known[name] for name in names}
-        tables[layer, k, seed] = point.Tables(**known, across_ks=pd.concat(across_ks), across_layers=across_layers)
+        edges = pd.DataFrame(
+            {"layer": LAYERS[0], "next_layer": LAYERS[1], "target": [0, 0, 1, 2], "latent": [1, 2, 2, 1]}
+            | {"share": [0.5, -0.2, 0.4, 0.1], "control": 0.05, "removed": [0.45, -0.1, np.nan, 0.2], "images": 4}
+        )
+        tables[layer, k, seed] = point.Tables(
+            **known, across_ks=pd.concat(across_ks), across_layers=across_layers, edges=edges
+        )
     return tables, pd.DataFrame(metrics), pd.concat(summaries, ignore_index=True)

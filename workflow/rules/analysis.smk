@@ -171,3 +171,33 @@ rule across_layers:
         settings=rule_params("across_layers.py", layers=sorted(GRID["layers"])),
     script:
         "../scripts/across_layers.py"
+
+
+rule edges:
+    input:
+        reference=REFERENCE["reference"],
+        **{
+            name: expand(path, layer=sorted(GRID["layers"]), allow_missing=True)
+            for name, path in {**STORE, **SAE, "codes": MEASURED["codes"]}.items()
+        },
+    output:
+        EDGES,
+    log:
+        f"{R}/logs/edges/k={{k}}/method={{method}}/seed={{seed}}.log",
+    conda:
+        ENV
+    threads: THREADS
+    resources:
+        gpu=GPU,
+    params:
+        settings=rule_params(
+            "edges.py",
+            model=MODEL,
+            tokens=config["tokens"],
+            layers=sorted(GRID["layers"]),
+            batch=config["extraction"]["batch"],
+            latents=config["evidence"]["latents"],
+            images=config["evidence"]["images"],
+        ),
+    script:
+        "../scripts/edges.py"

@@ -98,6 +98,7 @@ EVIDENCE = {
 }
 ACROSS_KS = f"{R}/matches/ks/layer={{layer}}/method={{method}}/seed={{seed}}.parquet"
 ACROSS_LAYERS = f"{R}/matches/layers/k={{k}}/method={{method}}/seed={{seed}}.parquet"
+EDGES = f"{R}/matches/edges/k={{k}}/method={{method}}/seed={{seed}}.parquet"
 JUDGING = {
     **REFERENCE,
     **COVERAGE,

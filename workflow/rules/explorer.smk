@@ -12,6 +12,7 @@ rule explorer_point:
         sae=SAE["sae"],
         across_ks=[ACROSS_KS] if len(GRID["ks"]) > 1 else [],
         across_layers=[ACROSS_LAYERS] if len(GRID["layers"]) > 1 else [],
+        edges=[EDGES] if len(GRID["layers"]) > 1 else [],
     output:
         directory(f"{R}/explorer/data/{P}"),
     log:

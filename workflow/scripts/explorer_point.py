@@ -20,7 +20,7 @@ TABLES += ("attributions", "localisation")
 settings, here = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake):
     tables = {name: pd.read_parquet(snakemake.input[name]) for name in TABLES}
-    for name in ("across_ks", "across_layers"):
+    for name in ("across_ks", "across_layers", "edges"):
         paths = jobs.listed(snakemake.input[name])
         tables[name] = pd.concat([pd.DataFrame(), *map(pd.read_parquet, paths)])
     manifest, reference = images.read_manifest(snakemake.input.manifest), files.read_json(snakemake.input.reference)

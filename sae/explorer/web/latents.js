@@ -47,6 +47,7 @@ const latents = (() => {
         [h("h2", {}, "Nearest in this SAE"), nearest(grid, point, table, about)],
         [h("h2", {}, "Counterparts elsewhere"), await relatives(grid, point, about)],
       ),
+      about.edges.length > 0 && columns(...(await Promise.all(about.edges.map((side) => causes(grid, point, side))))),
       h("p", { class: "quiet" }, "Link to this latent: ", h("a", { href: address }, address)),
     ];
   }
@@ -351,6 +352,32 @@ const latents = (() => {
     if (!items.length) return h("p", { class: "quiet" }, alone);
     const note = h("p", { class: "quiet" }, "By the correlation of activations on held-out tokens.");
     return [note, h("ul", { class: "links" }, items)];
+  }
+
+  /** The latents of another layer that raise this one, or that it raises. */
+  async function causes(grid, point, { layer, into, agreement, edges }) {
+    const path = pathOf({ ...point, layer });
+    const target = grid.points.find((p) => pathOf(p) === path);
+    const table = target && (await tables.load(target));
+    const items = edges.map(([latent, share, control, removed]) => {
+      const name = `latent ${latent}`;
+      const anchor = target ? h("a", { href: latentLink(grid, target, latent) }, name) : name;
+      const told = target && tables.cell(table, "class", latent);
+      const measured = removed === null ? "" : `, measured ${show(removed, "share")}`;
+      const random = `, a random direction ${show(control, "share")}`;
+      const quiet = h("span", { class: "quiet" }, random, told && ` ${told}`);
+      return h("li", {}, anchor, ` ${show(share, "share")} estimated${measured}`, quiet);
+    });
+    const [r, sign] = agreement;
+    const whose = into ? "this latent's activation" : "the other latent's activation";
+    const agree =
+      r === null
+        ? ""
+        : ` Where removal was measured, its rank correlation with the estimates is ${show(r)}, and ` +
+          `${show(sign, "share")} of the effect has the estimated sign.`;
+    const note = `Share of ${whose}, on the images on which it is strongest, by the gradient through the ViT.${agree}`;
+    const title = into ? `Raised by latents of layer ${layer}` : `Raises latents of layer ${layer}`;
+    return [h("h2", {}, title), h("p", { class: "quiet" }, note), h("ul", { class: "links" }, items)];
   }
 
   async function relativeItem(grid, point, { to, latent, r, note, known }) {
