@@ -43,6 +43,7 @@ _LIMITS = {"ceilings": 60, "tests": 170, "step": 180, "peers": 240, "extraction"
 _TOOLS = {"ours": "train_ours", "SAELens": "train_saelens", "sparsify": "train_sparsify",
           "dictionary_learning": "train_dictionary_learning"}  # fmt: skip
 
+_ROUNDS = 2  # of each trainer
 _SYNTHETIC = ["matryoshka:decoder=start,nested=1", "matryoshka:decoder=start,nested=0.9", "topk:decoder=start"]
 
 
@@ -126,12 +127,6 @@ def tokens(n: int, width: int, device: str, seed: int = 0, features: int = 4096,
     return x
 
 
-def fvu(model: SparseAutoencoder, x: torch.Tensor) -> float:
-    with torch.no_grad():
-        error = sum(float((part - model(part)).double().square().sum()) for part in x.split(4096))
-    return error / float((x - x.mean(0)).double().square().sum())
-
-
 def step(out: Out, device: str, small: bool) -> None:
     from sae.training import gpu
     from sae.training.autograd import AutogradStep
@@ -199,13 +194,12 @@ def peers(out: Out, device: str, small: bool) -> None:
         except Exception as error:
             out.add(tool=name, error=repr(error)[:200])
     low = ["float32"] if device == "cpu" else ["bfloat16 autocast"]
-    rounds = 1
     variants = {"SAELens": ["float32", *low], "dictionary_learning": ["float32", *low], "sparsify": ["whole batches"]}
     for width, latents, k, batch, count in points:
         x, new = tokens(count, width, device), tokens(2**10 if small else 2**15, width, device, seed=1)
         asked = protocol.Settings(**settings | {"latents": latents, "k": k, "batch": batch, "tokens": count})
         chosen: dict[str, str] = {}
-        for turn in range(rounds):
+        for turn in range(_ROUNDS):
             for name, worker in workers.items():
                 row = {"tool": name, "width": width, "latents": latents, "k": k, "batch": batch, "round": turn}
                 try:

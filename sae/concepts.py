@@ -74,9 +74,10 @@ def draw(seed: int, index: int, fixed: dict[str, str] | None = None) -> Concept:
 def pair(seed: int, index: int, factor: str) -> tuple[Concept, Concept]:
     """Draws two images that differ in this factor and in nothing else: hue, turn, noise and all the rest are the same.
 
-    Both have one object, unless `objects` is the factor: a companion would have to make room for the object.
+    Both have one object, unless `objects` is the factor: a companion would have to make room for the object. The first
+    image is the same for every factor.
     """
-    rng = np.random.default_rng([seed, index, 0])
+    rng = np.random.default_rng([seed, index, 1 + len(_PARTS)])
     first = _factors(rng) | {"objects": "one"}
     other = [value for value in FACTORS[factor] if value != first[factor]]
     second = first | {factor: other[rng.integers(len(other))]}

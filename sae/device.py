@@ -42,6 +42,8 @@ def resolve(name: str = "auto") -> torch.device:
     if kind == "cuda":
         # cuBLAS is deterministic only with workspaces of a fixed size. It reads this when CUDA is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if number:
+            torch.cuda.set_device(int(number))  # where Triton's kernels run
     return torch.device(name)
 
 

@@ -125,14 +125,15 @@ def _store(
     ):
         under_way = deque[tuple[int, torch.Tensor, torch.Tensor, Future[bool]]]()
         hashed: Future[None] = hasher.submit(lambda: None)
+        begun = 0  # images
         for part in chain(ahead(pixels()), repeat(None, _UNDER_WAY)):
             if part is not None:
                 with torch.autocast(device.type, getattr(torch, dtype), enabled=low):
                     tokens = vits.read(vit, prepare(part), layer)
-                block, fits = host(tokens.to(kind)), host(tokens.abs().amax() <= largest)
+                block, fits = host(tokens.to(kind)), host(tokens.abs().amax().float() <= largest)
                 ready = torch.cuda.current_stream(device).record_event() if cuda else None
-                first = progress.n + sum(len(other[1]) for other in under_way)
-                under_way.append((first, tokens, block, writer.submit(write, first, block, fits, ready)))
+                under_way.append((begun, tokens, block, writer.submit(write, begun, block, fits, ready)))
+                begun += len(part)
             if under_way and (part is None or len(under_way) == _UNDER_WAY):
                 first, tokens, block, written = under_way.popleft()
                 if not written.result():

@@ -140,7 +140,7 @@ def normalise(model: Model) -> Callable[[np.ndarray | torch.Tensor], torch.Tenso
 
     def apply(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         x = pixels if isinstance(pixels, torch.Tensor) else torch.from_numpy(np.array(pixels))
-        x = x.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        x = x.to(device, non_blocking=device.type == "cuda").permute(0, 3, 1, 2)
         return (x.float() / 255 - mean) / std
 
     return apply
@@ -221,7 +221,7 @@ def splice(model: Model, layer: int, sae: SparseAutoencoder, tokens: str | None 
 def resume(model: Model, tokens: torch.Tensor, layer: int, until: int | None = None) -> torch.Tensor:
     """Returns the logits [n, outputs] of a forward pass that continues from `tokens` after block `layer`.
 
-    With `until`, it returns all tokens after that later block instead, as `read` does.
+    With `until`, a later block, it returns all tokens after that block instead, as `read` does.
 
     The blocks up to `layer` are not run, so a late layer costs little. Plain ViTs take their position information
     before the blocks or as an argument of each block, so the skipped part is not needed. The result can be
@@ -229,6 +229,7 @@ def resume(model: Model, tokens: torch.Tensor, layer: int, until: int | None = N
     """
     blocks = model.blocks
     check_layer(layer, len(blocks))
+    assert until is None or until > layer
     kept = [blocks[i] for i in range(layer + 1)]
     side = geometry(model).side
     blank = torch.zeros(len(tokens), 3, *side, device=tokens.device, dtype=next(model.parameters()).dtype)

@@ -1,5 +1,7 @@
 """From pixels to activations and to the outputs of the untouched ViT."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ import torch
 from sae import extraction, vit
 from sae.activations import Activations
 from sae.errors import InputError
-from sae.files import read_json
+from sae.files import check, read_json
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,13 @@ def test_a_shard_holds_all_tokens_in_order(model, images, tmp_path):
     facts = read_json(out.with_suffix(".json"))
     assert facts["ids"] == [25, 26, 27, 28, 29] and facts["provenance"] == {"seed": 1}
     assert facts["roles"] == ["class"] and facts["patches"] == [2, 2] and facts["layer"] == 3
+
+
+def test_a_silent_progress_bar_changes_nothing(model, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "tqdm", partial(extraction.tqdm, disable=True))  # as TQDM_DISABLE=1 does
+    extraction.extract(model, images[0][1], range(25, 30), 3, tmp_path / "shard.npy", batch=2)
+    np.testing.assert_allclose(np.load(tmp_path / "shard.npy"), exact(model, images[2][4:]), rtol=2e-3, atol=2e-3)
+    check(tmp_path / "shard.npy", read_json(tmp_path / "shard.json")["sha256"])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -163,13 +163,18 @@ def agreement(
         place = entries.start + np.searchsorted(codes.images.indices[entries], responses.latent[change])
         exact[row] = responses.effects[change, starts + found.predicted[image]]
         estimated[row] = found.effects[place]
+    correlation, sign = agree(exact, estimated)
+    return {"attribution_correlation": correlation, "attribution_sign": sign}
+
+
+def agree(exact: np.ndarray, estimated: np.ndarray) -> tuple[float, float]:
+    """Returns Spearman's correlation, and the share of equal signs weighted by the exact effect; NaN if one is all 0."""
     if not exact.any() or not estimated.any():
-        return {"attribution_correlation": np.nan, "attribution_sign": np.nan}
-    weight = abs(exact)
-    return {
-        "attribution_correlation": float(stats.spearmanr(exact.ravel(), estimated.ravel()).statistic),
-        "attribution_sign": float((weight * (np.sign(exact) == np.sign(estimated))).sum() / weight.sum()),
-    }
+        return np.nan, np.nan
+    weight, same = abs(exact), np.sign(exact) == np.sign(estimated)
+    return float(stats.spearmanr(exact.ravel(), estimated.ravel()).statistic), float(
+        (weight * same).sum() / weight.sum()
+    )
 
 
 def sizes(found: Attributions, codes: Codes) -> pd.DataFrame:

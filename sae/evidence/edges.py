@@ -1,4 +1,4 @@
-"""Edges from the latents of one layer to those of a later one: which latents raise a latent, by the ViT's gradient.
+"""Edges from the latents of one layer to those of a later one: their causes, by the ViT's gradient.
 
 `matching` compares activations, which may rise together without a cause. Here the gradient of a latent's pre-activation
 by the tokens of the earlier layer is computed on the images on which the latent is strongest, at its strongest token.
@@ -7,8 +7,8 @@ An earlier latent i then adds about
     Σ_t z_i(t) / scale · W_dec[i] · ∂ pre-activation / ∂ x(t)
 
 to it, through attention, MLPs and the residual stream alike (sparse feature circuits, Marks et al. 2024, arXiv
-2403.19647). Edges are given as shares of the latent's activation. The control of an edge has the same activations, and
-the direction of a random other latent with the norm of i's.
+2403.19647). Edges are given as shares of the latent's pre-activation. The control has the same activations, and
+directions of random other latents with the same norms; since edges are shown by size, so are the controls.
 
 For a sample of latents, their strongest edge and a random one are compared with exact removal: the earlier latent is
 taken out, and the blocks between the layers run again.
@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from sae.evidence.attribution import others
+from sae.evidence.attribution import agree, others
 from sae.latent_codes import Codes
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from sae.activations import Activations
     from sae.autoencoder import SparseAutoencoder
 
+_DENSE = 2**24  # numbers of a dense matrix of latents
 KEPT = 8  # edges into a latent, the strongest
 COLUMNS = ["latent", "target", "share", "control", "removed", "images"]
 
@@ -67,15 +67,17 @@ def edges(
         batch: images in one forward pass.
 
     Returns:
-        latent (of the source), target; share: of the target's activation, mean over its images; control: the same of
-        a random direction; removed: the share that removal takes away, NaN where it was not measured; images. Sorted
-        by target, the largest shares first.
+        latent (of the source), target; share: the sum of what the latent adds over the target's images, divided by
+        that of its pre-activations; control: of the edge in n-th place, the control in n-th place by size, of a random
+        edge its own; removed: the share that removal takes away, NaN where it was not measured; images. Sorted by
+        target, the largest shares first.
     """
     place = _places(target.codes, images)
     size = source.model.config.latents
     estimate, control = (np.zeros((target.model.config.latents, size), np.float32) for _ in range(2))
     strength = np.zeros(len(estimate))
     run = _Between(vit, source, target, chosen)
+    batch = max(1, min(batch, _DENSE // (source.codes.tokens * size)))
     directions = run.directions(seed)
     for first in range(0, len(place), batch):
         rows = place.iloc[first : first + batch]
@@ -102,12 +104,7 @@ def agreement(table: pd.DataFrame) -> tuple[float, float]:
     """Returns how the checked edges agree with their removal: Spearman's correlation, and the share of equal signs,
     weighted by the removal. NaN where fewer than three were checked."""
     known = table[table["removed"].notna()]
-    if len(known) < 3 or not known["removed"].any():
-        return np.nan, np.nan
-    weight, same = known["removed"].abs(), np.sign(known["removed"]) == np.sign(known["share"])
-    return float(stats.spearmanr(known["share"], known["removed"]).statistic), float(
-        (weight * same).sum() / weight.sum()
-    )
+    return agree(known["removed"].to_numpy(), known["share"].to_numpy()) if len(known) >= 3 else (np.nan, np.nan)
 
 
 class _Between:
@@ -183,8 +180,10 @@ def _places(codes: Codes, images: int) -> pd.DataFrame:
 def _strongest(estimate: np.ndarray, control: np.ndarray, strength: np.ndarray) -> pd.DataFrame:
     """Returns share and control of the strongest edges into each target that fires, by (latent, target)."""
     targets = np.flatnonzero(strength > 0)
-    best = np.argsort(-abs(estimate[targets]), axis=1, kind="stable")[:, :KEPT]
-    table = _rows(best.ravel(), np.repeat(targets, best.shape[1]), estimate, control, strength)
+    best, largest = (np.argsort(-abs(m[targets]), axis=1, kind="stable")[:, :KEPT] for m in (estimate, control))
+    aims = np.repeat(targets, best.shape[1])
+    table = _rows(best.ravel(), aims, estimate, control, strength)
+    table["control"] = control[aims, largest.ravel()] / strength[aims]
     return table[table["share"] != 0]
 
 

@@ -6,7 +6,8 @@ direction that mixes factors changes within all. The share of a latent's change 
 by chance where all factors change a token equally, tells trained dictionaries from untrained ones (the idea: arXiv
 2606.24716).
 
-A latent's own factor is chosen on every other pair, and its share is measured on the rest.
+A latent's own factor is chosen on every other pair, and its share is measured on the rest. Pair i of every factor
+starts from the same image, so that pairs are drawn again together for intervals.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def tokens(
     count: int = PAIRS,
     batch: int = 64,
 ) -> np.ndarray:
-    """Returns the tokens after block `layer` of drawn pairs, float16 [factors, count, 2, tokens, d].
+    """Returns the tokens after block `layer` of drawn pairs, [factors, count, 2, tokens, d].
+
+    They are float16, or float32 where one exceeds float16's range.
 
     Args:
         chosen: the tokens that the dictionaries read.
@@ -57,8 +60,10 @@ def tokens(
     with torch.inference_mode():
         for first in range(0, len(pixels), batch):
             read = vits.read(vit, prepare(pixels[first : first + batch]), layer)[:, chosen]
-            parts.append(read.half().cpu().numpy())
+            parts.append(read.float().cpu().numpy())
     found = np.concatenate(parts)
+    low = found.astype(np.float16)
+    found = low if np.isfinite(low).all() else found
     return found.reshape(len(concepts.FACTORS), count, 2, *found.shape[1:])
 
 
@@ -68,15 +73,18 @@ def changes(model: SparseAutoencoder, pairs: np.ndarray) -> np.ndarray:
     Args:
         pairs: [factors, pairs, 2, tokens, d], see `tokens`.
     """
-    strongest = np.empty((*pairs.shape[:3], model.config.latents), np.float32)
-    for factor, images in enumerate(pairs):
-        z = model.encode(images.reshape(-1, pairs.shape[-1]).astype(np.float32))
-        strongest[factor] = z.reshape(*images.shape[:3], -1).max(2)
-    return abs(strongest[:, :, 0] - strongest[:, :, 1])
+    found = np.empty((*pairs.shape[:2], model.config.latents), np.float32)
+    for place in np.ndindex(found.shape[:2]):
+        z = model.encode(pairs[place].reshape(-1, pairs.shape[-1]).astype(np.float32))
+        first, second = z.reshape(2, pairs.shape[3], -1).max(1)
+        found[place] = abs(first - second)
+    return found
 
 
 def table(change: np.ndarray) -> pd.DataFrame:
-    """Returns latent, factor (its own) and factor_share; None and NaN for a latent that never changes.
+    """Returns latent, factor (its own), factor_share, and factor_pairs: within how many pairs of its factor it changes.
+
+    Factor and share are missing for a latent that does not change in both halves of the pairs.
 
     Args:
         change: [factors, pairs, F], see `changes`.
@@ -85,7 +93,9 @@ def table(change: np.ndarray) -> pd.DataFrame:
     share = _share(change[:, 1::2].mean(1), own)
     names = np.array([*concepts.FACTORS], object)[own]
     names[np.isnan(share)] = None
-    return pd.DataFrame({"latent": np.arange(change.shape[2]), "factor": names, "factor_share": share})
+    latent = np.arange(change.shape[2])
+    pairs = (change[own, :, latent] > 0).sum(1)
+    return pd.DataFrame({"latent": latent, "factor": names, "factor_share": share, "factor_pairs": pairs})
 
 
 def summarised(change: np.ndarray) -> tuple[float, np.ndarray, int]:
@@ -97,14 +107,16 @@ def summarised(change: np.ndarray) -> tuple[float, np.ndarray, int]:
 
 
 def _own(change: np.ndarray) -> np.ndarray:
-    """Returns the factor that changes each latent most on every other pair, int64 [F]."""
-    return change[:, ::2].mean(1).argmax(0)
+    """Returns the factor that changes each latent most on every other pair, int64 [F]; -1 where none changes it."""
+    mean = change[:, ::2].mean(1)
+    return np.where(mean.any(0), mean.argmax(0), -1)
 
 
 def _share(mean: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Returns the share of a latent's change, [factors, F], that its own factor causes; NaN where there is none."""
     total = mean.sum(0)
-    return np.divide(mean[own, np.arange(len(own))], total, out=np.full(len(own), np.nan), where=total > 0)
+    known = (total > 0) & (own >= 0)
+    return np.divide(mean[own, np.arange(len(own))], total, out=np.full(len(own), np.nan), where=known)
 
 
 def _mean(share: np.ndarray) -> float:

@@ -32,6 +32,7 @@ class Filter:
     below: float | None = None
 
 
+_PAIRS = 5  # of images within which a latent has to change
 # The table of latents: the key of each column in a point's table.js, in order.
 COLUMNS = {
     "latent": Column("latent", "id", "Row of the decoder matrix W_dec, counted from 0."),
@@ -252,11 +253,12 @@ def _estimate(fact: Mapping[str, Any]) -> tuple[str, str]:
 def _one_factor(fact: Mapping[str, Any]) -> tuple[str, str]:
     share = fact["factor_share"]
     if pd.isna(share):
-        return "open", "It changes within no pair of images that differ in one factor."
+        return "open", "It changes within too few pairs of images that differ in one factor alone."
     text = (
         f"Of its changes within pairs of images that differ in one factor alone, {share:.0%} are by {fact['factor']}."
     )
-    return "yes" if share >= ONE_FACTOR else "open", text
+    enough = share >= ONE_FACTOR and fact["factor_pairs"] >= _PAIRS
+    return "yes" if enough else "open", text
 
 
 def _effect(intervention: Mapping[str, Any]) -> tuple[str, str]:

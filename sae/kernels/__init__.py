@@ -1,1 +1,1 @@
-"""Small loops compiled by numba: one training step, and the k largest values of each row."""
+"""Small loops: one training step, and the k largest of each row. numba compiles them for CPUs, Triton for GPUs."""

@@ -20,7 +20,7 @@ _PENALTY_START, _PENALTY_RATE = 3e-3, 0.1  # relu's c, and how fast log c follow
 class AutogradStep(Step):
     """The step by torch's own differentiation.
 
-    On CUDA nothing waits for the host: the whole step is one CUDA graph, replayed.
+    On CUDA nothing waits for the host: the step is one CUDA graph, see `Replay`.
     """
 
     def __init__(self, *arguments: Any):
@@ -72,7 +72,7 @@ class AutogradStep(Step):
     def __call__(self, raw: torch.Tensor | Rows, lr: float) -> None:
         self._lr.fill_(lr)
         self._weight.fill_(self._rate())
-        raw = raw[:].to(self.device, self.model.b_dec.dtype, non_blocking=True)
+        raw = raw[:].to(self.device, self.model.b_dec.dtype, non_blocking=self.device.type == "cuda")
         self._calibrate(raw)
         for group in self._adam.param_groups:
             group["lr"] = self._lr if self.device.type == "cuda" else lr

@@ -192,7 +192,7 @@ class GpuStep(Step):
             warps = min(_WARPS, max(1, self._size // _OF_A_WARP))
             sizes = {"BITS": bits, "SIZE": self._size, "CHUNK": min(self._size, 256 * warps), "num_warps": warps}
             if batch:
-                codes = self._of_the_batch(pre, keys, sizes)
+                codes = self._of_the_batch(keys, sizes)
             for found, masked in ((None if batch else codes, False), (revived, True)):
                 if found is not None:
                     out = found.latents.view(n, -1)[part], found.values.view(n, -1)[part]
@@ -203,23 +203,22 @@ class GpuStep(Step):
         latents = torch.empty(n * k, dtype=torch.int32, device=self._device)
         return Codes(latents, torch.empty(n * k, dtype=self._real, device=self._device), k)
 
-    def _of_the_batch(self, pre: torch.Tensor, keys: torch.Tensor, sizes: dict[str, int]) -> Codes:
+    def _of_the_batch(self, keys: torch.Tensor, sizes: dict[str, int]) -> Codes:
         """Returns the k·n largest pre-activations of a batch, and lets the threshold follow the smallest of them."""
-        n, latents = pre.shape
+        n, latents = keys.shape
         wanted = self.model.config.k * n
         codes = self._room(n, self.model.config.k)
-        best = pre.flatten().topk(wanted, sorted=False).values.relu()
-        cut = best.min()
+        # By their bits, as the kernels compare them: NaN is the largest.
+        cut = keys.flatten().topk(wanted, sorted=False).values.min().clamp_min(0).long()
         counts = torch.empty(2, n, dtype=torch.int32, device=self._device)
-        bits = cut.view(keys.dtype).long()
         chunk = {name: sizes[name] for name in ("BITS", "CHUNK", "num_warps")}
-        gpu.count[(n,)](keys, bits, counts, latents, SIZE=sizes["SIZE"], num_warps=sizes["num_warps"])
+        gpu.count[(n,)](keys, cut, counts, latents, SIZE=sizes["SIZE"], num_warps=sizes["num_warps"])
         equal = counts[1].long()
         larger = counts[0] - equal
         spare = wanted - larger.sum()  # of those equal to the cut, the first
         own = torch.minimum((spare - equal.cumsum(0) + equal).clamp_min(0), equal)
         codes.offsets = F.pad((larger + own).cumsum(0), (1, 0))
-        gpu.above[(n,)](keys, bits, own.int(), codes.offsets, codes.latents, codes.values, latents, **chunk)
+        gpu.above[(n,)](keys, cut, own.int(), codes.offsets, codes.latents, codes.values, latents, **chunk)
         tokens = torch.arange(n, dtype=torch.int32, device=self._device)
         codes.tokens = tokens.repeat_interleave(larger + own, output_size=wanted)
         codes.k = None

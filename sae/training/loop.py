@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import time
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -72,7 +73,7 @@ def train(
         log: A CSV file with a row per logged step: step, epoch, tokens, loss, fvu, l0, dead, lr.
         checkpoint: A file from which an interrupted run with the same arguments continues; removed at the end.
         checkpoint_every: Seconds between checkpoints, or more where one would take over 1 % of the time. 0: a
-            checkpoint after every step.
+            checkpoint after every step. On a GPU only after a step of the log.
 
     Returns:
         The SAE. Its `record` has tokens, steps, precision, device.
@@ -114,14 +115,15 @@ def train(
                 step(raw, rate)
                 seen += len(raw)
                 progress.update(len(raw))
-                logged, due = step.count % every == 0 or step.count == steps, saved.due()
-                if logged or due or target.type == "cpu":  # on a GPU, a report waits for the step
+                logged = step.count % every == 0 or step.count == steps or target.type == "cpu"
+                due = saved.due() if logged else False  # a report lets a GPU's step look for dead latents: see there
+                if logged:  # on a GPU, a report waits for the step
                     now = step.report()
                     if not math.isfinite(now["loss"]):
                         kept = f"; {checkpoint} holds the last good state, step {saved.step}" if saved.step else ""
                         problem = f"the loss is not finite; lower training.lr (now {lr:g})"
                         raise InputError(f"{name}, step {step.count}: {problem}{kept}")
-                if logged:
+                if step.count % every == 0 or step.count == steps:
                     row = {"step": step.count, "epoch": epoch, "tokens": seen, "loss": now["loss"]}
                     row |= {"fvu": now["error"] / variance, "l0": now["l0"], "dead": now["dead"], "lr": rate}
                     rows.append(row)
@@ -166,8 +168,13 @@ def fastest_step(model: SparseAutoencoder, config: TrainConfig, tokens: int, ste
 def _gpu_step(model: SparseAutoencoder) -> type[Step] | None:
     """Returns the sparse step for CUDA if it can train this SAE."""
     try:
-        from sae.training import gpu  # here, since it takes a quarter of a second
-    except ImportError:  # no triton for this machine
+        from triton.runtime import driver  # here, since it takes a quarter of a second
+
+        from sae.training import gpu
+
+        driver.active.get_current_device()
+    except Exception as error:  # no Triton for this machine, or no compiler, which it needs for its driver
+        print(f"training by dense steps, several times slower: Triton does not work here: {error}", file=sys.stderr)
         return None
     return gpu.GpuStep if gpu.trains(model.config) else None
 

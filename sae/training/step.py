@@ -3,7 +3,7 @@
 Three classes compute the same numbers. `SparseStep`, on a CPU, and `GpuStep`, on a CUDA device, are for the k-sparse
 methods: their kernels decode and differentiate only the active latents of a token, without autograd. `AutogradStep`
 uses torch's differentiation, for every method and device. All split a batch into chunks, so that memory never holds a
-[batch, F] matrix; only `GpuStep` holds one for batchtopk.
+[batch, F] matrix, except in `GpuStep` for batchtopk.
 
 The loss is the mean squared error over tokens and dimensions plus `auxk` times the auxiliary loss of Gao et al. (2024,
 arXiv 2406.04093): the k_aux = min(d/2, dead) largest *dead* latents reconstruct the residual, detached, without the

@@ -23,7 +23,12 @@ def test_shares_of_known_changes():
     assert found["factor"].tolist()[:1] == ["texture"] and found["factor"][2] == "colour"
     np.testing.assert_allclose(found["factor_share"][[0, 2, 3]], [1, 0.75, 0], atol=1e-6)
     assert found["factor_share"][1] == pytest.approx(1 / 7, abs=0.04)
+    assert found["factor_pairs"].tolist() == [40, 40, 40, 20, 0]
     assert pd.isna(found["factor"][4]) and np.isnan(found["factor_share"][4])  # never changes
+
+    late = np.zeros((7, 4, 1), np.float32)
+    late[3, 1::2] = 1  # on no pair that chooses
+    assert one_factor.table(late)[["factor", "factor_share"]].isna().all(None)
 
     value, drawn, n = one_factor.summarised(change)
     assert n == 4 and value == pytest.approx(found["factor_share"].mean())

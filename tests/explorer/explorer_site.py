@@ -110,8 +110,9 @@ def _compared(
         names = ("latents", "images", "classes", "best_latents", "monosemanticity", "interventions", "effects")
         names += ("attributions", "localisation")
         known = {name: known[name] for name in names}
+        a, b = (evidence[one, k, seed]["latents"].query("status == 'alive'")["latent"].to_numpy() for one in LAYERS[:2])
         edges = pd.DataFrame(
-            {"layer": LAYERS[0], "next_layer": LAYERS[1], "target": [0, 0, 1, 2], "latent": [1, 2, 2, 1]}
+            {"layer": LAYERS[0], "next_layer": LAYERS[1], "target": b[[0, 0, 1, 2]], "latent": a[[1, 2, 2, 1]]}
             | {"share": [0.5, -0.2, 0.4, 0.1], "control": 0.05, "removed": [0.45, -0.1, np.nan, 0.2], "images": 4}
         )
         tables[layer, k, seed] = point.Tables(

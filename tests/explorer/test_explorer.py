@@ -193,6 +193,24 @@ def test_relatives_are_those_of_the_tables(site):
             assert {"k", "layer", "seed"} == {next(iter(r["to"])) for r in entry["relatives"]}
 
 
+def test_edges_lead_to_the_layer_before_and_after(site):
+    table = site.tables[0, 2, 0].edges
+    a, b = table["latent"].tolist(), table["target"].tolist()
+    early, late = (
+        [each for n in range(2) for each in read(site, f"{name_of(layer, 2, 0)}/latents/{n:04d}")] for layer in (0, 1)
+    )
+    into, out = {"layer": 0, "into": True}, {"layer": 1, "into": False}
+    for entries, latent, where, edges in (
+        (late, b[0], into, [[a[0], 0.5, 0.05, 0.45], [a[1], -0.2, 0.05, -0.1]]),
+        (late, b[2], into, [[a[2], 0.4, 0.05, None]]),
+        (late, b[3], into, [[a[3], 0.1, 0.05, 0.2]]),
+        (early, a[0], out, [[b[0], 0.5, 0.05, 0.45], [b[3], 0.1, 0.05, 0.2]]),
+        (early, a[1], out, [[b[2], 0.4, 0.05, None], [b[0], -0.2, 0.05, -0.1]]),
+    ):
+        assert entries[latent]["edges"] == [where | {"agreement": [1, 1], "edges": edges}]
+    assert all(entry.get("edges", []) == [] for i, entry in enumerate(early) if i not in a)
+
+
 def test_nearest_are_the_most_similar_decoder_rows(site):
     decoder = np.random.default_rng(0).standard_normal((LATENTS, 8))
     alive = (site.tables[0, 2, 0].latents["status"] == "alive").to_numpy()

@@ -350,6 +350,20 @@ def test_a_latents_page_tells_all_that_is_known(visitor, site):
     assert f"{interventions.at[latent, 'images']} held-out images on which it is strongest" in text
 
 
+def test_a_latent_shows_its_causes_and_its_effects(visitor, site):
+    table = site.tables[0, 4, 0].edges
+    (_, source, *_), (first, _, target, _) = table["latent"], table["target"]
+    visitor.open(f"#layer=0&k=4&seed=0&latent={source}")
+    text = visitor.text("main").replace("\xa0", " ")
+    assert "Strongest effects in layer 1" in text and "Strongest causes" not in text
+    assert f"latent {target} 40 % estimated, a random direction 5 %" in text
+    assert f"latent {first} -20 % estimated, measured -10 %, a random direction 5 %" in text
+    visitor.page.locator("ul.links").last.get_by_role("link", name=f"latent {target}", exact=True).click()
+    visitor.page.wait_for_function(f"document.querySelector('h1')?.textContent === 'Latent {target}'")
+    text = visitor.text("main").replace("\xa0", " ")
+    assert "Strongest causes in layer 0" in text and f"latent {source} 40 % estimated" in text
+
+
 def test_links_lead_to_neighbours_relatives_and_back(visitor, site):
     latent = loudest(site)
     page = visitor.open(f"#layer=0&k=4&seed=0&latent={latent}").page

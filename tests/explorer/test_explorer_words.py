@@ -57,10 +57,11 @@ def test_checks_for_and_against():
     assert verdicts(latent(stability_correlation=np.nan), None, SIMILAR * np.nan, None) == ["open"] * 4
     assert verdicts(latent(), best(), SIMILAR, still)[3] == "open"
     assert words.checks(latent(status="dead"), None, SIMILAR, None) == []
-    one = [words.checks(latent(factor=f, factor_share=v), best(), SIMILAR, MOVES)[4] for f, v in
-           (("colour", 0.6), ("colour", 0.3), (None, np.nan))]  # fmt: skip
-    assert [verdict for verdict, _text in one] == ["yes", "open", "open"]
-    assert "60% are by colour" in one[0][1] and "changes within no pair" in one[2][1]
+    given = (("colour", 0.6, 9), ("colour", 0.6, 2), ("colour", 0.3, 9), (None, np.nan, 0))
+    facts = [dict(zip(("factor", "factor_share", "factor_pairs"), values, strict=True)) for values in given]
+    one = [words.checks(latent(**each), best(), SIMILAR, MOVES)[4] for each in facts]
+    assert [verdict for verdict, _text in one] == ["yes", "open", "open", "open"]
+    assert "60% are by colour" in one[0][1] and "within too few pairs" in one[3][1]
     assert "2 other seeds" in words.checks(latent(partner_seeds=[1, 2]), best(), SIMILAR, None)[1][1]
     assert verdicts(latent(stability_correlation=FOUND), best(), SIMILAR, None)[1] == "yes"
 

@@ -174,6 +174,17 @@ def test_many_steps_of_all_ways_are_the_same(method, config):
         torch.testing.assert_close(ends[0]["W_dec"].norm(dim=1), torch.ones(20, dtype=torch.float64))
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("method", K_SPARSE)
+def test_a_weight_that_is_no_number_shows_in_the_loss_on_a_gpu(method):
+    m = model(method, 4, 12, 3).float()
+    with torch.no_grad():
+        m.b_enc[5] = torch.nan
+    step = step_of(GpuStep, m, asked())
+    gradients_of(step, torch.randn(8, 4))
+    assert np.isnan(step.report()["loss"])
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", INT8])
 def test_threads_change_no_byte(precision):
     before = torch.get_num_threads()

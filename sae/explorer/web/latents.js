@@ -354,7 +354,7 @@ const latents = (() => {
     return [note, h("ul", { class: "links" }, items)];
   }
 
-  /** The latents of another layer that raise this one, or that it raises. */
+  /** The latents of another layer that raise or lower this one, or that it raises or lowers. */
   async function causes(grid, point, { layer, into, agreement, edges }) {
     const path = pathOf({ ...point, layer });
     const target = grid.points.find((p) => pathOf(p) === path);
@@ -376,7 +376,7 @@ const latents = (() => {
         : ` Where removal was measured, its rank correlation with the estimates is ${show(r)}, and ` +
           `${show(sign, "share")} of the effect has the estimated sign.`;
     const note = `Share of ${whose}, on the images on which it is strongest, by the gradient through the ViT.${agree}`;
-    const title = into ? `Raised by latents of layer ${layer}` : `Raises latents of layer ${layer}`;
+    const title = into ? `Strongest causes in layer ${layer}` : `Strongest effects in layer ${layer}`;
     return [h("h2", {}, title), h("p", { class: "quiet" }, note), h("ul", { class: "links" }, items)];
   }
 
