@@ -168,13 +168,12 @@ def agreement(
 
 
 def agree(exact: np.ndarray, estimated: np.ndarray) -> tuple[float, float]:
-    """Returns Spearman's correlation, and the share of equal signs weighted by the exact effect; NaN if one is all 0."""
+    """Returns Spearman's correlation, and the share of equal signs weighted by exact effect; NaN if one is all 0."""
     if not exact.any() or not estimated.any():
         return np.nan, np.nan
     weight, same = abs(exact), np.sign(exact) == np.sign(estimated)
-    return float(stats.spearmanr(exact.ravel(), estimated.ravel()).statistic), float(
-        (weight * same).sum() / weight.sum()
-    )
+    correlation = float(stats.spearmanr(exact.ravel(), estimated.ravel()).statistic)
+    return correlation, float((weight * same).sum() / weight.sum())
 
 
 def sizes(found: Attributions, codes: Codes) -> pd.DataFrame:
