@@ -46,7 +46,7 @@ def synthetic(folder: Path, latents: int, images: int) -> None:
     manifest["label"] = [f"class {i % 100}" for i in range(images)]
     parts.write(folder / "data", "images", page.image_list(manifest, range(images), range(images)))
     random = {name: parts.numbers(rng.random(latents)) for name in ("mcc", "density", "images", "max", "stability")}
-    random |= {name: parts.numbers(rng.random(latents)) for name in ("monosemanticity", "effect")}
+    random |= {name: parts.numbers(rng.random(latents)) for name in ("monosemanticity", "coherence", "effect")}
     table = {"size": latents, "alive": parts.pack(np.ones(latents), "u1")}
     table |= {"token_types": [], "token_type": [-1] * latents}
     table |= {"names": [f"class {i}" for i in range(100)], "class": rng.integers(-1, 100, latents).tolist()}

@@ -64,11 +64,13 @@ def test_firefox_shows_every_view_from_disk_too(tmp_path):
     try:
         views = {"": "Latents of vit", "#layer=0&k=4&seed=0": "SAE at layer 0, k 4, seed 0"}
         views |= {f"#layer=0&k=4&seed=0&latent={latent}": f"Latent {latent}", "#images=": "Images"}
+        views |= {"#classes=": "Classes", "#class=1": None, "#image=1": None}  # named by labels
         for link, title in views.items():
             firefox.call("WebDriver:Navigate", {"url": "about:blank"})
             firefox.call("WebDriver:Navigate", {"url": site.url + link})
             assert firefox.wait("document.getElementById('main').dataset.ready") == (link or "#")
-            assert firefox.wait("document.querySelector('h1').textContent") == title
+            heading = firefox.wait("document.querySelector('h1').textContent")
+            assert title in (heading, None) and heading not in ("Not here", "This cannot be shown")
             firefox.wait("[...document.querySelectorAll('.plot')].every((e) => e.querySelector('canvas'))")
             firefox.wait("![...document.images].some((i) => i.getBoundingClientRect().top < 300 && !i.naturalWidth)")
             assert firefox.wait("document.querySelectorAll('.error').length + 1") == 1
