@@ -40,8 +40,9 @@ def synthetic(folder: Path, latents: int, images: int) -> None:
     facts = {"name": "synthetic", "model": "vit_tiny_patch16_224", "tokens": "patches"}
     facts["geometry"] = {"blocks": 12, "width": 192, "prefix": ["class"], "patches": [14, 14], "side": [224, 224]}
     facts["geometry"]["outputs"] = 1000
+    facts["classes"] = [["label", f"class {i}", images // 100] for i in range(100)]
     parts.write(folder / "data", "grid", page.grid(metrics, summaries, methods[:1], methods[1:], facts))
-    manifest = pd.DataFrame({"id": range(images), "split": "train"})
+    manifest = pd.DataFrame({"id": range(images), "split": "train", "status": "ok"})
     manifest["path"] = [f"n{i:08d}/picture-{i}.jpg" for i in range(images)]
     manifest["label"] = [f"class {i % 100}" for i in range(images)]
     parts.write(folder / "data", "images", page.image_list(manifest, range(images), range(images)))
@@ -91,7 +92,11 @@ def main() -> None:
     if given.open:
         points = sorted(given.open.glob("data/layer=*/k=*/method=*/seed=*"))
         here = "&".join(points[0].relative_to(given.open / "data").parts)
-        print(measure(given.open, ["", f"#{here}", f"#{here}&latent=1", "#images="], given.runs).to_string(index=False))
+        print(
+            measure(given.open, ["", f"#{here}", f"#{here}&latent=1", "#images=", "#classes="], given.runs).to_string(
+                index=False
+            )
+        )
         every = [path for path in given.open.rglob("*") if path.is_file()]
         total = sum(path.stat().st_size for path in every)
         data = sum(path.stat().st_size for path in every if "data" in path.relative_to(given.open).parts[:1])
@@ -102,7 +107,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         synthetic(Path(folder), given.latents, given.images)
-        print(measure(Path(folder), ["", "#layer=6&k=32", "#images="], given.runs).to_string(index=False))
+        print(measure(Path(folder), ["", "#layer=6&k=32", "#images=", "#classes="], given.runs).to_string(index=False))
 
 
 if __name__ == "__main__":
