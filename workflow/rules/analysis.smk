@@ -175,11 +175,11 @@ rule across_layers:
 
 rule edges:
     input:
-        reference=REFERENCE["reference"],
         **{
             name: expand(path, layer=sorted(GRID["layers"]), allow_missing=True)
             for name, path in {**STORE, **SAE, "codes": MEASURED["codes"]}.items()
         },
+        reference=REFERENCE["reference"],
     output:
         EDGES,
     log:
