@@ -36,6 +36,7 @@ def test_a_device_that_is_absent_is_an_error_that_says_so(monkeypatch):
             device.resolve(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
     assert device.resolve("cuda:1") == torch.device("cuda:1")
     with pytest.raises(InputError, match=r"this machine has cuda:0\.\.1"):
         device.resolve("cuda:2")

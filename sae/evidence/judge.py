@@ -104,8 +104,7 @@ def judge(
     latents = ranking.latents.merge(stable.drop(columns="fires"), on="latent")
     latents = latents.merge(attribution.sizes(dictionary.attributions, sample), on="latent")
     latents = latents.merge(coherence.coherence(sample, geometry.patches), on="latent")
-    if codes.changes is not None:
-        latents = latents.merge(one_factor.table(codes.changes), on="latent")
+    latents = latents.merge(one_factor.table(codes.changes, codes.latents), on="latent")
     tables = {"latents": latents, "images": ranking.images, "classes": ranking.classes}
     tables["best_latents"] = ranking.best_latents
     tables["monosemanticity"] = _monosemanticity(codes, shown.embedding)

@@ -81,20 +81,25 @@ def changes(model: SparseAutoencoder, pairs: np.ndarray) -> np.ndarray:
     return found
 
 
-def table(change: np.ndarray) -> pd.DataFrame:
+def table(change: np.ndarray | None, latents: int) -> pd.DataFrame:
     """Returns latent, factor (its own), factor_share, and factor_pairs: within how many pairs of its factor it changes.
 
-    Factor and share are missing for a latent that does not change in both halves of the pairs.
+    Factor and share are missing for a latent that does not change in both halves of the pairs; all is missing without
+    pairs.
 
     Args:
-        change: [factors, pairs, F], see `changes`.
+        change: [factors, pairs, F], see `changes`; None for images without known factors.
+        latents: F.
     """
+    if change is None:
+        unknown = {"factor": None, "factor_share": np.nan, "factor_pairs": pd.NA}
+        return pd.DataFrame({"latent": np.arange(latents)}).assign(**unknown).astype({"factor_pairs": "Int64"})
     own = _own(change)
     share = _share(change[:, 1::2].mean(1), own)
     names = np.array([*concepts.FACTORS], object)[own]
     names[np.isnan(share)] = None
-    latent = np.arange(change.shape[2])
-    pairs = (change[own, :, latent] > 0).sum(1)
+    latent = np.arange(latents)
+    pairs = pd.array((change[own, :, latent] > 0).sum(1), "Int64")
     return pd.DataFrame({"latent": latent, "factor": names, "factor_share": share, "factor_pairs": pairs})
 
 

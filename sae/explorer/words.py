@@ -198,7 +198,7 @@ def checks(
         _stability(fact),
         _similarity(monosemanticity),
         _effect(intervention) if intervention is not None else _estimate(fact),
-        *([_one_factor(fact)] if "factor" in fact else []),
+        *([_one_factor(fact)] if pd.notna(fact["factor_pairs"]) else []),
     ]
 
 

@@ -19,7 +19,7 @@ def test_shares_of_known_changes():
     change[:, :, 1] = rng.random((7, 40))  # by all alike
     change[1, :, 2], change[4, :, 2] = 3, 1  # mostly by colour
     change[0, ::2, 3], change[6, 1::2, 3] = 5, 1  # by shape on the pairs that choose, by objects on the others
-    found = one_factor.table(change)
+    found = one_factor.table(change, change.shape[2])
     assert found["factor"].tolist()[:1] == ["texture"] and found["factor"][2] == "colour"
     np.testing.assert_allclose(found["factor_share"][[0, 2, 3]], [1, 0.75, 0], atol=1e-6)
     assert found["factor_share"][1] == pytest.approx(1 / 7, abs=0.04)
@@ -28,7 +28,11 @@ def test_shares_of_known_changes():
 
     late = np.zeros((7, 4, 1), np.float32)
     late[3, 1::2] = 1  # on no pair that chooses
-    assert one_factor.table(late)[["factor", "factor_share"]].isna().all(None)
+    assert one_factor.table(late, 1)[["factor", "factor_share"]].isna().all(None)
+
+    unknown = one_factor.table(None, 3)
+    assert unknown["latent"].tolist() == [0, 1, 2] and list(unknown) == list(found)
+    assert unknown.drop(columns="latent").isna().all(None)
 
     value, drawn, n = one_factor.summarised(change)
     assert n == 4 and value == pytest.approx(found["factor_share"].mean())
@@ -55,6 +59,6 @@ def test_a_latent_that_reads_a_colour_responds_to_colour():
         dictionary.W_enc.copy_(torch.tensor([[2.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
     change = one_factor.changes(dictionary, pictures)
     assert change.shape == (7, 20, 2)
-    found = one_factor.table(change)
+    found = one_factor.table(change, change.shape[2])
     assert found["factor"].tolist() == ["colour", "background"]
     assert (found["factor_share"] > 2 / 7).all()  # twice what factors that matter equally would have

@@ -12,7 +12,7 @@ from sae.explorer import page, relatives, words
 
 def latent(**facts):
     usual = {"status": "alive", "token_type": "", "stability_correlation": 0.8, "partner_seeds": [1]}
-    usual |= {"estimated_effect": np.nan, "estimated_control": np.nan}
+    usual |= {"estimated_effect": np.nan, "estimated_control": np.nan, "factor_pairs": None}
     return usual | facts
 
 
