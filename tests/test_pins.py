@@ -39,8 +39,8 @@ def test_the_three_files_agree():
 
 def test_everything_imported_is_declared_and_everything_declared_is_used():
     declared = names(PROJECT["project"]["dependencies"])
-    # Snakemake runs the workflow; timm imports torchvision; pandas writes Parquet through pyarrow. Triton comes with torch
-    # where torch supports CUDA, and is done without elsewhere.
+    # Snakemake runs the workflow; timm imports torchvision; pandas writes Parquet through pyarrow. Triton comes with the
+    # torch for CUDA, and is done without elsewhere.
     assert imported() | {"snakemake", "torchvision", "pyarrow"} == declared | {"pyarrow", "triton"}
 
 
