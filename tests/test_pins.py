@@ -39,7 +39,7 @@ def test_the_three_files_agree():
 
 def test_everything_imported_is_declared_and_everything_declared_is_used():
     declared = names(PROJECT["project"]["dependencies"])
-    # Snakemake runs the workflow; timm imports torchvision; pandas writes Parquet through pyarrow. Triton comes with the
+    # Snakemake runs the workflow; timm imports torchvision; pandas writes Parquet through pyarrow. Triton comes with
     # torch for CUDA, and is done without elsewhere.
     assert imported() | {"snakemake", "torchvision", "pyarrow"} == declared | {"pyarrow", "triton"}
 
