@@ -71,22 +71,26 @@ def draw(seed: int, index: int, fixed: dict[str, str] | None = None) -> Concept:
     return _compose(factors, lambda _part: rng)
 
 
-def pair(seed: int, index: int, factor: str) -> tuple[Concept, Concept]:
-    """Draws two images that differ in this factor and in nothing else: hue, turn, noise and all the rest are the same.
+def variants(seed: int, index: int) -> tuple[Concept, dict[str, Concept]]:
+    """Draws an image, and for every factor one that differs from it in this factor and in nothing else.
 
-    Both have one object, unless `objects` is the factor: a companion would have to make room for the object. The first
-    image is the same for every factor.
+    Hue, turn, noise and all the rest are the same. The image has one object: a companion would have to make room where
+    the object changes.
     """
-    rng = np.random.default_rng([seed, index, 1 + len(_PARTS)])
-    first = _factors(rng) | {"objects": "one"}
-    other = [value for value in FACTORS[factor] if value != first[factor]]
-    second = first | {factor: other[rng.integers(len(other))]}
+    source = [seed, index, 1 + len(_PARTS)]
+    first = _factors(np.random.default_rng(source)) | {"objects": "one"}
 
     def drawn(factors: dict[str, str]) -> Concept:
         # Each part has random numbers of its own: another value of one factor may use more of them.
         return _compose(factors, lambda part: np.random.default_rng([seed, index, 1 + _PARTS.index(part)]))
 
-    return drawn(first), drawn(second)
+    others = {}
+    for factor, values in FACTORS.items():
+        rng = np.random.default_rng(source)
+        _factors(rng)
+        other = [value for value in values if value != first[factor]]
+        others[factor] = drawn(first | {factor: other[rng.integers(len(other))]})
+    return drawn(first), others
 
 
 def _factors(rng: np.random.Generator) -> dict[str, str]:

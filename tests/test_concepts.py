@@ -79,9 +79,10 @@ def test_pairs_differ_in_one_factor_and_nothing_else():
     def spread(mask, by):
         return np.asarray(Image.fromarray(mask * np.uint8(255)).filter(by)) > 0
 
-    for name in concepts.FACTORS:
-        for i in range(12):
-            first, second = concepts.pair(2, i, name)
+    for i in range(12):
+        first, others = concepts.variants(2, i)
+        assert [*others] == [*concepts.FACTORS]
+        for name, second in others.items():
             different = {key for key in concepts.FACTORS if first.factors[key] != second.factors[key]}
             assert different == {name}
             same = (first.image == second.image).all(2)
@@ -96,5 +97,4 @@ def test_pairs_differ_in_one_factor_and_nothing_else():
             if name in ("colour", "texture", "background"):
                 np.testing.assert_array_equal(first.mask, second.mask)
             assert (first.companion is None) and (second.companion is None) == (name != "objects")
-    again = concepts.pair(2, 0, "shape")[1]
-    np.testing.assert_array_equal(again.image, concepts.pair(2, 0, "shape")[1].image)
+    np.testing.assert_array_equal(concepts.variants(2, 0)[1]["shape"].image, concepts.variants(2, 0)[1]["shape"].image)

@@ -39,9 +39,10 @@ def tokens(
     count: int = PAIRS,
     batch: int = 64,
 ) -> np.ndarray:
-    """Returns the tokens after block `layer` of drawn pairs, [factors, count, 2, tokens, d].
+    """Returns the tokens after block `layer` of drawn images, [count, 1 + factors, tokens, d].
 
-    They are float16, or float32 where one exceeds float16's range.
+    Each image is followed by those that differ from it in one factor. The tokens are float16, or float32 where one
+    exceeds float16's range.
 
     Args:
         chosen: the tokens that the dictionaries read.
@@ -52,10 +53,9 @@ def tokens(
 
     from sae import vit as vits
 
-    drawn = (
-        concept.image for factor in concepts.FACTORS for i in range(count) for concept in concepts.pair(seed, i, factor)
-    )
-    pixels = np.stack([see(Image.fromarray(image)) for image in drawn]).transpose(0, 2, 3, 1)
+    drawn = (concepts.variants(seed, i) for i in range(count))
+    images = (concept.image for first, others in drawn for concept in (first, *others.values()))
+    pixels = np.stack([see(Image.fromarray(image)) for image in images]).transpose(0, 2, 3, 1)
     prepare, parts = vits.normalise(vit), []
     with torch.inference_mode():
         for first in range(0, len(pixels), batch):
@@ -64,20 +64,20 @@ def tokens(
     found = np.concatenate(parts)
     low = found.astype(np.float16)
     found = low if np.isfinite(low).all() else found
-    return found.reshape(len(concepts.FACTORS), count, 2, *found.shape[1:])
+    return found.reshape(count, 1 + len(concepts.FACTORS), *found.shape[1:])
 
 
 def changes(model: SparseAutoencoder, pairs: np.ndarray) -> np.ndarray:
     """Returns how much the strongest activation of each latent changes within pairs, float32 [factors, pairs, F].
 
     Args:
-        pairs: [factors, pairs, 2, tokens, d], see `tokens`.
+        pairs: [pairs, 1 + factors, tokens, d], see `tokens`.
     """
-    found = np.empty((*pairs.shape[:2], model.config.latents), np.float32)
-    for place in np.ndindex(found.shape[:2]):
-        z = model.encode(pairs[place].reshape(-1, pairs.shape[-1]).astype(np.float32))
-        first, second = z.reshape(2, pairs.shape[3], -1).max(1)
-        found[place] = abs(first - second)
+    found = np.empty((pairs.shape[1] - 1, len(pairs), model.config.latents), np.float32)
+    for place, images in enumerate(pairs):
+        z = model.encode(images.reshape(-1, images.shape[-1]).astype(np.float32))
+        strongest = z.reshape(*images.shape[:2], -1).max(1)
+        found[:, place] = abs(strongest[1:] - strongest[0])
     return found
 
 

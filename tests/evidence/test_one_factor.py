@@ -9,8 +9,6 @@ from sae import concepts, vit
 from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.evidence import one_factor
 
-FACTORS = [*concepts.FACTORS]
-
 
 def test_shares_of_known_changes():
     rng = np.random.default_rng(0)
@@ -45,15 +43,14 @@ def test_a_latent_that_reads_a_colour_responds_to_colour():
     """Tokens of a ViT that passes pixels on: the strongest patch of the red channel follows the object's colour."""
     model = vit.load("vit_tiny_patch16_224", "random", 112)
     tokens = one_factor.tokens(model, 0, vit.geometry(model).select("patches"), vit.pixel_transform(model), 5, 4, 9)
-    assert tokens.shape == (7, 4, 2, 49, 192) and tokens.dtype == np.float16
-    assert (tokens[:, :, 0] != tokens[:, :, 1]).any((2, 3)).all()  # no pair is the same image twice
+    assert tokens.shape == (4, 8, 49, 192) and tokens.dtype == np.float16
+    assert (tokens[:, :1] != tokens[:, 1:]).any((2, 3)).all()  # no pair is the same image twice
 
-    pictures = np.zeros((7, 20, 2, 49, 3), np.float32)
-    for row, factor in enumerate(FACTORS):
-        for i in range(20):
-            for side, concept in enumerate(concepts.pair(5, i, factor)):
-                patches = (concept.image / 255.0).reshape(7, 16, 7, 16, 3).mean((1, 3))
-                pictures[row, i, side] = patches.reshape(49, 3)
+    pictures = np.zeros((20, 8, 49, 3), np.float32)
+    for i in range(20):
+        first, others = concepts.variants(5, i)
+        for place, concept in enumerate((first, *others.values())):
+            pictures[i, place] = (concept.image / 255.0).reshape(7, 16, 7, 16, 3).mean((1, 3)).reshape(49, 3)
     dictionary = SparseAutoencoder(SAEConfig(3, 2, 2))
     with torch.no_grad():  # red against the others, and brightness
         dictionary.W_enc.copy_(torch.tensor([[2.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
