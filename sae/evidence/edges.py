@@ -55,7 +55,6 @@ def edges(
     latents: int = 24,
     images: int = 4,
     batch: int = 64,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Returns the strongest edges into each latent of a later layer, and those that were checked by removal.
 
@@ -67,10 +66,10 @@ def edges(
         batch: images in one forward pass.
 
     Returns:
-        latent (of the source), target; share: the sum of what the latent adds over the target's images, divided by
-        that of its pre-activations; control: of the edge in n-th place, the control in n-th place by size, of a random
-        edge its own; removed: the share that removal takes away, NaN where it was not measured; images. Sorted by
-        target, the largest shares first.
+        latent (of the source), target; share: the sum of the latent's contributions over the target's images, divided
+        by that of the target's pre-activations; control: of the edge in n-th place, the control in n-th place by size,
+        of a random edge its own; removed: the share that removal takes away, NaN where it was not measured; images.
+        Sorted by target, the largest shares first.
     """
     place = _places(target.codes, images)
     size = source.model.config.latents
@@ -78,7 +77,7 @@ def edges(
     strength = np.zeros(len(estimate))
     run = _Between(vit, source, target, chosen)
     batch = max(1, min(batch, _DENSE // (source.codes.tokens * size)))
-    directions = run.directions(seed)
+    directions = run.directions()
     for first in range(0, len(place), batch):
         rows = place.iloc[first : first + batch]
         stream, z = run.inputs(x, rows)
@@ -88,7 +87,7 @@ def edges(
         np.add.at(strength, rows["target"], reached)
     table = _strongest(estimate, control, strength)
     table["removed"] = np.nan
-    checked = _checked(table, estimate, control, strength, latents, seed)
+    checked = _checked(table, estimate, control, strength, latents)
     table = pd.concat([table, checked[~checked.index.isin(table.index)]])
     for (latent, aim), _row in checked.iterrows():
         rows = place[place["target"] == aim]
@@ -115,12 +114,12 @@ class _Between:
         self._device = next(vit.parameters()).device
         self._decoder = source.model.W_dec.detach() / source.model.scale  # in the units of x
 
-    def directions(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def directions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the decoder's rows, and those of random other latents with the same norms, [F, d] each."""
         import torch
 
         norms = self._decoder.norm(dim=1)
-        other = torch.from_numpy(others(self._source.codes, seed)).to(self._device)
+        other = torch.from_numpy(others(self._source.codes, 0)).to(self._device)
         return self._decoder, self._decoder[other] * (norms / norms[other].clamp_min(1e-12))[:, None]
 
     def inputs(self, x: Activations, rows: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,7 +146,7 @@ class _Between:
         return ((slopes @ directions.T) * z).sum(1).cpu().numpy()
 
     def removal(self, stream: torch.Tensor, z: torch.Tensor, rows: pd.DataFrame, latent: int) -> float:
-        """Returns the sum over the images of what the targets lose when a latent of the source is taken out."""
+        """Returns the targets' loss, summed over the images, when a latent of the source is taken out."""
         import torch
 
         without = stream.clone()
@@ -188,10 +187,10 @@ def _strongest(estimate: np.ndarray, control: np.ndarray, strength: np.ndarray) 
 
 
 def _checked(
-    table: pd.DataFrame, estimate: np.ndarray, control: np.ndarray, strength: np.ndarray, latents: int, seed: int
+    table: pd.DataFrame, estimate: np.ndarray, control: np.ndarray, strength: np.ndarray, latents: int
 ) -> pd.DataFrame:
     """Returns the edges to be checked: of a sample of targets the strongest one, and a random one."""
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([0, 1])
     targets = table.index.get_level_values("target").unique().to_numpy()
     targets = np.sort(rng.choice(targets, min(latents, len(targets)), replace=False))
     pairs = []
