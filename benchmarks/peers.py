@@ -261,6 +261,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, nargs="+", default=[500_000, 2_000_000], help="budgets")
     usual = [name for name, tool in TOOLS.items() if tool.option is None]
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=usual, help=f"default: {' '.join(usual)}")
+    parser.add_argument("--install", nargs="+", choices=TOOLS, help="only install these, as tests of exports need them")
     parser.add_argument("--rounds", type=int, default=1, help="repetitions, each with a seed of its own")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -273,6 +274,9 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     asked = arguments()
+    if asked.install:
+        failed = [found for name in asked.install if isinstance(found := install(TOOLS[name]), str)]
+        sys.exit("\n".join(failed) or 0)
     if asked.data == ["synthetic"]:
         data = synthetic(_DATA, asked.rows, asked.held_out, Planted(offset=asked.offset))
     else:

@@ -22,7 +22,7 @@ import pandas as pd
 from peers import Tool, environment, install, machine
 
 from sae import files, images
-from sae.activations import Activations
+from sae.store import Activations
 
 _HERE = Path(__file__).resolve().parent
 _TOOL = Tool("visaebench", "visaebench.py", ("visaebench==0.1.0", str(_HERE.parent)))

@@ -150,13 +150,17 @@ class SparseAutoencoder(nn.Module):
         """x [n, d] -> (values [n, m], indices [n, m]), as `select` does; a value of 0 is a silent latent."""
         return self.select(self.pre_activations(self.standardise(x)), k)
 
+    def reconstruct(self, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """Sparse latents [n, m] -> reconstructed activations x̂ [n, d], in the units of x."""
+        return (self.combine(values, indices) + self.b_dec) / self.scale + self.mean
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [n, d] -> its reconstruction x̂ [n, d]."""
-        return (self.combine(*self.encode_sparse(x)) + self.b_dec) / self.scale + self.mean
+        return self.reconstruct(*self.encode_sparse(x))
 
     @torch.no_grad()
     def encode(self, x: Array, k: int | None = None) -> Array:
-        """Activations [n, d], array or tensor -> latents [n, F] of the same kind, zeros where a latent is silent.
+        """Activations [..., d], array or tensor -> latents [..., F] of the same kind, zeros where a latent is silent.
 
         Args:
             k: keep the k largest latents of each token, in place of the method's own rule. None: the method's rule.
@@ -166,13 +170,14 @@ class SparseAutoencoder(nn.Module):
         """
         if k is not None and not 1 <= k <= self.config.latents:
             raise InputError(f"k {k}: must lie between 1 and the number of latents, {self.config.latents}")
-        values, indices = self.encode_sparse(self._tensor(x, self.config.width), k)
+        rows = self._tensor(x, self.config.width)
+        values, indices = self.encode_sparse(rows.flatten(0, -2), k)
         z = values.new_zeros(len(values), self.config.latents).scatter_reduce_(1, indices, values, "amax")
-        return self._like(z, x)
+        return self._like(z.reshape(*rows.shape[:-1], -1), x)
 
     @torch.no_grad()
     def decode(self, z: Array) -> Array:
-        """Latents [n, F], array or tensor -> reconstructed activations [n, d] of the same kind, in the units of x.
+        """Latents [..., F], array or tensor -> reconstructed activations [..., d] of the same kind, in the units of x.
 
         Raises:
             InputError: z has another width.
@@ -190,7 +195,7 @@ class SparseAutoencoder(nn.Module):
 
     def _tensor(self, x: np.ndarray | torch.Tensor, columns: int) -> torch.Tensor:
         x = torch.as_tensor(x, dtype=torch.float32, device=self.b_dec.device)
-        if x.ndim != 2 or x.shape[1] != columns:
+        if x.ndim < 2 or x.shape[-1] != columns:
             raise InputError(f"array of shape {tuple(x.shape)}: this SAE needs an array [n, {columns}]")
         return x
 

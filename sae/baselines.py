@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae.activations import Activations
 from sae.clusters import centres, standardised_sample
 from sae.errors import InputError
+from sae.store import Activations
 
 if TYPE_CHECKING:
     from sae.autoencoder import SparseAutoencoder

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from sae.activations import Activations
+from sae.store import Activations
 
 _TOKENS = 2**18  # at most
 # On the built-in images, a hundred further rounds improve the error by less than a hundredth.

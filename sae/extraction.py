@@ -16,18 +16,75 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tqdm import tqdm
 
 from sae import vit as vits
-from sae.activations import LARGEST
 from sae.errors import InputError
 from sae.evidence import splice
 from sae.files import ahead, new_array, whole, write_json
 from sae.geometry import check_layer
-from sae.images import used
+from sae.images import as_seen, read_image, used
+from sae.store import LARGEST
 
 _THUMBNAIL = 8  # side, pixels
 _UNDER_WAY = 3  # batches between the device and the disk
+
+
+@torch.no_grad()  # and not inference_mode: users may train on the result
+def activations(
+    vit: vits.Model,
+    images: Sequence[str | Path | Image.Image] | torch.Tensor,
+    layer: int,
+    tokens: str = "patches",
+    batch: int = 64,
+) -> torch.Tensor:
+    """Returns the activations after block `layer`, float32 [n, tokens, d] in the computer's memory.
+
+    Args:
+        vit: a plain timm ViT, on any device. It runs in eval mode.
+        images: n files or Pillow images, to which the ViT's own preprocessing is applied; or a tensor of preprocessed
+            images [n, 3, height, width].
+        tokens: `patches` (all of an image, row by row), `class` or `all`.
+        batch: images in one forward pass.
+
+    Raises:
+        InputError: there is no such block, the model is no plain ViT, an image cannot be read, or an activation is not
+            finite or above `store.LARGEST`.
+    """
+    shape, parameter = vits.geometry(vit), next(vit.parameters())
+    check_layer(layer, shape.blocks)
+    if isinstance(images, str | Path):
+        raise InputError(f"images {images}: need a list; list a folder's files by sorted(pathlib.Path(…).iterdir())")
+    chosen, prepare = shape.select(tokens), _pixels_of(vit)
+    out = torch.empty(len(images), len(range(*chosen.indices(len(shape.roles)))), shape.width)
+    training = vit.training
+    vit.eval()
+    try:
+        for first in range(0, len(images), batch):
+            part = images[first : first + batch]
+            x = part if isinstance(part, torch.Tensor) else prepare(part)
+            found = vits.read(vit, x.to(parameter), layer)[:, chosen].float()
+            names = [str(image) if isinstance(image, str | Path) else str(first + i) for i, image in enumerate(part)]
+            _check(found, names, f"layer {layer}, activations", parameter.dtype != torch.float32)
+            out[first : first + len(part)] = found
+    finally:
+        vit.train(training)
+    return out
+
+
+def _pixels_of(vit: vits.Model) -> Callable[[Sequence[str | Path | Image.Image]], torch.Tensor]:
+    """Returns the function that prepares n files or Pillow images for the ViT, [n, 3, height, width]."""
+    transform, normalise = vits.pixel_transform(vit), vits.normalise(vit)
+
+    def one(image: str | Path | Image.Image) -> np.ndarray:
+        try:
+            seen = as_seen(image) if isinstance(image, Image.Image) else read_image(Path(image).expanduser())
+            return transform(seen).transpose(1, 2, 0)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise InputError(f"{image}: cannot be read as an image: {error}") from error
+
+    return lambda images: normalise(np.stack([one(image) for image in images]))
 
 
 @torch.inference_mode()
@@ -53,7 +110,7 @@ def extract(
         provenance: called at the end; returns the shard's provenance.
 
     Raises:
-        InputError: there is no such layer, or an activation is not finite or above `activations.LARGEST`.
+        InputError: there is no such layer, or an activation is not finite or above `store.LARGEST`.
     """
     geometry = vits.geometry(vit)
     check_layer(layer, geometry.blocks)
@@ -147,7 +204,7 @@ def _store(
 
 
 def _check(values: torch.Tensor, paths: Sequence[str], source: str, low: bool = False) -> None:
-    """Raises InputError unless all values [images, ...] are finite and at most `activations.LARGEST`.
+    """Raises InputError unless all values [images, ...] are finite and at most `store.LARGEST`.
 
     Args:
         paths: of these images, perhaps followed by others.

@@ -175,9 +175,14 @@ def read_image(path: str | Path) -> Image.Image:
     """
     # Without warnings: the manifest has looked at the file already.
     with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_OPENED) as image:
-        image.load()  # turns a TIFF, and takes its orientation away
-        orientation, rgb = _orientation(image), _as_rgb(image)
-        return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+        return as_seen(image)
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """Returns an opened image as `read_image` does."""
+    image.load()  # turns a TIFF, and takes its orientation away
+    orientation, rgb = _orientation(image), _as_rgb(image)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def decode(

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from sae import images
-from sae.activations import OUTLIER, Activations, moments, scale
 from sae.errors import InputError
 from sae.files import read_arrays, read_json, write_arrays
 from sae.geometry import Geometry
+from sae.store import OUTLIER, Activations, moments, scale
 
 # Norms are counted in fine bins, 0.6 % wide, so that quantiles need no list of all tokens; figures get coarse ones.
 _NORM_EDGES = 10 ** (np.arange(-8 * 400, 20 * 400 + 1) / 400)

@@ -18,12 +18,12 @@ from torch import nn
 from tqdm import tqdm
 
 from sae import vit as vits
-from sae.activations import OUTLIER, Activations
 from sae.autoencoder import SparseAutoencoder
 from sae.evidence import attribution, interventions, one_factor, splice
 from sae.evidence.fidelity import Fidelity
 from sae.latent_codes import HISTOGRAM_EDGES, Codes, Growing, Tally
 from sae.layer import Layer, LayerFacts
+from sae.store import OUTLIER, Activations
 
 _PRE_ACTIVATIONS = 2**23  # how many are held at a time
 
@@ -123,7 +123,7 @@ def _pass(model: SparseAutoencoder, setup: Setup, keep_all: bool) -> tuple[Codes
         held_out = np.isin(ids, layer.held_out)
         if held_out.any():
             rows = torch.from_numpy(np.repeat(held_out, tokens)).to(raw.device)
-            x_hat = (model.combine(values[rows], indices[rows]) + model.b_dec) / model.scale + model.mean
+            x_hat = model.reconstruct(values[rows], indices[rows])
             error = sums.add(model, block[held_out], x_hat, values[rows], indices[rows], pre[rows])
             parts["error"].append(error[np.isin(ids[held_out], layer.sample)])
         codes = codes_of(ids, tokens, latents, values, indices)

@@ -23,10 +23,10 @@ from torch import nn
 
 from sae import autoencoder, device, files, images, latent_codes, measure
 from sae import vit as vits
-from sae.activations import Activations
 from sae.config import page_name
 from sae.errors import InputError
 from sae.evidence import attribution
+from sae.store import Activations
 
 _LATENTS, _NEAREST, _PREDICTED = 8, 6, 5
 _PICTURE = 128  # width of a small picture, pixels

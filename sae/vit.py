@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,18 +200,50 @@ def edit(model: Model, layer: int, change: Callable[[torch.Tensor], torch.Tensor
 
 
 @contextmanager
-def splice(model: Model, layer: int, sae: SparseAutoencoder, tokens: str | None = None) -> Iterator[None]:
-    """Context: the SAE's reconstruction replaces the tokens after block `layer`.
+def splice(
+    model: Model,
+    layer: int,
+    sae: SparseAutoencoder,
+    tokens: str | None = None,
+    ablate: Iterable[int] = (),
+    steer: Mapping[int, float] | None = None,
+    keep_error: bool = False,
+) -> Iterator[None]:
+    """Context: the SAE's reconstruction replaces the tokens after block `layer` in every forward pass.
 
     Args:
+        model: a plain timm ViT.
         tokens: the tokens to replace, `patches`, `class` or `all`; None: those that the SAE was trained on.
+        ablate: latents whose activation becomes 0.
+        steer: latent -> the activation that it gets on every replaced token, in the units of `sae.encode`.
+        keep_error: add the SAE's error x - x̂ again. Then the tokens change by `ablate` and `steer` alone, and not at
+            all without them.
+
+    Raises:
+        InputError: there is no such block or latent, a latent is ablated and steered, or the widths differ.
     """
-    chosen = geometry(model).select(tokens or sae.config.tokens)
+    shape, latents = geometry(model), sae.config.latents
+    chosen, wanted = shape.select(tokens or sae.config.tokens), dict(steer or {})
+    for latent in [*(ablate := list(ablate)), *wanted]:
+        if not (isinstance(latent, int | np.integer) and 0 <= latent < latents):
+            raise InputError(f"latent {latent!r}: this SAE has latents 0..{latents - 1}")
+    if both := sorted({*ablate} & {*wanted}):
+        raise InputError(f"latent {both[0]}: it cannot be ablated and steered; name it once")
+    if sae.config.width != shape.width:
+        raise InputError(f"an SAE of width {sae.config.width} does not fit a ViT of width {shape.width}")
+    wanted |= dict.fromkeys(ablate, 0.0)
 
     def reconstruct(stream: torch.Tensor) -> torch.Tensor:
-        stream = stream.clone()
         part = stream[:, chosen]
-        stream[:, chosen] = sae(part.flatten(0, 1).float()).reshape(part.shape).to(stream.dtype)
+        x = part.flatten(0, 1).float()
+        values, indices = sae.encode_sparse(x)
+        x_hat = sae.reconstruct(values, indices)
+        new = x if keep_error else x_hat
+        for latent, activation in wanted.items():
+            change = activation - (values * (indices == latent)).sum(1, keepdim=True)
+            new = new + change * (sae.W_dec[latent] / sae.scale)
+        stream = stream.clone()
+        stream[:, chosen] = new.reshape(part.shape).to(stream.dtype)
         return stream
 
     with edit(model, layer, reconstruct):

@@ -35,30 +35,33 @@ def timm_name(name: str) -> str:
     return re.sub(r"^(https?://(www\.)?(huggingface\.co|hf\.co)/|hf[-_]hub:)?timm/", "", name.strip()).rstrip("/")
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
+def read(path: Path, what: str = "model.checkpoint") -> dict[str, torch.Tensor]:
     """Returns the weights of a file, safetensors or PyTorch's, whatever its ending; nothing in it is executed.
 
     Weights inside an entry such as `state_dict` or `model` are found. A prefix that all names share, such as
     Lightning's `model.`, is taken off.
+
+    Args:
+        what: The name of the file's role, with which messages begin.
 
     Raises:
         InputError: the file is missing, or is no file of weights; the message names its kind.
     """
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"model.checkpoint {path}: {kind}; {_REMEDY}, or null")
+        raise InputError(f"{what} {path}: {kind}; {_REMEDY}")
     try:
         content = _load(path)
     except Exception as error:
         # unpickling, safetensors, zip and system errors: each means that these are no weights that can be read.
         kind = _kind(path, error)
-        raise InputError(f"model.checkpoint {path}: {kind if ':' in kind else f'{kind}; {_REMEDY}'}") from error
+        raise InputError(f"{what} {path}: {kind if ':' in kind else f'{kind}; {_REMEDY}'}") from error
     weights = content
     while isinstance(weights, Mapping) and (inside := next((n for n in _INSIDE if _holds(weights.get(n))), None)):
         weights = weights[inside]
     if not _holds(weights):
         found = f"entries {', '.join(map(str, list(weights)[:4]))}" if isinstance(weights, Mapping) else "no entries"
-        raise InputError(f"model.checkpoint {path}: a {type(content).__name__} with {found}, not weights; {_REMEDY}")
+        raise InputError(f"{what} {path}: a {type(content).__name__} with {found}, not weights; {_REMEDY}")
     named = {str(name): value for name, value in weights.items() if _is_tensor(value)}
     while len({name.partition(".")[0] for name in named}) == 1 and all("." in name for name in named):
         named = {name.partition(".")[2]: value for name, value in named.items()}

@@ -14,10 +14,10 @@ from torch import nn
 
 import sae
 from sae import device, extraction, layer, measure
-from sae.activations import Activations
 from sae.evidence import attribution, judge, splice, summary
 from sae.latent_codes import Codes
 from sae.layer import Layer
+from sae.store import Activations
 from sae.training import Source
 
 FAST_INT8 = device.fast_int8(torch.device("cpu"))

@@ -12,10 +12,10 @@ from threadpoolctl import threadpool_limits
 
 import sae
 from sae import baselines, clusters, files, training
-from sae.activations import Activations, moments
 from sae.autoencoder import BASELINES
 from sae.errors import InputError
 from sae.evidence import fidelity
+from sae.store import Activations, moments
 
 
 @pytest.fixture(scope="module")

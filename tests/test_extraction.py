@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sae import extraction, vit
-from sae.activations import Activations
 from sae.errors import InputError
 from sae.files import check, read_json
+from sae.store import Activations
 
 
 @pytest.fixture(scope="module")

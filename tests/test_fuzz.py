@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sae
-from sae import activations, autoencoder, files, images, latent_codes, vit
-from sae.activations import Activations
+from sae import autoencoder, files, images, latent_codes, store, vit
 from sae.config import complete
 from sae.errors import InputError
 from sae.files import sha256, write_arrays, write_table
+from sae.store import Activations
 from sae.training.checkpoint import Checkpoint
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -89,7 +89,7 @@ def read(function, *arguments):
 def renewed_checksums():
     """Whoever writes a harmful file writes its checksum too."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (files, activations):
+        for module in (files, store):
             patch.setattr(module, "check", lambda *_: None)
         yield
 

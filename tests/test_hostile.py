@@ -19,9 +19,9 @@ from hostile import NAMES, corners_of, fill
 
 import sae
 from sae import images, latent_codes, vit
-from sae.activations import Activations
 from sae.errors import InputError
 from sae.files import read_json, sha256, write_json, write_table
+from sae.store import Activations
 
 
 @pytest.fixture(scope="module")

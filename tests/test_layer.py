@@ -7,9 +7,9 @@ import timm
 import torch
 
 from sae import extraction, images, layer, vit
-from sae.activations import Activations
 from sae.errors import InputError
 from sae.images import HELD_OUT
+from sae.store import Activations
 
 N = 300  # 75 of them held out: more than are read at once, and no multiple of that
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sae import extraction, images, vit
-from sae.activations import Activations
+from sae.store import Activations
 
 REAL = Path(os.environ.get("SAE_REAL_DATA", "/nonexistent"))
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="SAE_REAL_DATA does not name a folder of real data")

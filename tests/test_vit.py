@@ -217,3 +217,52 @@ def test_a_strip_is_cut_before_it_is_scaled_up(size, monkeypatch):
     whole = timm.data.create_transform(**vit._data_config(model), is_training=False, use_prefetcher=True)
     if max(size) < 1000:
         np.testing.assert_allclose(seen.astype(float), np.asarray(whole(strip)).astype(float), atol=3)
+
+
+def test_latents_are_ablated_and_steered_by_themselves(case):
+    (_, _, width, _, _), model = case
+    g = vit.geometry(model)
+    x = torch.randn(2, 3, *g.side)
+    torch.manual_seed(1)
+    dictionary = SparseAutoencoder(SAEConfig(width, 30, 6, tokens="patches"), torch.randn(width), 0.7)
+    for parameter in (dictionary.W_enc, dictionary.W_dec, dictionary.b_dec):
+        parameter.data.normal_()
+    dictionary.eval().requires_grad_(False)
+    with torch.no_grad():
+        clean = vit.read(model, x, 4)
+        tokens = clean[:, g.select("patches")]
+        z = dictionary.encode(tokens)
+        first, second = z.sum((0, 1)).argsort(descending=True)[:2].tolist()
+        wanted = z.clone()
+        wanted[..., first], wanted[..., second] = 0, 5.0
+
+        def after(**options):
+            with vit.splice(model, 4, dictionary, **options):
+                return vit.read(model, x, 4)[:, g.select("patches")]
+
+        change = {"ablate": [first], "steer": {second: 5.0}}
+        torch.testing.assert_close(after(), dictionary.decode(z), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(after(**change), dictionary.decode(wanted), rtol=1e-4, atol=1e-4)
+        assert torch.equal(after(keep_error=True), tokens)
+        moved = dictionary.decode(wanted) - dictionary.decode(z)
+        torch.testing.assert_close(after(**change, keep_error=True), tokens + moved, rtol=1e-4, atol=1e-4)
+        assert torch.equal(vit.read(model, x, 4), clean)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"ablate": [30]}, r"latent 30: this SAE has latents 0\.\.29"),
+        ({"steer": {-1: 2.0}}, r"latent -1: this SAE has latents 0\.\.29"),
+        ({"ablate": [1.5]}, r"latent 1\.5: this SAE has"),
+        ({"ablate": [3], "steer": {3: 1.0}}, "latent 3: it cannot be ablated and steered"),
+        ({"layer": 12}, r"layer 12: this model has blocks 0\.\.11"),
+        ({"sae": SparseAutoencoder(SAEConfig(10, 20, 2))}, "an SAE of width 10 does not fit a ViT of width 192"),
+    ],
+)
+def test_what_cannot_be_spliced_is_told(options, told):
+    model = vit.load("vit_tiny_patch16_224", "random", 32)
+    given = {"layer": 4, "sae": SparseAutoencoder(SAEConfig(192, 30, 6))} | options
+    with pytest.raises(InputError, match=told), vit.splice(model, **given):
+        pass
+    assert not any(block._forward_hooks for block in model.blocks)

@@ -34,8 +34,8 @@ from sae.latent_codes import Codes
 if TYPE_CHECKING:
     from torch import nn
 
-    from sae.activations import Activations
     from sae.autoencoder import SparseAutoencoder
+    from sae.store import Activations
 
 _MOVED = 1 / 6  # of the way to the mean
 _COLUMNS = ["latent", "attribute", "class", "effect", "control", "active", "images"]

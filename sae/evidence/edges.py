@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from sae.activations import Activations
     from sae.autoencoder import SparseAutoencoder
+    from sae.store import Activations
 
 _DENSE = 2**24  # numbers of a dense matrix of latents
 KEPT = 8  # edges into a latent, the strongest

@@ -42,8 +42,8 @@ from sae.latent_codes import Codes
 if TYPE_CHECKING:  # torch takes seconds to import, and `tables` does without
     from torch import nn
 
-    from sae.activations import Activations
     from sae.autoencoder import SparseAutoencoder
+    from sae.store import Activations
 
 KINDS = ("ablate", "control", "steer")
 BATCH = 16  # images in one forward pass

@@ -18,8 +18,8 @@ from sae.images import HELD_OUT, used
 if TYPE_CHECKING:
     from torch import nn
 
-    from sae.activations import Activations
     from sae.layer import LayerFacts
+    from sae.store import Activations
 
 
 def sample(manifest: pd.DataFrame, images: int) -> list[int]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sae.activations import Activations, moments, scale
 from sae.autoencoder import INPUTS, METHODS
 from sae.errors import InputError
+from sae.store import Activations, moments, scale
 
 # The trained baselines: topk with random weights that are not trained, or hardly. Source: arXiv 2602.14111.
 BASELINES: dict[str, dict[str, Any]] = {

@@ -9,8 +9,8 @@ from itertools import islice
 import numpy as np
 import torch
 
-from sae.activations import Activations
 from sae.files import ahead
+from sae.store import Activations
 from sae.training.config import TrainConfig
 from sae.training.step import Rows
 

@@ -18,10 +18,10 @@ import torch
 from tqdm import tqdm
 
 from sae import device as devices
-from sae.activations import Activations
 from sae.autoencoder import SparseAutoencoder
 from sae.errors import InputError
 from sae.files import whole
+from sae.store import Activations
 from sae.training.autograd import AutogradStep
 from sae.training.checkpoint import Checkpoint
 from sae.training.config import Source, TrainConfig

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sae.activations import Activations
 from sae.autoencoder import SAEConfig, SparseAutoencoder, gain
 from sae.clusters import centres, standardised_sample
+from sae.store import Activations
 from sae.training.config import Source, TrainConfig
 
 _SCALED_BY = 2048  # tokens

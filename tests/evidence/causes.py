@@ -6,8 +6,8 @@ import small
 import torch
 
 from sae import vit as vits
-from sae.activations import Activations
 from sae.autoencoder import SAEConfig, SparseAutoencoder
+from sae.store import Activations
 
 IMAGES = 12
 

@@ -7,9 +7,9 @@ import timm
 import torch
 
 from sae import measure
-from sae.activations import Activations
 from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.evidence import edges
+from sae.store import Activations
 
 N, TOKENS, WIDTH = 12, 5, 192
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sae import extraction, vit
-from sae.activations import Activations
 from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.evidence import splice
+from sae.store import Activations
 
 LAYER = 4
 

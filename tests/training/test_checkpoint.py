@@ -15,9 +15,9 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 import sae
-from sae.activations import Activations
 from sae.autoencoder import METHODS
 from sae.errors import InputError
+from sae.store import Activations
 from sae.training import checkpoint as checkpoints
 from sae.training.sparse import SparseStep
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sae.activations import Activations
 from sae.errors import InputError
 from sae.files import ahead
+from sae.store import Activations
 
 
 def test_whole_images_stay_together():

@@ -11,10 +11,10 @@ from small import FAST_INT8, INT8
 
 import sae
 from sae import device
-from sae.activations import Activations
 from sae.autoencoder import METHODS, PER_TOKEN
 from sae.errors import InputError
 from sae.evidence import fidelity
+from sae.store import Activations
 from sae.training import loop
 
 LONG = sae.TrainConfig(k=3, latents=96, epochs=12, batch=512, lr=3e-3)
@@ -267,7 +267,7 @@ def with_one(value, dtype=np.float32):
         (np.zeros((600, 4)), "k 3, before step 1: every token has the same activation; choose another layer"),
         (np.zeros((0, 4)), "activations of shape (0, 4): need numbers in [n, d] with n > 0; reshape them"),
         (np.ones((600, 0)), "activations of shape (600, 0): need numbers in [n, d]"),
-        (torch.ones(600, 2, 2), "activations of shape (600, 2, 2): need numbers in [n, d] with n > 0; reshape them"),
+        (torch.ones(600), "activations of shape (600,): need numbers in [n, d] with n > 0; reshape them"),
         (np.ones((600, 4), complex), "activations of type complex128: need real numbers in [n, d]; convert them"),
         (np.full((600, 4), "1.5"), "activations of type <U3: need real numbers in [n, d]; convert them to float32"),
     ],

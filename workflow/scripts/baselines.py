@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sae import baselines, files, images, jobs
-from sae.activations import Activations
+from sae.store import Activations
 
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake) as provenance:

@@ -7,7 +7,7 @@ hand_over()
 import numpy as np
 
 from sae import baselines, files, images, jobs
-from sae.activations import Activations
+from sae.store import Activations
 
 settings = snakemake.params.settings
 with jobs.job(snakemake):

@@ -11,9 +11,9 @@ import pandas as pd
 
 import sae
 from sae import device, files, jobs, vit
-from sae.activations import Activations
 from sae.evidence import edges
 from sae.geometry import Geometry
+from sae.store import Activations
 
 settings, inputs = snakemake.params.settings, snakemake.input
 with jobs.job(snakemake) as provenance:

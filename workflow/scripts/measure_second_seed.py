@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sae
 from sae import device, files, jobs, measure
-from sae.activations import Activations
+from sae.store import Activations
 
 with jobs.job(snakemake) as provenance:
     where = device.resolve(snakemake.config["device"])

@@ -7,7 +7,7 @@ hand_over()
 from pathlib import Path
 
 from sae import files, images, jobs, training
-from sae.activations import Activations
+from sae.store import Activations
 
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake) as provenance:

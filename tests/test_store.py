@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sae import activations, extraction, vit
-from sae.activations import Activations
+from sae import extraction, store, vit
 from sae.errors import InputError
+from sae.store import Activations
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_shuffling_gives_every_token_once_in_an_order_of_its_own(shards):
 
 
 def test_small_buffers_shuffle_all_the_same(shards, monkeypatch):
-    monkeypatch.setattr(activations, "_BUFFER_BYTES", 2 * 192 * 4 * 3)  # three images
+    monkeypatch.setattr(store, "_BUFFER_BYTES", 2 * 192 * 4 * 3)  # three images
     x = Activations.open(shards, "patches")
     batches = list(x.shuffled(7, np.random.default_rng(0)))
     everything = np.concatenate([b.reshape(-1, 192) for _, b in x.blocks(3)])
@@ -81,6 +81,6 @@ def test_small_buffers_shuffle_all_the_same(shards, monkeypatch):
 
 def test_moments_are_exact_where_the_mean_is_large():
     x = np.random.default_rng(0).standard_normal((5000, 6)) * np.arange(1, 7) + 1e4
-    mean, variance = activations.moments(Activations.of(x))
+    mean, variance = store.moments(Activations.of(x))
     np.testing.assert_allclose(mean, x.mean(0))
     np.testing.assert_allclose(variance, x.var(0))

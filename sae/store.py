@@ -100,10 +100,10 @@ class Activations:
 
     @classmethod
     def of(cls, x: np.ndarray | torch.Tensor) -> Activations:
-        """Wraps an array [n, d] of any real numbers: each row counts as an image of one token.
+        """Wraps an array [n, d] or [..., d] of any real numbers: each row counts as an image of one token.
 
         Raises:
-            InputError: the array has other dimensions, is empty, or holds no real numbers.
+            InputError: the array has one dimension, is empty, or holds no real numbers.
         """
         on_device = None
         if hasattr(x, "detach"):
@@ -113,8 +113,10 @@ class Activations:
             # One number stands for all, so that nothing is copied to the host.
             x = x.cpu() if on_device is None else x.new_zeros((), device="cpu").expand(x.shape)
         array = np.asarray(x)
-        if array.ndim != 2 or not array.size:
+        if array.ndim < 2 or not array.size:
             raise InputError(f"activations of shape {array.shape}: need numbers in [n, d] with n > 0; reshape them")
+        array = array.reshape(-1, array.shape[-1])
+        on_device = None if on_device is None else on_device.reshape(array.shape)
         if array.dtype.kind not in "fiub":
             raise InputError(f"activations of type {array.dtype}: need real numbers in [n, d]; convert them to float32")
         if array.dtype not in (np.float16, np.float32, np.float64):
