@@ -20,6 +20,7 @@ include: "workflow/rules/training.smk"
 include: "workflow/rules/analysis.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/explorer.smk"
+include: "workflow/rules/export.smk"
 include: "workflow/rules/verify.smk"
 
 
@@ -53,6 +54,6 @@ rule all:
         expand(f"{R}/report/layer={{layer}}/statistics.svg", layer=GRID["layers"]),
         points(f"{R}/report/{P}/latents.svg"),
         points(f"{R}/report/{P}/classes.svg"),
-        points(f"{R}/report/{P}/training.svg"),
+        points(f"{R}/report/{P}/training.svg", TRAINED),
         points(f"{R}/report/{P}/density.svg"),
         points(f"{R}/report/{P}/stability.svg"),

@@ -47,12 +47,34 @@ def complete(config: dict[str, Any], schema: str | Path) -> dict[str, Any]:
     error = min(errors, key=lambda e: (list(map(str, e.absolute_path)), e.validator), default=None)
     if error is not None:
         raise InputError(_explain(error, rules))
+    if "imported" in config:
+        _check_imported(config["imported"], config["grid"])
     return config
 
 
 def page_name(image: str | Path) -> str:
     """Returns the name of the page about an image: no space and no brace, which Snakemake would read as a wildcard."""
     return re.sub(r"[^\w.-]+", "-", Path(image).stem) + ".html"
+
+
+def _check_imported(path: str | None, grid: dict[str, Any]) -> None:
+    """Raises InputError unless each grid point of the method `imported` has a path of its own."""
+    if path is None:
+        if "imported" in grid["methods"]:
+            raise InputError("config key imported: is missing; the method imported needs the path of an SAE")
+        return
+    if "imported" not in grid["methods"]:
+        raise InputError("config key imported: has no effect; add the method imported to grid.methods")
+    names = {"layer": "layers", "k": "ks", "seed": "seeds"}
+    try:
+        path.format(**names)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"config key imported: {path!r} may hold {{layer}}, {{k}} and {{seed}}, and no other braces"
+        ) from error
+    for name, key in names.items():
+        if len(grid[key]) > 1 and f"{{{name}}}" not in path:
+            raise InputError(f"config key imported: the grid has several {key}; write {{{name}}} into the path")
 
 
 def _with_defaults(value: Any, rules: dict[str, Any]) -> Any:

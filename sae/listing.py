@@ -59,6 +59,18 @@ def weights(path: str | Path, memory: str | Path) -> str:
     return _of_file(path, memory, missing)
 
 
+def sae(path: str | Path, memory: str | Path) -> str:
+    """Returns a hash of the files of an SAE, a folder or one file, by their contents.
+
+    Raises:
+        InputError: there is no such folder or file.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return _of_file(path, memory, f"imported SAE {path}: no such file or folder; correct the key imported")
+    return _hash(_contents(path, sorted(entry.name for entry in path.iterdir() if entry.is_file()), Path(memory)))
+
+
 def image(path: str | Path, memory: str | Path) -> str:
     """Returns a hash of an image outside the experiment, by its content.
 

@@ -110,7 +110,7 @@ def _section(
 ) -> str | None:
     """Returns the part of the page about one SAE; None for a baseline."""
     where = dict(part.split("=") for part in point.parts)
-    if where["method"] not in autoencoder.METHODS:
+    if where["method"] in autoencoder.BASELINES:
         return None
     model = autoencoder.load(results / "sae" / point, next(vit.parameters()).device)
     layer, geometry = int(where["layer"]), vits.geometry(vit)

@@ -64,7 +64,8 @@ def grid_points(
 
 def _sizes(latents: pd.DataFrame, images: int) -> pd.DataFrame:
     alive = (latents["status"] == "alive").to_numpy()
-    found = np.array([np.nan if them is None else np.max(them, initial=-1) for them in latents["partner_correlations"]])
+    partners = latents["partner_correlations"]  # none where nobody trained another seed
+    found = np.array([np.nan if them is None or not len(them) else np.max(them) for them in partners])
     facts = latents[GRID_POINT].assign(
         dead=~alive,
         confirmed=latents["confirmed"].eq(True),

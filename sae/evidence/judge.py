@@ -89,7 +89,7 @@ def judge(
     """Returns the tables of the ranking and the evidence by name; docs/data.md describes every column.
 
     Args:
-        others: dictionaries of other seeds, at least one.
+        others: dictionaries of other seeds; without them, nothing is said of the stability.
         tokens: which tokens the dictionary reads.
     """
     codes, rows = dictionary.codes, shown.rows
@@ -139,9 +139,10 @@ def judge(
     if len(probes.table):
         chosen = summary.weights(int((~train[place]).sum()))
         parts |= {f"probe_{size}": summary.probed(probes, size, chosen) for size in (1, 5)}
-    first = others[min(others)].codes.of(shown.sample)
-    partner = latents["partners_by_correlation"].str[0].to_numpy(np.int64)
-    parts["stability"] = summary.stability(sample, first, partner, drawn)
+    if others:
+        first = others[min(others)].codes.of(shown.sample)
+        partner = latents["partners_by_correlation"].str[0].to_numpy(np.int64)
+        parts["stability"] = summary.stability(sample, first, partner, drawn)
     parts |= summary.interventions(tables["interventions"])
     if codes.changes is not None:
         parts["one_factor"] = one_factor.summarised(codes.changes)

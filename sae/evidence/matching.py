@@ -85,15 +85,21 @@ def stability(
         does not fire); and in lists by other seed: partner_seeds, the partners partners_by_cosine and
         partners_by_correlation, and partner_correlations, how well the latter correlate.
 
+    Without other seeds, the stabilities are NaN and the lists empty.
+
     Raises:
-        InputError: there is no other seed, or the dictionaries differ in size.
+        InputError: the dictionaries differ in size.
     """
-    if not others:
-        raise InputError("stability: needs SAEs of two seeds or more")
     decoder, z = own
     if any(other.shape != decoder.shape for other, _z in others.values()):
         raise InputError("stability: the seeds' dictionaries differ in size")
     fires, seeds = z.sum(0) > 0, sorted(others)
+    if not seeds:
+        missing, none = np.full(len(fires), np.nan), [np.empty(0, np.int64)] * len(fires)
+        columns = {"latent": np.arange(len(fires)), "fires": fires, "stability_cosine": missing}
+        lists = ("partner_seeds", "partners_by_cosine", "partners_by_correlation")
+        columns |= {"stability_correlation": missing, **dict.fromkeys(lists, none)}
+        return pd.DataFrame(columns | {"partner_correlations": [np.empty(0)] * len(fires)})
     by_cosine = [assign(_unit(decoder) @ _unit(others[seed][0]).T) for seed in seeds]
     by_correlation = [assign(correlation(z, others[seed][1])) for seed in seeds]
     (partners_by_cosine, cosines), (partners, correlations) = (

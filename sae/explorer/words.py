@@ -219,6 +219,8 @@ def _class_check(best: Mapping[str, Any] | None, token_type: str) -> tuple[str, 
 
 def _stability(fact: Mapping[str, Any]) -> tuple[str, str]:
     seeds, r = len(fact["partner_seeds"]), fact["stability_correlation"]
+    if not seeds:
+        return "open", "Its reproducibility is unknown: this SAE was imported, without another seed of it."
     others = "another seed" if seeds == 1 else f"{seeds} other seeds"
     if pd.isna(r):
         return "open", f"Its reproducibility with {others} is unknown: it fires on no held-out token."

@@ -36,8 +36,8 @@ def stability(table: pd.DataFrame, nulls: dict[str, np.ndarray], title: str) -> 
     """The stability of latents across seeds, beside that of dictionaries without training.
 
     Args:
-        table: latents with their stability_cosine; latents without a stability_correlation, which never fire, are left
-            out.
+        table: latents with their stability_cosine and partner_seeds; latents without a stability_correlation, which
+            never fire, are left out.
         nulls: name -> cosines of the control's latents [n], from `null_stability`.
     """
     shown = table.loc[table["stability_correlation"].notna(), "stability_cosine"].to_numpy()
@@ -67,7 +67,9 @@ def stability(table: pd.DataFrame, nulls: dict[str, np.ndarray], title: str) -> 
         xlim=(edges[0], 1),
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(loc="best", title=f"{len(shown):,} of {len(table):,} latents fire", alignment="left")
+    alone = not table["partner_seeds"].str.len().any()
+    told = "imported, without another seed" if alone else f"{len(shown):,} of {len(table):,} latents fire"
+    axes.legend(loc="best", title=told, alignment="left")
     headline(figure, title)
     return figure
 

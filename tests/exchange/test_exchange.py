@@ -142,5 +142,5 @@ def test_our_own_files_are_read_as_before(tmp_path):
     model = ours("topk")
     model.save(tmp_path)
     np.testing.assert_array_equal(sae.load(tmp_path).encode(X), model.encode(X))
-    write_arrays(tmp_path / "plain.safetensors", {name: array.numpy() for name, array in weights().items()})
-    check(tmp_path / "plain.safetensors", by_hand(weights(), X, torch.relu))
+    write_arrays(tmp_path / "plain/w.safetensors", {name: array.numpy() for name, array in weights().items()})
+    check(tmp_path / "plain/w.safetensors", by_hand(weights(), X, torch.relu))

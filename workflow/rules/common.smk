@@ -23,6 +23,7 @@ P = "layer={layer}/k={k}/method={method}/seed={seed}"
 ENV = str(HERE / "workflow/envs/sae.yaml")
 GRID = config["grid"]
 METHODS, BASELINES = GRID["methods"], GRID["baselines"]
+TRAINED = [method for method in METHODS if method != "imported"]
 # Scripts take paths and the device from the config: as params, they would rerun jobs whose results stay the same.
 MODEL, EMBEDDING = (
     {name: section[name] for name in ("name", "image_size")}
@@ -145,7 +146,10 @@ def of_methods(files, methods):
 def of_other_seeds(pattern, wildcards, methods=None):
     """Returns the files of the other seeds, with which the stability of this seed is measured, method by method."""
     seed = int(wildcards.seed)
-    others = sorted({*SEEDS, *SECOND_SEEDS} - {seed})
+    seeds = {*SEEDS, *SECOND_SEEDS}
+    if wildcards.get("method") == "imported":
+        seeds = {*SEEDS}  # nobody trains another seed of it
+    others = sorted(seeds - {seed})
     return [
         pattern.format(
             layer=wildcards.layer,
@@ -253,6 +257,11 @@ def weights_now(model):
         return path if path in (None, "random") else _now("weights", path)
 
     return param
+
+
+def imported_now(wildcards):
+    """Returns a param: a hash of an imported SAE as it is now, see `sae.listing`."""
+    return _now("sae", config["imported"].format(**wildcards))
 
 
 # Results that compare grid points, if there are several.

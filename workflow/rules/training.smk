@@ -12,7 +12,7 @@ rule train:
     log:
         f"{R}/logs/train/{P}.log",
     wildcard_constraints:
-        method="|".join([*METHODS, *LEARNT]),
+        method="|".join([*TRAINED, *LEARNT]),
     conda:
         ENV
     threads: THREADS
@@ -34,6 +34,32 @@ rule train:
 rule train_all:
     input:
         points(SAE["sae"]),
+
+
+if "imported" in METHODS:
+
+    rule imported:
+        input:
+            **STORE,
+            images=f"{R}/images.parquet",
+        output:
+            **SAE,
+        log:
+            f"{R}/logs/imported/{P}.log",
+        wildcard_constraints:
+            method="imported",
+        conda:
+            ENV
+        threads: THREADS
+        params:
+            content=imported_now,
+            settings=rule_params(
+                "imported.py",
+                tokens=config["tokens"],
+                expansion=config["sae"]["expansion"],
+            ),
+        script:
+            "../scripts/imported.py"
 
 
 # The part of the baselines that does not depend on k.
