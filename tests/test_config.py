@@ -66,6 +66,9 @@ def test_the_notebooks_experiment_is_exact():
     assert (training["warmup"], training["decay"], training["clip"], training["auxk"]) == (0, 0, None, 0)
 
 
+IMPORTED = {"layers": [1, 2], "ks": [1], "methods": ["imported"]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -91,6 +94,13 @@ def test_the_notebooks_experiment_is_exact():
         ({"device": "gpu"}, "device: 'gpu' is not allowed. The device that .* `cuda:N`"),
         ({"name": "a/b"}, "name: 'a/b' is not allowed. Name of the experiment: letters"),
         *(({"name": name}, "config key name: .* is not allowed") for name in OUTSIDE),
+        ({"imported": "a"}, r"imported: has no effect; add the method imported to grid\.methods"),
+        ({"grid": IMPORTED}, "imported: is missing; the method imported needs the path of an SAE"),
+        ({"grid": IMPORTED, "imported": "{depth}"}, r"imported: '\{depth\}' may hold \{layer\}, \{k\} and \{seed\}"),
+        (
+            {"grid": IMPORTED | {"ks": [1, 2]}, "imported": "{layer}"},
+            r"several ks; write \{k\} into the path",
+        ),
         ({"held_out": 1}, "held_out: 1 must be below 1"),
         ({"training": {"betas": [0.9]}}, r"training\.betas: \[0\.9\] needs at least 2 entries"),
     ],

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import picture, planned, snakemake
 
+from sae import listing as listings
 from sae.errors import InputError
 from sae.listing import listing, weights
 
@@ -85,6 +86,20 @@ def test_weights_are_known_by_their_content(tmp_path):
 
 
 GRID = {"layers": [0], "ks": [4], "baselines": []}
+
+
+def test_an_imported_sae_is_known_by_the_content_of_its_files(tmp_path):
+    folder, memory = tmp_path / "sae", tmp_path / "memory"
+    folder.mkdir()
+    (folder / "cfg.json").write_text("{}")
+    (folder / "sae.safetensors").write_bytes(b"one")
+    first, alone = listings.sae(folder, memory), listings.sae(folder / "sae.safetensors", memory)
+    moved = folder.rename(tmp_path / "moved")
+    assert (listings.sae(moved, memory), listings.sae(moved / "sae.safetensors", memory)) == (first, alone)
+    (moved / "sae.safetensors").write_bytes(b"two")
+    assert listings.sae(moved, memory) != first and listings.sae(moved / "sae.safetensors", memory) != alone
+    with pytest.raises(InputError, match="imported SAE nowhere: no such file or folder"):
+        listings.sae("nowhere", memory)
 
 
 def test_a_missing_folder_is_one_line_of_the_plan_and_no_matter_to_a_list_of_rules(tmp_path):

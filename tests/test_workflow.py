@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import snakemake
+from huggingface_hub import ModelCard
 from PIL import Image
 
 import sae
@@ -440,3 +441,30 @@ def test_a_training_reads_its_checkpoint_and_keeps_one_that_it_cannot_use(copy):
     assert done.returncode != 0
     assert f"error: results/small/checkpoints/{POINT}.safetensors: not a checkpoint that can be read" in done.stderr
     assert checkpoint.read_bytes() == b"nonsense"
+
+
+def test_an_exported_sae_comes_back_as_a_point_of_the_grid_with_the_same_numbers(copy):
+    model, theirs = sae.load(copy / f"results/small/sae/{POINT}"), POINT.replace("topk", "imported")
+    sae.export(model, copy / "theirs", "saelens")
+    config = {**changed(grid={"ks": [4], "methods": ["topk", "imported"]}), "imported": "theirs"}
+    results, page = copy / "results/small", f"results/small/explorer/data/{theirs}"
+    done = snakemake(copy, page, "export", config=config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, back = (pd.read_parquet(results / f"metrics/{point}.parquet") for point in (POINT, theirs))
+    pd.testing.assert_frame_equal(ours, back, rtol=1e-3)
+    ours, back = (pd.read_parquet(results / f"evidence/{point}/summary.parquet") for point in (POINT, theirs))
+    ours, back = (table.set_index("measure")["value"] for table in (ours, back))
+    pd.testing.assert_series_equal(back, ours.drop("stability"), rtol=1e-2)  # nobody trained another seed of it
+
+    exported, one = results / "export" / theirs, np.eye(192)
+    card = ModelCard.load(exported / "README.md")
+    assert "vision-transformer" in card.data.tags and "Imported from SAELens" in card.text
+    for folder in (exported, exported / "saelens", exported / "sparsify"):
+        np.testing.assert_allclose(sae.load(folder).decode(one), model.decode(one), rtol=1e-4, atol=1e-4)
+
+    assert planned(copy, page, config=config) == {}
+    model.b_dec += 1e-3
+    sae.export(model, copy / "theirs", "saelens")
+    assert planned(copy, page, config=config)["imported"] == 1
+    done = snakemake(copy, page, config=config | {"sae": {"expansion": 2}})
+    assert "it has 192 latents, the baselines would have 384; set sae.expansion to 1" in done.stdout + done.stderr

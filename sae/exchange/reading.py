@@ -47,7 +47,6 @@ class _Foreign:
     k: int | None = None
     threshold: Tensor | None = None
     layer: int | None = None
-    signed: bool = False  # its k largest latents may be negative; those of a SparseAutoencoder are not
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
@@ -217,7 +216,7 @@ def _saev(file: Path) -> _Foreign:
     if kind == "BatchTopK":
         cut = arrays.get("activation.threshold")
         threshold = torch.full_like(b_enc, float(cut.clamp(min=0)) if cut is not None else 0.0)
-    return _Foreign("saev", W_enc.T, b_enc, W_dec, b_dec, False, k, threshold, signed=kind == "TopK")
+    return _Foreign("saev", W_enc.T, b_enc, W_dec, b_dec, False, k, threshold)
 
 
 def _plain(file: Path) -> _Foreign:

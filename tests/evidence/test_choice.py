@@ -45,6 +45,13 @@ def test_the_order_is_that_of_the_mean_place_by_what_features_are_for():
     assert table["first"].sum() == pytest.approx(1) and table.loc[0, "first"] > 0.9
 
 
+def test_an_sae_without_another_seed_is_not_called_unstable():
+    point = (2, 8, "imported")
+    latents = small.latents({point: [0.1]}, partner_correlations=[np.empty(0)])
+    row = chosen({point: {"concept_recovery": 0.5}}, latents).iloc[0]
+    assert np.isnan(row["lost"]) and not row["too_large"]
+
+
 def test_points_that_the_images_cannot_tell_apart_share_the_first_place():
     table = chosen({(layer, 8, "topk"): {"concept_recovery": 0.5 + 1e-4 * layer} for layer in range(4)})
     assert table["layer"].tolist() == [3, 2, 1, 0]

@@ -98,6 +98,14 @@ def test_stability_does_not_depend_on_a_seeds_numbering():
     assert (order[after[:, 0]] == before[:, 0]).all() and (after[:, 1] == before[:, 1]).all()
 
 
+def test_without_another_seed_nothing_is_said_of_the_stability():
+    decoder, z = np.eye(4, 6, dtype=np.float32), csr(np.eye(4))
+    table = stability((decoder, z), {})
+    assert table[["stability_cosine", "stability_correlation"]].isna().all(axis=None) and table["fires"].all()
+    assert not table["partner_seeds"].str.len().any() and not table["partner_correlations"].str.len().any()
+    assert [*table] == [*stability((decoder, z), {1: (decoder, z)})]
+
+
 def test_stability_is_the_mean_over_the_other_seeds_and_silence_has_no_correlation():
     decoder, z = np.eye(6, 12), events(6)
     z[:, 2] = 0
@@ -116,9 +124,7 @@ def test_stability_is_the_mean_over_the_other_seeds_and_silence_has_no_correlati
     np.testing.assert_allclose(unlike["stability_cosine"], 0, atol=1e-6)
 
 
-def test_stability_needs_two_dictionaries_of_one_size():
-    with pytest.raises(InputError, match="two seeds"):
-        stability((directions(4), csr(events(4))), {})
+def test_dictionaries_of_two_sizes_cannot_be_matched():
     with pytest.raises(InputError, match="differ in size"):
         stability((directions(4), csr(events(4))), {1: (directions(5), csr(events(5)))})
 

@@ -63,6 +63,8 @@ def test_checks_for_and_against():
     assert [verdict for verdict, _text in one] == ["yes", "open", "open", "open"]
     assert "60% are by colour" in one[0][1] and "within too few pairs" in one[3][1]
     assert "2 other seeds" in words.checks(latent(partner_seeds=[1, 2]), best(), SIMILAR, None)[1][1]
+    alone = words.checks(latent(partner_seeds=[], stability_correlation=np.nan), best(), SIMILAR, None)[1]
+    assert alone == ("open", "Its reproducibility is unknown: this SAE was imported, without another seed of it.")
     assert verdicts(latent(stability_correlation=FOUND), best(), SIMILAR, None)[1] == "yes"
 
 

@@ -11,11 +11,14 @@ NA = pd.NA
 
 def test_stability_says_the_medians_of_the_latents_and_of_chance():
     table = pd.DataFrame({"stability_cosine": [0.5, 0.7, 0.9, 0], "stability_correlation": [0.1, 0.2, 0.3, np.nan]})
+    table["partner_seeds"] = [[1]] * 4
     shown = written(matching.stability(table, {"random directions": np.full(20, 0.25)}, "Layer 3"))
     assert "3 of 4 latents fire" in shown and "Layer 3" in shown
     assert "these latents: median 0.70" in shown and "control, random directions: median 0.25" in shown
     silent = written(matching.stability(table[3:], {"random tokens": np.full(20, 0.25)}, "Layer 3"))
     assert "0 of 1 latents" in silent and "these latents" not in silent
+    alone = table.assign(partner_seeds=[[]] * 4, stability_correlation=np.nan)
+    assert "imported, without another seed" in written(matching.stability(alone, {"random": np.ones(3)}, "Layer 3"))
 
 
 def test_across_ks_has_a_bar_per_pair_and_all_shares():
