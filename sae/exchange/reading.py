@@ -143,6 +143,8 @@ def _saelens(config: dict[str, Any], path: Path) -> _Foreign:
     arguments = config.get("activation_fn_kwargs") or {}
     if config.get("activation_fn") == "topk":
         kind, config["k"] = "topk", arguments.get("k")
+    elif config.get("activation_fn", "relu") != "relu":
+        refuse(f"activation_fn {config['activation_fn']}: only relu and topk can be expressed")
     if kind not in ("standard", "topk", "jumprelu"):
         hint = "; save it with save_inference_model" if "batchtopk" in kind else ""
         refuse(f"architecture {kind}: only standard, topk and jumprelu can be expressed{hint}")
@@ -156,8 +158,6 @@ def _saelens(config: dict[str, Any], path: Path) -> _Foreign:
         refuse(f"normalize_activations {norm}: the factor is not in the files; fold it into the weights and save again")
     if config.get("reshape_activations", "none") != "none":
         refuse(f"reshape_activations {config['reshape_activations']}: it reads the heads of an attention layer")
-    if config.get("noise") or config.get("finetuning_scaling_factor"):
-        refuse("a finetuning scaling factor cannot be expressed")
     arrays = _weights(path / "sae_weights.safetensors", _ARRAYS, "SAELens", ("threshold", "scaling_factor"))
     scaling = arrays.get("scaling_factor")
     if scaling is not None and not bool((scaling == 1).all()):
