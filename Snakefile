@@ -4,15 +4,6 @@ from snakemake.utils import min_version
 min_version("9.8")
 
 
-# A file with images of its own starts from the schema's defaults: these settings suit the built-in images.
-if config.get("images", "concepts") == "concepts":
-
-    configfile: f"{workflow.basedir}/config.yaml"
-
-
-report: "workflow/report/workflow.rst"
-
-
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/activations.smk"
@@ -32,11 +23,16 @@ except OSError as error:
     error.filename = os.getcwd()
     sys.exit(f"error: {shortage(error, error.filename) or error}")
 
-# One line for a second run of the same results, and for the lock of a killed one; Snakemake's own text has five.
-exceptions.LockException = lambda: SystemExit(
-    f"error: {os.path.abspath(R)}: another run makes these results; wait until it ends, or, if it was killed, "
-    "unlock them: add --unlock to this command, then run it again without"
-)
+# As a module, this file leaves the report's first page and the lock to the workflow that uses it.
+if workflow.snakefile == workflow.main_snakefile:
+
+    report: "workflow/report/workflow.rst"
+
+    # One line for a second run of the same results, and for the lock of a killed one; Snakemake's own text has five.
+    exceptions.LockException = lambda: SystemExit(
+        f"error: {os.path.abspath(R)}: another run makes these results; wait until it ends, or, if it was killed, "
+        "unlock them: add --unlock to this command, then run it again without"
+    )
 
 
 onstart:
@@ -46,7 +42,6 @@ onstart:
 
 
 rule all:
-    default_target: True
     input:
         COMPARISONS,
         f"{R}/explorer/index.html",

@@ -59,12 +59,17 @@ def write_receipts(outputs: Iterable[str], results: Path, facts: Mapping[str, An
 
 
 def code_and_weights(rules: Iterable[Any]) -> dict[str, dict[str, str]]:
-    """Returns the `code` and `weights` among the params of Snakemake's rules, by the name of the rule."""
+    """Returns the `code` and `weights` among the params of Snakemake's rules, by the name of the rule.
+
+    Rules of a workflow that uses this one as a module have no `settings` with a `code`, and are left out.
+    """
     found = {}
     for rule in rules:
         params = dict(rule.params.items())
-        params |= params.get("settings", {})
-        values = {name: params[name] for name in ("code", "weights") if name in params}
+        settings = params.get("settings")
+        if not isinstance(settings, dict) or "code" not in settings:
+            continue
+        values = {name: value for name, value in (params | settings).items() if name in ("code", "weights")}
         found[rule.name] = {name: value({}) if callable(value) else value for name, value in values.items()}
     return found
 
@@ -78,7 +83,7 @@ def options(snakefile: Path, folder: Path, configs: Sequence[Path], conda: bool)
         configs: the configuration files that the user gave.
         conda: whether conda installs the packages.
     """
-    words = [] if snakefile.parent == folder else ["-s", snakefile, "--directory", folder]
+    words = [] if snakefile == folder / "Snakefile" else ["-s", snakefile, "--directory", folder]
     words += ["--use-conda"] * conda
     words += ["--configfile", *configs] if configs else []
     return shlex.join(map(str, words))

@@ -92,4 +92,4 @@ def test_every_rule_with_a_script_names_the_environment(tmp_path):
     assert {"measure", "measure_baselines", "evidence_baselines", "train", "explorer"} <= set(scripts)
     assert len(scripts) > 30
     for name, environment in scripts.items():
-        assert environment.endswith("workflow/envs/sae.yaml"), name
+        assert environment.endswith("envs/sae.yaml"), name

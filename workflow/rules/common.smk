@@ -5,22 +5,34 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import yaml
+from snakemake.utils import update_config
+
 from sae import sources, warm
 from sae.config import complete, page_name
 from sae.errors import InputError, shortage
 
-HERE = Path(workflow.basedir)
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log file wants few lines
 
+# A file with images of its own starts from the schema's defaults: these settings suit the built-in images. They are not
+# a `configfile:`, which Snakemake skips in a module.
+if config.get("images", "concepts") == "concepts":
+    default = yaml.safe_load(
+        Path(workflow.source_path("../../config.yaml")).read_text()
+    )
+    update_config(default, config)
+    config = default
 try:
-    config = complete(config, HERE / "workflow/schemas/config.schema.yaml")
+    config = complete(config, workflow.source_path("../schemas/config.schema.yaml"))
 except InputError as error:
     sys.exit(f"error: {error}")
 
 R = f"results/{config['name']}"
+# The same as params have it: Snakemake puts a module's `prefix` before inputs and outputs alone.
+RESULTS = workflow.modifier.path_modifier.replace_prefix(R)
 P = "layer={layer}/k={k}/method={method}/seed={seed}"
-ENV = str(HERE / "workflow/envs/sae.yaml")
+ENV = "../envs/sae.yaml"
 GRID = config["grid"]
 METHODS, BASELINES = GRID["methods"], GRID["baselines"]
 TRAINED = [method for method in METHODS if method != "imported"]
@@ -31,8 +43,8 @@ MODEL, EMBEDDING = (
 )
 BUILT_IN = config["images"] == "concepts"
 if BUILT_IN:
-    config["images"] = f"{R}/concepts/images"
-    config["labels"] = f"{R}/concepts/images/labels.csv"
+    config["images"] = f"{RESULTS}/concepts/images"
+    config["labels"] = f"{RESULTS}/concepts/images/labels.csv"
 SHARDS = [f"{i:04d}" for i in range(config["shards"])]
 THREADS = config["threads"]
 GPU = int(config["device"].startswith("cuda"))
@@ -167,7 +179,7 @@ def rule_params(script, **values):
 
     With the hash of the code, a change of the script's imports reruns the rule and shows in the reason.
     """
-    code = sources.code(HERE / "workflow/scripts" / script)
+    code = sources.code(workflow.source_path(f"../scripts/{script}"))
     return dict(sorted({"code": code, **values}.items()))
 
 
@@ -235,7 +247,7 @@ def _now(function, *paths):
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {shortage(error, IMAGES) or error}")
+        sys.exit(f"error: {shortage(error, config['images']) or error}")
 
 
 def images_now(part):

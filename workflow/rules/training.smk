@@ -20,7 +20,7 @@ rule train:
         gpu=GPU,
     params:
         # Not an output: Snakemake deletes the outputs of a failed job, and an interrupted training continues from this.
-        checkpoint=f"{R}/checkpoints/{P}.safetensors",
+        checkpoint=f"{RESULTS}/checkpoints/{P}.safetensors",
         settings=rule_params(
             "train.py",
             sae=config["sae"],

@@ -10,7 +10,7 @@ rule verify:
         ENV
     threads: THREADS
     params:
-        results=R,
+        results=RESULTS,
         options=lambda wildcards: verify.options(
             Path(workflow.main_snakefile),
             Path.cwd(),
