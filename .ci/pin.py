@@ -60,7 +60,7 @@ def resolve() -> str:
             "--no-header",
             "--quiet",
         ]
-        command += ["--python-version", "3.11", "--group", "dev", "--upgrade", "pyproject.toml"]
+        command += ["--python-version", "3.11", "--group", "dev", "--group", "docs", "--upgrade", "pyproject.toml"]
         return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
