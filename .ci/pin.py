@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PROJECT, LOCK, ENV = ROOT / "pyproject.toml", ROOT / "requirements.lock", ROOT / "workflow/envs/sae.yaml"
+PINS = r"constraint-dependencies = \[.*?\n\]\n"  # at the end of pyproject.toml
 
 
 def name_of(requirement: str) -> str:
@@ -28,7 +29,7 @@ def pins_of(lock: str) -> list[str]:
 
 
 def environment(pins: list[str], project: dict) -> str:
-    direct = {name_of(r) for r in project["project"]["dependencies"]}
+    direct = {name_of(r) for r in project["project"]["dependencies"] + project["dependency-groups"]["workflow"]}
     chosen = [pin for pin in pins if name_of(pin) in direct]
     lines = [
         "# Third-party packages of every rule; `sae` itself is found beside the Snakefile. Written by .ci/pin.py.",
@@ -47,7 +48,7 @@ def environment(pins: list[str], project: dict) -> str:
 
 def resolve() -> str:
     """Resolves the bounds alone, for every Python and platform: the present pins must not hold back the new ones."""
-    bare = re.sub(r"\[tool\.uv\]\nconstraint-dependencies = \[.*?\n\]\n", "", PROJECT.read_text(), flags=re.S)
+    bare = re.sub(PINS, "", PROJECT.read_text(), flags=re.S)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pyproject.toml").write_text(bare)
         command = [
@@ -60,16 +61,17 @@ def resolve() -> str:
             "--no-header",
             "--quiet",
         ]
-        command += ["--python-version", "3.11", "--group", "dev", "--group", "docs", "--upgrade", "pyproject.toml"]
+        command += [word for group in ("workflow", "dev", "docs") for word in ("--group", group)]
+        command += ["--python-version", "3.11", "--upgrade", "pyproject.toml"]
         return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def written(lock: str) -> dict[Path, str]:
     pins, text = pins_of(lock), PROJECT.read_text()
     quoted = [f'"{pin}"' if '"' not in pin else f"'{pin}'" for pin in pins]
-    block = "[tool.uv]\nconstraint-dependencies = [\n" + "".join(f"    {pin},\n" for pin in quoted) + "]\n"
-    text = re.sub(r"\[tool\.uv\]\nconstraint-dependencies = \[.*?\n\]\n", "", text, flags=re.S).rstrip("\n")
-    return {LOCK: lock, PROJECT: f"{text}\n\n{block}", ENV: environment(pins, tomllib.loads(text))}
+    block = "constraint-dependencies = [\n" + "".join(f"    {pin},\n" for pin in quoted) + "]\n"
+    text = re.sub(PINS, "", text, flags=re.S)
+    return {LOCK: lock, PROJECT: text + block, ENV: environment(pins, tomllib.loads(text))}
 
 
 if __name__ == "__main__":
