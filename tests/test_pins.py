@@ -15,7 +15,7 @@ DEPENDENCIES, WORKFLOW = PROJECT["project"]["dependencies"], PROJECT["dependency
 
 
 def names(requirements):
-    return {re.split(r"[\s<>=!~;\[]", r, maxsplit=1)[0].lower() for r in requirements}
+    return {re.split(r"[\s<>=!~;\[]", r, maxsplit=1)[0].lower().replace("_", "-") for r in requirements}
 
 
 def imported(folder):
@@ -29,7 +29,7 @@ def imported(folder):
                 modules.add(node.module.split(".")[0])
     modules -= set(sys.stdlib_module_names) | {"sae", "triton"}  # which comes with torch where that supports CUDA
     owners = packages_distributions()
-    return {owners[m][0].lower() for m in modules}
+    return names(owners[m][0] for m in modules)
 
 
 def test_the_three_files_agree():

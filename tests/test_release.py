@@ -1,5 +1,6 @@
-"""The wheel: the package alone, which works without the checkout and without Snakemake."""
+"""What a release consists of. The wheel: the package alone, which works without the checkout and without Snakemake."""
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -7,6 +8,7 @@ import zipfile
 from email.parser import Parser
 
 import pytest
+import yaml
 from conftest import ROOT
 from test_pins import DEPENDENCIES, PROJECT, names
 
@@ -56,7 +58,13 @@ def test_the_shipped_vit_works_from_it(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_changelog_names_the_release():
-    """A release renames the section [Unreleased]: until then the version has no section of its own."""
-    headings = [line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")]
-    assert headings[0] == "## [Unreleased]" or headings[0].startswith(f"## [{PROJECT['project']['version']}] - ")
+def test_changelog_citation_and_catalog_say_the_same():
+    version, license = PROJECT["project"]["version"], PROJECT["project"]["license"]
+    releases = re.findall(r"^## \[(.*)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert releases[0] == "Unreleased" and releases[1:2] in ([], [version])
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["license"] == license and citation["authors"] == [{"name": "The sae-vit developers"}]
+    assert citation["abstract"] == PROJECT["project"]["description"] + "."
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    # test_conda runs with conda; test_workflow makes a report; the README's first command has no flags.
+    assert usage["software-stack-deployment"]["conda"] and usage["report"] and not usage["mandatory-flags"]["flags"]
