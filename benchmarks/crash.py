@@ -1,4 +1,4 @@
-"""Kills Snakemake or one of its jobs at random moments, recovers as docs/config.md says, and compares the results.
+"""Kills Snakemake or one of its jobs at random moments, recovers, and compares the results.
 
     uv run python benchmarks/crash.py --kills 50
 
@@ -120,7 +120,7 @@ class Run:
         return " ".join(sorted({rule for rule in jobs.values() if rule != "fork"})) or "none"
 
     def recover(self, victim: str) -> None:
-        """Does what docs/config.md says before the same command runs again."""
+        """Does what docs/how-to/interrupted.md says before the same command runs again."""
         if victim == "snakemake":
             status, output = self.finish("--unlock")
             if status:

@@ -1,4 +1,4 @@
-"""What `kill -9`, a second run and a full disk do to a run, and how it goes on as docs/config.md says."""
+"""What `kill -9`, a second run and a full disk do to a run, and how it goes on as docs/how-to/interrupted.md says."""
 
 from __future__ import annotations
 
