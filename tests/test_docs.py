@@ -1,4 +1,7 @@
-"""Every example of the README and the docs runs: Python as it stands, Snakemake's commands as dry runs."""
+"""Every example of the README and the docs runs: Python as it stands, Snakemake's commands as dry runs.
+
+The site shows every page once, and every link leads somewhere. `.ci/site` builds it.
+"""
 
 import os
 import re
@@ -12,13 +15,17 @@ import numpy as np
 import pytest
 import small
 import torch
+import yaml
 from conftest import ROOT, forked, picture
+from safetensors.numpy import save_file
 
 import sae
 from sae import vit as vits
+from sae.config import complete
 from sae.latent_codes import Tally
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 POINT = "layer=6/k=32/method=topk/seed=0"
 # They install packages, or need more than this machine has; test_pins and test_conda look at the same files.
 EXEMPT = ("pip install ", "snakemake --cores 2 --use-conda", "uv run pytest")
@@ -48,7 +55,10 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
     if words[0] == "snakemake":
         dry = [] if {"--report", "--unlock"} & {*words} else ["-n", "--quiet", "rules"]
         local = ["--executor", "local", "--cores", "2"] if plugin else []  # the plugin is not installed here
-        words = ["-m", "snakemake", *dry, *words[1:], *local]
+        plan = re.sub(
+            r" (-n|--quiet rules)(?= |$)|(?<=--cores )\d+", lambda m: "" if m[1] else "2", " ".join(words[1:])
+        )
+        words = ["-m", "snakemake", *dry, *shlex.split(plan), *local]
     return _run(tuple(words), folder)
 
 
@@ -69,13 +79,31 @@ def project(tmp_path_factory) -> Path:
         (folder / name).symlink_to(ROOT / name)
     for seed in range(4):
         picture(folder / "home/pictures/pets" / "ab"[seed % 2] / f"{seed}.png", seed=seed)
+    (folder / "home/pictures/pets.csv").write_text("path,label,breed\na/0.png,cat,siamese\nb/1.png,dog,\n")
+    save_file({"head.bias": np.zeros(2)}, folder / "home/finetuned.safetensors")
     picture(folder / "cat.jpg")
     for path in PAGES:
         for number, block in examples(path.read_text(), "yaml"):
             name = re.match(r"# (\w+\.yaml)\n", block)
             assert name, f"{path.name}:{number}: the first line must name the file: # mine.yaml"
-            (folder / name[1]).write_text(block)
+            file = folder / name[1]
+            assert not file.exists() or file.read_text() == block, f"{path.name}:{number}: {name[1]} has other content"
+            file.write_text(block)
     return folder
+
+
+def configurations() -> list[tuple[str, dict]]:
+    """Returns each block of YAML, laid over config.yaml if it has no images of its own."""
+    default = yaml.safe_load((ROOT / "config.yaml").read_text())
+    blocks = [(f"{path.name}:{n}", yaml.safe_load(b)) for path in PAGES for n, b in examples(path.read_text(), "yaml")]
+    return [(place, block if "images" in block else default | block) for place, block in blocks]
+
+
+@pytest.mark.parametrize(
+    ("place", "given"), configurations(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_configuration_is_valid(place, given):
+    complete(given, ROOT / "workflow/schemas/config.schema.yaml")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -150,6 +178,26 @@ def test_every_link_leads_somewhere():
             file, _, anchor = target.partition("#")
             page = path.parent / file if file else path
             assert page.exists(), f"{path.name}: {target}"
+            inside = page.resolve().is_relative_to(DOCS)
+            assert inside or not path.is_relative_to(DOCS), f"{path.name}: {target} is not a part of the site"
             titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M) if anchor else []
             anchors = [re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles]
+            anchors += re.findall(r"^::: ([\w.]+)$", page.read_text(), re.M) if anchor else []
             assert not anchor or anchor in anchors, f"{path.name}: {target}"
+
+
+def listed(nav: list | dict | str) -> list[str]:
+    """Returns the pages of the site's navigation."""
+    if isinstance(nav, str):
+        return [nav]
+    return [page for entry in (nav.values() if isinstance(nav, dict) else nav) for page in listed(entry)]
+
+
+def test_the_navigation_lists_every_page_once():
+    pages = listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(pages) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_the_reference_has_every_public_name():
+    shown = re.findall(r"^::: sae\.(\w+)$", (DOCS / "python.md").read_text(), re.M)
+    assert sorted(shown) == sae.__all__
