@@ -55,9 +55,8 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
     if words[0] == "snakemake":
         dry = [] if {"--report", "--unlock"} & {*words} else ["-n", "--quiet", "rules"]
         local = ["--executor", "local", "--cores", "2"] if plugin else []  # the plugin is not installed here
-        plan = re.sub(
-            r" (-n|--quiet rules)(?= |$)|(?<=--cores )\d+", lambda m: "" if m[1] else "2", " ".join(words[1:])
-        )
+        plan = re.sub(r" (-n|--quiet rules)(?= |$)", "", " ".join(words[1:]))  # so that equal runs are made once
+        plan = re.sub(r"(?<=--cores )\d+", "2", plan)
         words = ["-m", "snakemake", *dry, *shlex.split(plan), *local]
     return _run(tuple(words), folder)
 
