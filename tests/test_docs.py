@@ -85,6 +85,7 @@ def project(tmp_path_factory) -> Path:
         picture(folder / "home/pictures/pets" / "ab"[seed % 2] / f"{seed}.png", seed=seed)
     (folder / "home/pictures/pets.csv").write_text("path,label,breed\na/0.png,cat,siamese\nb/1.png,dog,\n")
     save_file({"head.bias": np.zeros(2)}, folder / "home/finetuned.safetensors")
+    (folder / "home/saes/layer-6").mkdir(parents=True)
     picture(folder / "cat.jpg")
     for path in PAGES:
         for number, block in examples(path.read_text(), "yaml"):
