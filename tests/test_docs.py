@@ -33,7 +33,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 POINT = "layer=6/k=32/method=topk/seed=0"
 # They install packages, or need more than this machine has; test_pins and test_conda look at the same files.
-EXEMPT = ("pip install ", "snakemake --cores 2 --use-conda", "uv run pytest", "uv run --with jupyterlab")
+EXEMPT = ("pip install ", "snakemake --cores 2 --use-conda", "uv run pytest", "uv run --group", "uv run --with jup")
 
 
 def examples(text: str, language: str) -> list[tuple[int, str]]:
