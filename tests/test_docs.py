@@ -101,6 +101,9 @@ def configurations() -> list[tuple[str, dict]]:
     """Returns each block of YAML, laid over config.yaml if it has no images of its own."""
     default = yaml.safe_load((ROOT / "config.yaml").read_text())
     blocks = [(f"{path.name}:{n}", yaml.safe_load(b)) for path in PAGES for n, b in examples(path.read_text(), "yaml")]
+    blocks = [
+        (place, block["sae"] if [*block] == ["sae"] else block) for place, block in blocks
+    ]  # as a module's section
     return [(place, block if "images" in block else default | block) for place, block in blocks]
 
 
