@@ -12,6 +12,7 @@ include: "workflow/rules/analysis.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/explorer.smk"
 include: "workflow/rules/export.smk"
+include: "workflow/rules/compare.smk"
 include: "workflow/rules/verify.smk"
 
 

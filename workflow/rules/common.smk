@@ -4,6 +4,9 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
+
+import yaml
 
 import yaml
 from snakemake.utils import update_config

@@ -1,0 +1,220 @@
+"""The page about two experiments: sentences, and lists of latents that both have or only one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from sae import images
+from sae.evidence.compare import FEWEST, OTHER, THIS, Experiment
+from sae.evidence.measures import COMPARED, FOUND, MEASURES
+
+_LISTED = 10  # latents in each list
+_POINT = ["layer", "k", "method", "seed"]
+_WEIGHTS = {None: "timm's pretrained weights", "random": "random weights"}
+_SHIPPED = "vit_tiny_concepts"  # its weights come with the project, not from timm
+
+
+def unmatched(both: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """Returns why latents cannot be matched, in a sentence; empty if they can.
+
+    Args:
+        both, rows: from `compare.shared` and `compare.chosen`.
+    """
+    if len(rows):
+        return ""
+    if not len(both):
+        return "The two experiments share no image. So their latents cannot be matched."
+    return f"The two experiments share {len(both)} images. That is too few to match latents: {FEWEST} are needed."
+
+
+def sentences(
+    own: Experiment,
+    other: Experiment,
+    both: pd.DataFrame,
+    rows: pd.DataFrame,
+    latents: pd.DataFrame,
+    table: pd.DataFrame,
+) -> list[str]:
+    """Returns what the comparison says, the most important first.
+
+    Args:
+        both, rows: from `compare.shared` and `compare.chosen`.
+        latents, table: from `compare.table`.
+    """
+    lines = [unmatched(both, rows)] if not len(rows) else _matched(own.name, other.name, latents, table)
+    lines += _measured(own.name, other.name, table)
+    if len(rows):
+        where = (
+            "held out in both experiments" if rows["held_out"].all() else "in both experiments, train images among them"
+        )
+        lines.append(f"Latents were matched on {len(rows):,} images that are {where}.")
+    if not all(_same_images(one, both) for one in (own, other)):
+        lines.append(
+            "The held-out images of the two experiments differ, and so may their classes. So a difference in a measure "
+            "may come from the images alone."
+        )
+    return lines
+
+
+def _same_images(one: Experiment, both: pd.DataFrame) -> bool:
+    return len(images.used(one.manifest, images.HELD_OUT)) == both["held_out"].sum()
+
+
+def _matched(a: str, b: str, latents: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    sides = [latents[(latents["of"] == of) & latents["fires"]] for of in (THIS, OTHER)]
+
+    def shares(column: str) -> list[str]:
+        return [f"{(side[column] >= FOUND).mean():.0%}" for side in sides]
+
+    one, two = shares("r")
+    lines = [f"{one} of the latents of {a} have a counterpart in {b}, and {two} of those of {b} have one in {a}."]
+    random, shuffled = (" and ".join(shares(column)) for column in ("random", "shuffled"))
+    known = all(side["random"].notna().any() for side in sides)
+    lines.append(
+        f"Controls: {f'{random} have one in random dictionaries of the other experiment; ' if known else ''}"
+        f"{shuffled} if the images are shuffled."
+    )
+    one, two = (f"{(side['outcome'] == 'one').mean():.0%}" for side in sides)
+    lines.append(
+        f"{one} of the latents of {a} have none, though another seed finds them; the same holds for {two} of those of {b}."
+    )
+    alike = [(layer, row.idxmax(), row.max()) for layer, row in similar(table).iterrows()]
+    (layer, there, r), *rest = alike
+    line = f"Layer {layer} of {a} is most similar to layer {there} of {b} (mean correlation of best matches {r:.2f})"
+    lines.append("".join([line, *(f", layer {layer} to layer {there} ({r:.2f})" for layer, there, r in rest), "."]))
+    return lines
+
+
+def similar(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the similarity of layers, a row per own layer, a column per other layer; mean over k, method and seed."""
+    rows = table[table["measure"] == "similarity"]
+    means = rows.assign(mean=(rows["value"] + rows["value_other"]) / 2)
+    return means.pivot_table("mean", "layer", "other_layer")
+
+
+def _measured(a: str, b: str, table: pd.DataFrame) -> list[str]:
+    rows = table[table["measure"].isin(COMPARED)]
+    measures = [key for key in COMPARED if key in set(rows["measure"])]
+    if not measures:
+        return ["Nothing was measured in both experiments."]
+    share = rows.groupby("measure")["verdict"].value_counts(normalize=True).unstack(fill_value=0)
+    share = share.reindex(columns=["better", "worse"], fill_value=0) > 0.5
+    won = {verdict: [MEASURES[key].name for key in measures if share.loc[key, verdict]] for verdict in share}
+    said = [
+        f"{name} is better by {len(won[verdict])} of {len(measures)} measures ({', '.join(won[verdict])})"
+        for name, verdict in ((a, "better"), (b, "worse"))
+        if won[verdict]
+    ]
+    count = len(rows[_POINT].drop_duplicates())
+    where = f"At more than half of the {count} SAEs" if count > 1 else "At the one SAE"
+    return [f"{where}, {' and '.join(said) or 'neither experiment is better by any measure'}."]
+
+
+def page(
+    own: Experiment,
+    other: Experiment,
+    both: pd.DataFrame,
+    rows: pd.DataFrame,
+    latents: pd.DataFrame,
+    table: pd.DataFrame,
+    explorer: str | None,
+) -> str:
+    """Returns the comparison as an HTML page, which shows the figure compare.svg beside it.
+
+    Args:
+        both, rows: from `compare.shared` and `compare.chosen`.
+        latents, table: from `compare.table`.
+        explorer: the address of the other experiment's explorer; None: it has none, and nothing links to it.
+    """
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("compare.html").read_text())
+    measured = table[table["measure"].isin(COMPARED)].astype(object)
+    points = [
+        {"where": dict(zip(_POINT, point, strict=True)), "rows": part.where(part.notna(), None).to_dict("records")}
+        for point, part in measured.groupby(_POINT, sort=True)
+    ]
+    return template.render(
+        names=[own.name, other.name],
+        sentences=sentences(own, other, both, rows, latents, table),
+        facts=[_facts(one) for one in (own, other)],
+        lists=_lists(own, other, latents, explorer) if len(rows) else [],
+        points=points,
+        measures=MEASURES,
+        found=FOUND,
+    )
+
+
+def _facts(one: Experiment) -> dict[str, str]:
+    model, weights = one.reference["model"]["name"], one.reference["weights"]
+    told = _WEIGHTS.get(weights, "weights of its own")
+    if model == _SHIPPED and weights is None:
+        told = "weights that come with the project"
+    saes = sorted({(layer, kind) for layer, kind in one.codes if kind in one.kinds})
+    rows, columns = one.reference["geometry"]["patches"]
+    used = images.used(one.manifest)
+    sizes = sorted({one.codes[sae].latents for sae in saes})
+    return {
+        "ViT": f"{model}, {told}",
+        "images": f"{len(used):,}, of which {(used['split'] == images.HELD_OUT).sum():,} are held out",
+        "patches": f"{rows} × {columns}",
+        "layers": f"{_some(layer for layer, _kind in saes)} of {one.blocks}",
+        "k": _some(kind.k for _layer, kind in saes),
+        "method": _some(kind.method for _layer, kind in saes),
+        "latents of an SAE": _some(sizes),
+    }
+
+
+def _some(values: Any) -> str:
+    return ", ".join(map(str, sorted({*values})))
+
+
+def _lists(own: Experiment, other: Experiment, latents: pd.DataFrame, explorer: str | None) -> list[dict[str, Any]]:
+    """Returns lists of latents: a title, the columns' names, and rows with a latent, its match and the correlations."""
+    key = ["of", *_POINT, "latent"]
+    names = latents.set_index(key)["name"].to_dict()
+    of = {
+        THIS: (own, "../explorer/index.html", own.top.set_index(key[1:])["image_id"]),
+        OTHER: (other, explorer, other.top.set_index(key[1:])["image_id"]),
+    }
+
+    def told(side: str, *place: Any) -> dict[str, Any]:
+        experiment, page, top = of[side]
+        where = dict(zip(key[1:], place, strict=True))
+        several = [name for name in _POINT if name == "layer" or len({getattr(k, name) for k in experiment.kinds}) > 1]
+        name = names[side, *place]
+        return {
+            "text": ", ".join([*(f"{name} {where[name]}" for name in several), f"latent {where['latent']}"]),
+            "link": page and f"{page}#{urlencode(where)}",
+            "pictures": [f"{page.removesuffix('index.html')}pictures/{i}.webp" for i in top.loc[[place]]]
+            if page
+            else [],
+            "name": None if pd.isna(name) else name,
+        }
+
+    def listed(title: str, side: str, part: pd.DataFrame) -> dict[str, Any]:
+        there = OTHER if side == THIS else THIS
+        rows = [
+            {
+                "latent": told(side, row.layer, row.k, row.method, row.seed, row.latent),
+                "match": told(there, row.match_layer, row.match_k, row.match_method, row.match_seed, row.match),
+                "numbers": [None if np.isnan(r) else r for r in (row.r, row.random, row.shuffled, row.stability)],
+            }
+            for row in part.head(_LISTED).itertuples()
+        ]
+        return {"title": title, "names": [of[side][0].name, of[there][0].name], "rows": rows}
+
+    mine, theirs = (latents[latents["of"] == side] for side in (THIS, OTHER))
+    found = mine[mine["outcome"] == "both"]
+    above = (found["r"] - found["random"].fillna(found["shuffled"])).sort_values(ascending=False, kind="stable")
+    found = found.loc[above.index]  # a match that random directions reach too tells little
+    lists = [listed("Latents of both", THIS, found.drop_duplicates(["match_layer", "match_k", "match"]))]
+    for side, part in ((THIS, mine), (OTHER, theirs)):
+        alone = part[part["outcome"] == "one"].sort_values("r", kind="stable")
+        lists.append(listed(f"Latents of {of[side][0].name} alone", side, alone))
+    return lists
