@@ -87,6 +87,13 @@ def project(tmp_path_factory) -> Path:
     save_file({"head.bias": np.zeros(2)}, folder / "home/finetuned.safetensors")
     (folder / "home/saes/layer-6").mkdir(parents=True)
     picture(folder / "cat.jpg")
+    for path in (  # of an experiment to compare with
+        *("manifest.parquet", "reference/reference.json", f"metrics/{POINT}.parquet"),
+        *(f"codes/{POINT}/codes.safetensors", f"evidence/{POINT}/summary.parquet"),
+        *(f"ranking/{POINT}/{name}.parquet" for name in ("latents", "images")),
+    ):
+        (folder / "results/other" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "results/other" / path).touch()
     for path in PAGES:
         for number, block in examples(path.read_text(), "yaml"):
             name = re.match(r"# (\w+\.yaml)\n", block)

@@ -144,6 +144,72 @@ def test_a_look_at_a_new_image_adds_a_page_and_touches_nothing_else(finished, tm
         sae.look(image, tmp_path)
 
 
+def test_another_experiment_is_compared_and_stays_as_it_is(finished):
+    """A ViT with random weights on the same images, one layer and no baseline: enough to be compared."""
+    grid = {"layers": [2], "ks": [2], "methods": ["topk"], "seeds": [1], "baselines": []}
+    other = changed(name="other", grid=grid, model={"checkpoint": "random"}, training={"epochs": 1})
+    point = "layer=2/k=2/method=topk/seed=1"
+    wanted = f"results/other/evidence/{point}/summary.parquet"
+    own, config = finished / "results/small", CONFIG | {"with": "results/other"}
+
+    def refused(told, **parts):
+        done = snakemake(finished, "compare", config=CONFIG | parts)
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error:")]
+        assert done.returncode != 0 and len(lines) == 1 and told in lines[0], done.stderr
+
+    refused("compare needs another experiment's results: snakemake --cores 1 compare --config with=results/other")
+    refused("with results/other: no such folder", **config)
+    refused("with results/../results/small: this is the experiment itself", **{"with": "results/../results/small"})
+    done = snakemake(finished, "results/other/manifest.parquet", config=other)
+    assert done.returncode == 0, done.stderr
+    refused("results/other/reference/reference.json is missing; finish its run first", **config)
+    assert snakemake(finished, wanted, config=other).returncode == 0
+
+    before = {path: sha256(path) for path in finished.rglob("results/other/**/*") if path.is_file()}
+    explorer = {path: sha256(path) for path in (own / "explorer").rglob("*") if path.is_file()}
+    environment = {"PYTHONPATH": str(finished / "counting"), "COUNT_FILE": str(finished / "encoded.txt")}
+    done = snakemake(finished, "compare", config=config, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^compare +1$", done.stdout + done.stderr, re.M)
+    assert {path: sha256(path) for path in before} == before
+    assert {path: sha256(path) for path in explorer} == explorer  # only data/compare is new
+
+    made = ["report/compare.html", "report/compare.csv", "report/compare.svg", "report/compare.png"]
+    made += [
+        "matches/compare.parquet",
+        *(f"explorer/data/compare/{p}.js" for p in (POINT, POINT.replace("k=4", "k=2"))),
+    ]
+    bytes_of = {name: (own / name).read_bytes() for name in made}
+    matches = pd.read_parquet(own / "matches/compare.parquet")
+    assert matches.groupby(["of", "layer", "k", "seed"]).size().to_dict() == {
+        ("other", 2, 2, 1): 2 * 192, ("this", 3, 2, 0): 192, ("this", 3, 4, 0): 192,
+    }  # fmt: skip
+    ids = pd.read_parquet(own / "manifest.parquet")["id"]  # all: too few are held out
+    here, there = (
+        sae.codes(finished / "results" / name / "codes" / p) for name, p in (("small", POINT), ("other", point))
+    )
+    mine = matches[(matches["of"] == "this") & (matches["k"] == 4) & matches["fires"]]
+    for row in mine.sort_values("r").tail(5).itertuples():
+        strongest = [c.of(ids).images[:, [f]].toarray()[:, 0] for c, f in ((here, row.latent), (there, row.match))]
+        assert np.corrcoef(*strongest)[0, 1] == pytest.approx(row.r, abs=1e-5)
+    text = (own / "report/compare.html").read_text()
+    assert "on 100 images that are in both experiments, train images among them" in text
+    assert "random weights" in text and "../../other/explorer" not in text  # it has no explorer yet
+
+    again = planned(finished, "compare", config=config)
+    assert again == {}
+    for name in made:
+        (own / name).unlink()
+    (finished / "results/other/explorer").mkdir()
+    (finished / "results/other/explorer/index.html").touch()
+    assert snakemake(finished, "compare", config=config).returncode == 0
+    linked = {"report/compare.html", *(name for name in made if "explorer" in name)}
+    assert all((own / name).read_bytes() == bytes_of[name] for name in made if name not in linked)
+    assert all(b"../../other/explorer/" in (own / name).read_bytes() for name in linked)
+    (finished / wanted).touch()  # a change over there
+    assert planned(finished, "compare", config=config) == {"compare": 1}
+
+
 def test_every_file_that_a_job_reads_is_an_input_of_its_rule(finished):
     undeclared = finished / "encoded.txt.undeclared"
     assert not undeclared.exists(), undeclared.read_text()

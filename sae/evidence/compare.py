@@ -25,6 +25,8 @@ from sae.latent_codes import Codes
 FEWEST = 20  # images, with fewer of which chance matches most latents
 MOST = 4000  # images; more take time and change no correlation that a reader would notice
 THIS, OTHER = "this", "other"
+LATENTS = ["of", "layer", "k", "method", "seed", "latent", "fires", "match_layer", "match_k", "match_method"]
+LATENTS += ["match_seed", "match", "r", "shuffled", "random", "name", "stability", "outcome"]  # columns of `table`
 PAIR = ["layer", "k", "method", "seed", "other_layer", "other_k", "other_method", "other_seed"]
 READ = ["latent", "top_attribute", "top_name", "stability_correlation"]
 _RANDOM = "random"  # the baseline that is the control
@@ -137,7 +139,7 @@ def closest(own: Sequence[Kind], others: Sequence[Kind]) -> list[tuple[Kind, Kin
 
 def nearest(layer: int, blocks: int, others: Sequence[int], other_blocks: int) -> int:
     """Returns the layer of another ViT at the nearest relative depth, the earlier one of two that are as near."""
-    return min(others, key=lambda other: (abs((layer + 1) / blocks - (other + 1) / other_blocks), other))
+    return min(others, key=lambda other: (abs((layer + 1) * other_blocks - (other + 1) * blocks), other))
 
 
 def match(own: Experiment, other: Experiment, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -237,10 +239,10 @@ class _Side:
         fires = self._fires(layer)
         numbers: dict[str, dict[str, float]] = {"similarity": {}, "found": {}}
         for name, table in (("value", self.r), ("shuffled", self.shuffled), ("random", self.random)):
-            known = (layer, other_layer) in table and fires.any()
+            known = (layer, other_layer) in table
             r = table[layer, other_layer][0][0][fires] if known else np.full(1, np.nan)
-            numbers["similarity"][name] = float(r.mean())
-            numbers["found"][name] = float((r >= FOUND).mean()) if known else np.nan
+            numbers["similarity"][name] = float(r.sum() / max(len(r), 1))
+            numbers["found"][name] = float((r >= FOUND).sum() / max(len(r), 1)) if known else np.nan
         return numbers
 
     def _fires(self, layer: int) -> np.ndarray:
@@ -301,7 +303,7 @@ def table(own: Experiment, other: Experiment, rows: pd.DataFrame) -> tuple[pd.Da
     """
     compared = measures(own, other)
     if not len(rows):
-        return pd.DataFrame(columns=["of"]), compared
+        return pd.DataFrame(columns=LATENTS), compared
     latents, pairs = match(own, other, rows)
     facts = pd.concat([one.latents.assign(of=name) for name, one in ((THIS, own), (OTHER, other))])
     facts = facts.rename(columns={"stability_correlation": "stability"})
@@ -311,4 +313,4 @@ def table(own: Experiment, other: Experiment, rows: pd.DataFrame) -> tuple[pd.Da
     latents = latents.merge(facts[[*point, "name", "stability"]], on=point, how="left")
     conditions = [~latents["fires"], latents["r"] >= FOUND, latents["stability"] >= FOUND]
     latents["outcome"] = np.select(conditions, ["silent", "both", "one"], "unsure")
-    return latents, pd.concat([pairs, compared], ignore_index=True)
+    return latents[LATENTS], pd.concat([pairs, compared], ignore_index=True)

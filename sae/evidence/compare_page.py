@@ -70,19 +70,19 @@ def _matched(a: str, b: str, latents: pd.DataFrame, table: pd.DataFrame) -> list
     sides = [latents[(latents["of"] == of) & latents["fires"]] for of in (THIS, OTHER)]
 
     def shares(column: str) -> list[str]:
-        return [f"{(side[column] >= FOUND).mean():.0%}" for side in sides]
+        return [f"{(side[column] >= FOUND).sum() / max(len(side), 1):.0%}" for side in sides]
 
-    one, two = shares("r")
-    lines = [f"{one} of the latents of {a} have a counterpart in {b}, and {two} of those of {b} have one in {a}."]
-    random, shuffled = (" and ".join(shares(column)) for column in ("random", "shuffled"))
-    known = all(side["random"].notna().any() for side in sides)
+    (one, two), chance = shares("r"), ["", ""]
+    if all(side["random"].notna().any() for side in sides):
+        chance = [f" ({n} in its random dictionaries)" for n in shares("random")]
+    lines = [
+        f"{one} of the latents of {a} have a counterpart in {b}{chance[0]}, "
+        f"and {two} of those of {b} have one in {a}{chance[1]}."
+    ]
+    lines.append(f"If the images are shuffled, {' and '.join(shares('shuffled'))} have one.")
+    one, two = (f"{(side['outcome'] == 'one').sum() / max(len(side), 1):.0%}" for side in sides)
     lines.append(
-        f"Controls: {f'{random} have one in random dictionaries of the other experiment; ' if known else ''}"
-        f"{shuffled} if the images are shuffled."
-    )
-    one, two = (f"{(side['outcome'] == 'one').mean():.0%}" for side in sides)
-    lines.append(
-        f"{one} of the latents of {a} have none, though another seed finds them; the same holds for {two} of those of {b}."
+        f"{one} of the latents of {a} have none, though another seed finds them. So have {two} of those of {b}."
     )
     alike = [(layer, row.idxmax(), row.max()) for layer, row in similar(table).iterrows()]
     (layer, there, r), *rest = alike
@@ -215,6 +215,7 @@ def _lists(own: Experiment, other: Experiment, latents: pd.DataFrame, explorer: 
     found = found.loc[above.index]  # a match that random directions reach too tells little
     lists = [listed("Latents of both", THIS, found.drop_duplicates(["match_layer", "match_k", "match"]))]
     for side, part in ((THIS, mine), (OTHER, theirs)):
-        alone = part[part["outcome"] == "one"].sort_values("r", kind="stable")
+        best = part.sort_values("r", ascending=False, kind="stable").drop_duplicates(key)  # of several kinds' matches
+        alone = best[best["outcome"] == "one"].iloc[::-1]
         lists.append(listed(f"Latents of {of[side][0].name} alone", side, alone))
     return lists
