@@ -14,8 +14,8 @@ from PIL import Image
 
 import sae
 from sae import images, measure
-from sae.evidence import judge, matching
-from sae.explorer import class_pages, page, parts, point
+from sae.evidence import compare, judge, matching
+from sae.explorer import class_pages, elsewhere, page, parts, point
 from sae.latent_codes import Codes
 
 HOSTILE = ("<img src=x onerror=boom()>", "'; boom()//", '=1+1, "quoted"')
@@ -79,7 +79,26 @@ def build(folder: Path, tokens: str = "patches", count: int = 72) -> Site:
     page.pictures(site / "pictures", manifest, [folder / "pixels.npy"], pictured)
     page.app(site / "app")
     page.page(site / "index.html")
+    twin = _experiment("twin", manifest, measured, evidence, summaries)
+    both = compare.chosen(compare.shared(twin, twin))
+    elsewhere.write(site / "data/compare", twin, twin, compare.table(twin, twin, both)[0], len(both), None)
     return Site(site, {key: one.codes for key, one in measured.items()}, tables, metrics)
+
+
+def _experiment(
+    name: str,
+    manifest: pd.DataFrame,
+    measured: dict[tuple[int, int, int], measure.Measured],
+    evidence: dict[tuple[int, int, int], dict[str, pd.DataFrame]],
+    summaries: pd.DataFrame,
+) -> compare.Experiment:
+    codes = {(layer, compare.Kind(k, "topk", seed)): one.codes for (layer, k, seed), one in measured.items()}
+    latents = [
+        known["latents"][compare.READ].assign(layer=layer, k=k, method="topk", seed=seed)
+        for (layer, k, seed), known in evidence.items()
+    ]
+    reference = {"geometry": {"blocks": len(LAYERS)}}
+    return compare.Experiment(name, reference, manifest, codes, summaries, pd.concat(latents), pd.DataFrame())
 
 
 def _compared(

@@ -379,6 +379,35 @@ def test_links_lead_to_neighbours_relatives_and_back(visitor, site):
     visitor.ready("#layer=0&k=4&seed=0")
 
 
+def test_a_latent_has_its_match_in_another_experiment_if_one_was_compared(visitor, site, tmp_path):
+    latent = loudest(site)
+    link, title = f"#layer=0&k=4&seed=0&latent={latent}", "In the experiment twin"
+    visitor.open(link)
+    text = visitor.text("main").replace("\xa0", " ")
+    assert title in text and f"layer 0, k 4, topk, seed 0: latent {latent} r = 1, shuffled images 0." in text
+    folder = tmp_path / "copy"
+    shutil.copytree(site.folder, folder)
+    file = folder / "data/compare/layer=0/k=4/method=topk/seed=0.js"
+    given = file.read_text()
+
+    def shown():
+        visitor.page.goto("about:blank")
+        visitor.page.goto((folder / "index.html").as_uri() + link)
+        visitor.ready(link)
+        return visitor.text("main")
+
+    file.write_text(given.replace('"explorer":null', '"explorer":"../../two/explorer/index.html"'))
+    assert title in shown()
+    target = f"layer=0&k=4&method=topk&seed=0&latent={latent}"
+    assert visitor.page.locator(f'a[href="../../two/explorer/index.html#{target}"]').count() == 1
+    file.write_text(re.sub(r'"fvu":[\d.]+', '"fvu":0.5', given))  # this SAE was trained again since
+    assert title not in shown()
+    file.unlink()
+    assert title not in shown() and "Counterparts elsewhere" in visitor.text("main")
+    assert all("ERR_FILE_NOT_FOUND" in text for text in visitor.complaints)
+    visitor.complaints.clear()
+
+
 def test_keys_walk_in_the_order_of_the_table(visitor, site):
     page = visitor.open("#layer=0&k=4&seed=0&sort=-density").page
     order = visitor.rows()[:3]

@@ -29,7 +29,7 @@ def experiment(name, prefix=""):
         files.read_json(given["reference"][0]),
         images.read_manifest(given["manifest"][0]),
         codes,
-        files.read_points(given["summaries"]),
+        files.read_points(given["summaries"], ["measure", "value", "draws"]),
         files.read_points(given["latents"], compare.READ),
         shown[(shown["panel"] == "top") & (shown["rank"] <= PICTURES)],
     )
