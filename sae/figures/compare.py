@@ -17,8 +17,8 @@ from sae.figures.style import ACCENT, CONTROL, INK, QUIET, colours, headline, sa
 
 _OUTCOMES = {  # meaning, colour of the bar, of the number in it
     "both": ("in both", INK, "white"),
-    "one": ("only in this one, and another seed finds it too", ACCENT, "white"),
-    "unsure": ("unsure: no other seed finds it either", "#cfd3d8", INK),
+    "one": ("only in this one, and found by another seed", ACCENT, "white"),
+    "unsure": ("unsure: not found by another seed", "#cfd3d8", INK),
     "silent": ("silent on these images", "#ffffff", INK),
 }
 _SIDES = (THIS, OTHER)

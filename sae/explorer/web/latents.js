@@ -45,11 +45,7 @@ const latents = (() => {
       ),
       columns(
         [h("h2", {}, "Nearest in this SAE"), nearest(grid, point, table, about)],
-        [
-          h("h2", {}, "Counterparts elsewhere"),
-          await relatives(grid, point, about),
-          await compared(point, latent),
-        ],
+        [h("h2", {}, "Counterparts elsewhere"), await relatives(grid, point, about), await compared(point, latent)],
       ),
       about.edges.length > 0 && columns(...(await Promise.all(about.edges.map((side) => causes(grid, point, side))))),
       h("p", { class: "quiet" }, "Link to this latent: ", h("a", { href: address }, address)),
@@ -364,8 +360,9 @@ const latents = (() => {
     if (there?.fvu !== point.values.fvu) return null; // none, or of an SAE that was trained again since
     const title = h("h2", {}, `In the experiment ${there.name}`);
     const [layer, match] = [there.layer[latent], there.latent[latent]];
-    if (match < 0) return [title, h("p", { class: "quiet" }, "The latent is silent on the images of both experiments.")];
-    const note = `By the correlation of the strongest activations on ${show(there.images)} images that both experiments have.`;
+    const quietly = (text) => [title, h("p", { class: "quiet" }, text)];
+    if (match < 0) return quietly("This latent is silent on the images that both experiments have.");
+    const note = `By the correlation of the strongest activations on ${show(there.images)} images of both experiments.`;
     const target = { layer, ...there.to, latent: match };
     const name = `layer ${layer}, k ${there.to.k}, ${there.to.method}, seed ${there.to.seed}: latent ${match}`;
     const random = there.random[latent] === null ? "" : `a random dictionary ${show(there.random[latent])}, `;
@@ -373,7 +370,7 @@ const latents = (() => {
     const quiet = h("span", { class: "quiet" }, `, ${chance}`, there.class[latent] && ` ${there.class[latent]}`);
     const anchor = there.explorer ? h("a", { href: there.explorer + link.write(target) }, name) : name;
     const item = h("li", {}, anchor, ` r = ${show(there.r[latent])}`, quiet);
-    return [title, h("p", { class: "quiet" }, note), h("ul", { class: "links" }, item)];
+    return [...quietly(note), h("ul", { class: "links" }, item)];
   }
 
   /** The latents of another layer that raise or lower this one, or that it raises or lowers. */
