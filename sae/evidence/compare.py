@@ -26,7 +26,16 @@ FEWEST = 20  # images, with fewer of which chance matches most latents
 MOST = 4000  # images; more take time and change no correlation that a reader would notice
 THIS, OTHER = "this", "other"
 LATENTS = ["of", "layer", "k", "method", "seed", "latent", "fires", "match_layer", "match_k", "match_method"]
-LATENTS += ["match_seed", "match", "r", "shuffled", "random", "name", "stability", "outcome"]  # columns of `table`
+LATENTS += [
+    "match_seed",
+    "match",
+    "r",
+    "shuffled",
+    "random",
+    "name",
+    "stability",
+    "outcome",
+]  # columns of `Comparison.latents`
 PAIR = ["layer", "k", "method", "seed", "other_layer", "other_k", "other_method", "other_seed"]
 READ = ["latent", "top_attribute", "top_name", "stability_correlation"]
 _RANDOM = "random"  # the baseline that is the control
@@ -294,16 +303,35 @@ def _of(experiment: Experiment, layer: int, kind: Kind) -> pd.DataFrame:
     return table[(table["layer"] == layer) & (table[["k", "method", "seed"]] == list(kind)).all(axis=1)]
 
 
-def table(own: Experiment, other: Experiment, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the latents of `match`, with facts about each, and the rows of `match` and `measures` in one table.
+@dataclass(frozen=True)
+class Comparison:
+    """Two experiments, compared.
 
-    The latents gain name (of the confirmed class, or None), stability (correlation with their counterparts in other
-    seeds) and outcome: `both` (r reaches `FOUND`), `one` (r does not, but stability does), `unsure` (neither does, so
-    the latent may be one of this training alone) or `silent`. Without images to match on, there are no latents.
+    Attributes:
+        own, other: the experiments.
+        both: the images that both have, from `shared`.
+        rows: those on which latents were matched, from `chosen`.
+        latents: the latents of `match`, with the columns `LATENTS`: also name (of the confirmed class, or None),
+            stability (correlation with their counterparts in other seeds) and outcome: `both` (r reaches `FOUND`),
+            `one` (it does not, but stability does), `unsure` (neither does: the latent may be one of this training
+            alone) or `silent`. Empty if there are no rows.
+        table: the pairs of `match` and the rows of `measures`.
     """
-    compared = measures(own, other)
+
+    own: Experiment
+    other: Experiment
+    both: pd.DataFrame
+    rows: pd.DataFrame
+    latents: pd.DataFrame
+    table: pd.DataFrame
+
+
+def compare(own: Experiment, other: Experiment) -> Comparison:
+    """Compares two experiments: their latents, if they share enough images, and their measures."""
+    both, measured = shared(own, other), measures(own, other)
+    rows = chosen(both)
     if not len(rows):
-        return pd.DataFrame(columns=LATENTS), compared
+        return Comparison(own, other, both, rows, pd.DataFrame(columns=LATENTS), measured)
     latents, pairs = match(own, other, rows)
     facts = pd.concat([one.latents.assign(of=name) for name, one in ((THIS, own), (OTHER, other))])
     facts = facts.rename(columns={"stability_correlation": "stability"})
@@ -313,4 +341,4 @@ def table(own: Experiment, other: Experiment, rows: pd.DataFrame) -> tuple[pd.Da
     latents = latents.merge(facts[[*point, "name", "stability"]], on=point, how="left")
     conditions = [~latents["fires"], latents["r"] >= FOUND, latents["stability"] >= FOUND]
     latents["outcome"] = np.select(conditions, ["silent", "both", "one"], "unsure")
-    return latents[LATENTS], pd.concat([pairs, compared], ignore_index=True)
+    return Comparison(own, other, both, rows, latents[LATENTS], pd.concat([pairs, measured], ignore_index=True))

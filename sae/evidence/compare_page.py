@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sae import images
-from sae.evidence.compare import FEWEST, OTHER, THIS, Experiment
+from sae.evidence.compare import FEWEST, OTHER, THIS, Comparison, Experiment
 from sae.evidence.measures import COMPARED, FOUND, MEASURES
 
 _LISTED = 10  # latents in each list
@@ -20,50 +21,40 @@ _WEIGHTS = {None: "timm's pretrained weights", "random": "random weights"}
 _SHIPPED = "vit_tiny_concepts"  # its weights come with the project, not from timm
 
 
-def unmatched(both: pd.DataFrame, rows: pd.DataFrame) -> str:
-    """Returns why latents cannot be matched, in a sentence; empty if they can.
-
-    Args:
-        both, rows: from `compare.shared` and `compare.chosen`.
-    """
-    if len(rows):
+def unmatched(found: Comparison) -> str:
+    """Returns why latents cannot be matched, in a sentence; empty if they can."""
+    if len(found.rows):
         return ""
-    if not len(both):
+    if not len(found.both):
         return "The two experiments share no image. So their latents cannot be matched."
-    return f"The two experiments share {len(both)} images. That is too few to match latents: {FEWEST} are needed."
+    return f"The two experiments share {len(found.both)} images. That is too few to match latents: {FEWEST} are needed."
 
 
-def sentences(
-    own: Experiment,
-    other: Experiment,
-    both: pd.DataFrame,
-    rows: pd.DataFrame,
-    latents: pd.DataFrame,
-    table: pd.DataFrame,
-) -> list[str]:
-    """Returns what the comparison says, the most important first.
-
-    Args:
-        both, rows: from `compare.shared` and `compare.chosen`.
-        latents, table: from `compare.table`.
-    """
-    lines = [unmatched(both, rows)] if not len(rows) else _matched(own.name, other.name, latents, table)
-    lines += _measured(own.name, other.name, table)
+def sentences(found: Comparison) -> list[str]:
+    """Returns what the comparison says, the most important first."""
+    names, rows = (found.own.name, found.other.name), found.rows
+    lines = _matched(*names, found.latents, found.table) if len(rows) else [unmatched(found)]
+    lines += _measured(*names, found.table)
     if len(rows):
-        where = (
-            "held out in both experiments" if rows["held_out"].all() else "in both experiments, train images among them"
-        )
+        train = "in both experiments, train images among them"
+        where = "held out in both experiments" if rows["held_out"].all() else train
         lines.append(f"Latents were matched on {len(rows):,} images that are {where}.")
-    if not all(_same_images(one, both) for one in (own, other)):
+    if not _alike(found):
         lines.append(
-            "The held-out images of the two experiments differ, and so may their classes. So a difference in a measure "
-            "may come from the images alone."
+            "The held-out images of the two experiments differ, or their classes do. So a difference in a measure may "
+            "come from these alone."
         )
     return lines
 
 
-def _same_images(one: Experiment, both: pd.DataFrame) -> bool:
-    return len(images.used(one.manifest, images.HELD_OUT)) == both["held_out"].sum()
+def _alike(found: Comparison) -> bool:
+    """Returns whether the held-out images of both are the same ones, and the attributes of all shared images too."""
+    own, other, both = found.own, found.other, found.both
+    tables = [one.manifest.set_index("id").loc[both[key]] for one, key in ((own, "id"), (other, "other_id"))]
+    facts = [column for column in images.COLUMNS if column != "label"]  # of the files
+    attributes = [table.drop(columns=facts, errors="ignore").reset_index(drop=True) for table in tables]
+    held_out = [len(images.used(one.manifest, images.HELD_OUT)) for one in (own, other)]
+    return held_out == [both["held_out"].sum()] * 2 and attributes[0].equals(attributes[1])
 
 
 def _matched(a: str, b: str, latents: pd.DataFrame, table: pd.DataFrame) -> list[str]:
@@ -82,7 +73,8 @@ def _matched(a: str, b: str, latents: pd.DataFrame, table: pd.DataFrame) -> list
     lines.append(f"If the images are shuffled, {' and '.join(shares('shuffled'))} have one.")
     one, two = (f"{(side['outcome'] == 'one').sum() / max(len(side), 1):.0%}" for side in sides)
     lines.append(
-        f"{one} of the latents of {a} have none, though another seed finds them. So have {two} of those of {b}."
+        f"{one} of the latents of {a} have none, though another seed finds them. "
+        f"The same holds for {two} of those of {b}."
     )
     alike = [(layer, row.idxmax(), row.max()) for layer, row in similar(table).iterrows()]
     (layer, there, r), *rest = alike
@@ -116,35 +108,27 @@ def _measured(a: str, b: str, table: pd.DataFrame) -> list[str]:
     return [f"{where}, {' and '.join(said) or 'neither experiment is better by any measure'}."]
 
 
-def page(
-    own: Experiment,
-    other: Experiment,
-    both: pd.DataFrame,
-    rows: pd.DataFrame,
-    latents: pd.DataFrame,
-    table: pd.DataFrame,
-    explorer: str | None,
-) -> str:
-    """Returns the comparison as an HTML page, which shows the figure compare.svg beside it.
+def page(found: Comparison, figure: str | Path, explorer: str | None) -> str:
+    """Returns the comparison as an HTML page, which holds the figure; its small pictures are those of the explorers.
 
     Args:
-        both, rows: from `compare.shared` and `compare.chosen`.
-        latents, table: from `compare.table`.
+        figure: an SVG.
         explorer: the address of the other experiment's explorer; None: it has none, and nothing links to it.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("compare.html").read_text())
-    measured = table[table["measure"].isin(COMPARED)].astype(object)
+    measured = found.table[found.table["measure"].isin(COMPARED)].astype(object)
     points = [
         {"where": dict(zip(_POINT, point, strict=True)), "rows": part.where(part.notna(), None).to_dict("records")}
         for point, part in measured.groupby(_POINT, sort=True)
     ]
     return template.render(
-        names=[own.name, other.name],
-        sentences=sentences(own, other, both, rows, latents, table),
-        facts=[_facts(one) for one in (own, other)],
-        lists=_lists(own, other, latents, explorer) if len(rows) else [],
+        names=[found.own.name, found.other.name],
+        sentences=sentences(found),
+        facts=[_facts(one) for one in (found.own, found.other)],
+        lists=_lists(found, explorer) if len(found.rows) else [],
         points=points,
+        figure=base64.b64encode(Path(figure).read_bytes()).decode(),
         measures=MEASURES,
         found=FOUND,
     )
@@ -174,9 +158,9 @@ def _some(values: Any) -> str:
     return ", ".join(map(str, sorted({*values})))
 
 
-def _lists(own: Experiment, other: Experiment, latents: pd.DataFrame, explorer: str | None) -> list[dict[str, Any]]:
+def _lists(found: Comparison, explorer: str | None) -> list[dict[str, Any]]:
     """Returns lists of latents: a title, the columns' names, and rows with a latent, its match and the correlations."""
-    key = ["of", *_POINT, "latent"]
+    key, own, other, latents = ["of", *_POINT, "latent"], found.own, found.other, found.latents
     names = latents.set_index(key)["name"].to_dict()
     of = {
         THIS: (own, "../explorer/index.html", own.top.set_index(key[1:])["image_id"]),
@@ -210,10 +194,10 @@ def _lists(own: Experiment, other: Experiment, latents: pd.DataFrame, explorer: 
         return {"title": title, "names": [of[side][0].name, of[there][0].name], "rows": rows}
 
     mine, theirs = (latents[latents["of"] == side] for side in (THIS, OTHER))
-    found = mine[mine["outcome"] == "both"]
-    above = (found["r"] - found["random"].fillna(found["shuffled"])).sort_values(ascending=False, kind="stable")
-    found = found.loc[above.index]  # a match that random directions reach too tells little
-    lists = [listed("Latents of both", THIS, found.drop_duplicates(["match_layer", "match_k", "match"]))]
+    shared = mine[mine["outcome"] == "both"]
+    above = (shared["r"] - shared["random"].fillna(shared["shuffled"])).sort_values(ascending=False, kind="stable")
+    shared = shared.loc[above.index]  # a match that random directions reach too tells little
+    lists = [listed("Latents of both", THIS, shared.drop_duplicates(["match_layer", "match_k", "match"]))]
     for side, part in ((THIS, mine), (OTHER, theirs)):
         best = part.sort_values("r", ascending=False, kind="stable").drop_duplicates(key)  # of several kinds' matches
         alone = best[best["outcome"] == "one"].iloc[::-1]

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae.evidence.compare import OTHER, THIS, Experiment
+from sae.evidence.compare import OTHER, THIS, Comparison
 from sae.explorer.parts import number, numbers, script
 from sae.files import whole
 
 
-def write(
-    folder: Path, own: Experiment, other: Experiment, latents: pd.DataFrame, count: int, explorer: str | None
-) -> None:
+def write(folder: Path, found: Comparison, explorer: str | None) -> None:
     """Writes a script for each SAE: layer=L/k=K/method=M/seed=S.js.
 
     Keys: name (of the other experiment), explorer (its address, or null), images (how many the latents were matched
@@ -22,10 +20,10 @@ def write(
     shuffled (see `evidence.compare.match`), and class (the confirmed one of the match, or null).
 
     Args:
-        latents: from `evidence.compare.table`; without latents, nothing is written.
-        count: of the images.
+        found: without latents, the folder stays empty.
         explorer: the address of the other experiment's explorer, from this one; None: it has none.
     """
+    own, latents = found.own, found.latents
     point = ["layer", "k", "method", "seed"]
     match = ["match_layer", "match_k", "match_method", "match_seed", "match"]
     with whole(folder) as part:
@@ -41,9 +39,9 @@ def write(
             told = [names.get(key) for key in rows[match].itertuples(index=False, name=None)]
             first = rows.iloc[0]
             value = {
-                "name": other.name,
+                "name": found.other.name,
                 "explorer": explorer,
-                "images": count,
+                "images": len(found.rows),
                 "fvu": number(fvu[where], 4),
                 "to": {"k": int(first["match_k"]), "method": first["match_method"], "seed": int(first["match_seed"])},
                 "layer": rows["match_layer"].tolist(),

@@ -29,7 +29,7 @@ def compare(latents: pd.DataFrame, table: pd.DataFrame, names: tuple[str, str], 
     """For each k and method, similar layers on the left, shared latents on the right; below, the gains by all measures.
 
     Args:
-        latents, table: from `evidence.compare.table`; without latents, `why` stands in their place.
+        latents, table: of `evidence.compare.Comparison`; without latents, `why` stands in their place.
         names: of the two experiments.
     """
     kinds = [*latents.loc[latents["of"] == THIS].groupby(["k", "method"]).groups] if len(latents) else []
@@ -117,10 +117,10 @@ def _shared(
         if not share.any():
             continue
         look: dict[str, Any] = {"color": colour, "edgecolor": QUIET, "linewidth": 0.5, "label": meaning}
-        drawn = axes.barh(y, share, left=left, height=0.75, **look)
-        axes.bar_label(
-            drawn, [f"{s:.0%}" if s >= 0.05 else "" for s in share], label_type="center", color=text, fontsize=8
-        )
+        axes.barh(y, share, left=left, height=0.75, **look)
+        for at, end, s in zip(y.tolist(), left + share, share, strict=True):
+            if s >= 0.05:  # at the bar's end, clear of the control's line
+                axes.text(end - 0.005, at, f"{s:.0%}", ha="right", va="center", color=text, fontsize=8)
         left += share
     chance = [(part["random"] >= FOUND).mean() if part["random"].notna().any() else np.nan for part in layers.values()]
     if not np.isnan(chance).all():

@@ -9,6 +9,7 @@ from sae.errors import InputError
 from sae.evidence import compare, compare_page
 from sae.evidence.compare import Kind
 from sae.figures import compare as figures
+from sae.figures import style
 
 IMAGES, LATENTS = 200, 12
 KIND = Kind(4, "topk", 0)
@@ -48,19 +49,14 @@ def experiment(name, layers, first=0, order=None, blocks=6, kind=KIND, random=Tr
     return compare.Experiment(name, reference, manifest, codes, *map(pd.concat, (summaries, latents, top)))
 
 
-def compared(own, other):
-    both = compare.shared(own, other)
-    rows = compare.chosen(both)
-    return both, rows, *compare.table(own, other, rows)
-
-
 def test_renumbered_latents_are_matched_one_to_one_whatever_the_images_are_called():
     rng = np.random.default_rng(0)
     number, order = rng.permutation(LATENTS), rng.permutation(IMAGES)
     own = experiment("one", {1: sparse(1), 3: sparse(3)})
     # The same latents, twice as strong, in another order, on other layers of a deeper ViT, with the images renamed.
     other = experiment("two", {5: 2 * sparse(3)[..., number], 9: sparse(1)[..., number]}, order=order, blocks=12)
-    _both, rows, latents, table = compared(own, other)
+    found = compare.compare(own, other)
+    rows, latents, table = found.rows, found.latents, found.table
     assert len(rows) == IMAGES / 2 and rows["held_out"].all()
     mine = latents[latents["of"] == "this"].set_index(["layer", "latent"])
     for layer, there in ((1, 9), (3, 5)):
@@ -71,7 +67,7 @@ def test_renumbered_latents_are_matched_one_to_one_whatever_the_images_are_calle
     similarity = table[table["measure"] == "similarity"].set_index(["layer", "other_layer"])
     assert similarity.loc[[(1, 9), (3, 5)], ["value", "value_other"]].min(axis=None) > 0.999
     assert similarity.loc[[(1, 5), (3, 9)], ["value", "value_other"]].max(axis=None) < 0.5
-    said = " ".join(compare_page.sentences(own, other, _both, rows, latents, table))
+    said = " ".join(compare_page.sentences(found))
     assert "100% of the latents of one have a counterpart in two (0% in its random dictionaries)" in said
     assert "Layer 1 of one is most similar to layer 9 of two" in said and "layer 3 to layer 5 (1.00)" in said
     assert "Latents were matched on 100 images that are held out in both experiments." in said
@@ -80,22 +76,25 @@ def test_renumbered_latents_are_matched_one_to_one_whatever_the_images_are_calle
 def test_unrelated_latents_are_of_one_experiment_alone_if_another_seed_finds_them():
     own = experiment("one", {1: sparse(1)})
     other = experiment("two", {1: sparse(2, latents=20)}, random=False, stability=np.nan)
-    _both, _rows, latents, table = compared(own, other)
+    found = compare.compare(own, other)
+    latents, table = found.latents, found.table
     assert latents.groupby("of")["outcome"].agg(set).to_dict() == {"this": {"one"}, "other": {"unsure"}}
     assert latents.loc[latents["of"] == "this", "random"].isna().all()  # the other experiment has no random dictionary
     assert latents.loc[latents["of"] == "other", "random"].notna().all()
-    found = table[table["measure"] == "found"].iloc[0]
-    assert found["value"] == found["value_other"] == found["shuffled"] == 0
-    assert np.isnan(found["random"]) and found["random_other"] == 0
+    row = table[table["measure"] == "found"].iloc[0]
+    assert row["value"] == row["value_other"] == row["shuffled"] == 0
+    assert np.isnan(row["random"]) and row["random_other"] == 0
 
 
 def test_a_silent_latent_has_no_match():
     z = sparse(1)
     z[..., 3] = 0
-    latents = compared(experiment("one", {1: z}), experiment("two", {1: sparse(1)}))[2]
+    latents = compare.compare(experiment("one", {1: z}), experiment("two", {1: sparse(1)})).latents
     (silent,) = latents[latents["outcome"] == "silent"].itertuples()
     assert (silent.of, silent.latent, silent.match) == ("this", 3, -1) and np.isnan(silent.r)
-    assert len(compared(experiment("one", {1: 0 * z}), experiment("two", {1: sparse(1)}))[2]) == 2 * LATENTS
+    nothing = compare.compare(experiment("one", {1: 0 * z}), experiment("two", {1: sparse(1)}))
+    assert len(nothing.latents) == 2 * LATENTS and (nothing.latents["outcome"] != "both").all()
+    assert "0% of the latents of one have a counterpart in two" in compare_page.sentences(nothing)[0]
 
 
 @pytest.mark.parametrize(
@@ -107,31 +106,39 @@ def test_a_silent_latent_has_no_match():
         (IMAGES - 60, 30, "Latents were matched on 30 images that are held out in both experiments."),
     ],
 )
-def test_only_images_of_both_are_compared_and_their_number_is_told(first, matched, told):
-    own, other = experiment("one", {1: sparse(1)}), experiment("two", {1: sparse(1)}, first)
-    both, rows, latents, table = compared(own, other)
-    said = compare_page.sentences(own, other, both, rows, latents, table)
-    assert told in said and len(rows) == matched and bool(len(latents)) == bool(matched)
-    assert any("may come from the images alone" in line for line in said)
-    assert len(table[table["measure"] == "fvu"]) == 1  # measures are compared in any case
-    why = compare_page.unmatched(both, rows)
-    figure = figures.compare(latents, table, ("one", "two"), why)
-    figure.draw_without_rendering()
-    texts = {text.get_text() for row in figure.subfigs for axes in row.axes for text in axes.texts}
-    assert (why in texts) == (not matched)
-    assert told in compare_page.page(own, other, both, rows, latents, table, None)
+def test_only_images_of_both_are_compared_and_their_number_is_told(first, matched, told, tmp_path):
+    found = compare.compare(experiment("one", {1: sparse(1)}), experiment("two", {1: sparse(1)}, first))
+    said, why = compare_page.sentences(found), compare_page.unmatched(found)
+    assert told in said and len(found.rows) == matched and bool(len(found.latents)) == bool(matched)
+    assert any("images of the two experiments differ, or their classes do" in line for line in said)
+    assert (found.table["measure"] == "fvu").sum() == 1  # measures are compared in any case
+    figure = figures.compare(found.latents, found.table, ("one", "two"), why)
+    style.save(figure, tmp_path / "compare.svg")
+    assert (bool(why) and why in (tmp_path / "compare.svg").read_text()) == (not matched)
+    assert told in compare_page.page(found, tmp_path / "compare.svg", None)
 
 
 def test_a_measure_is_better_in_the_experiment_whose_value_is_and_stands_beside_random_dictionaries():
     own, other = experiment("one", {1: sparse(1)}, fvu=0.2), experiment("two", {8: sparse(2)}, blocks=12, fvu=0.4)
-    both, rows, latents, table = compared(own, other)
-    (row,) = table[table["measure"] == "fvu"].itertuples()
+    found = compare.compare(own, other)
+    (row,) = found.table[found.table["measure"] == "fvu"].itertuples()
     assert (row.layer, row.other_layer, row.value, row.value_other) == (1, 8, 0.2, 0.4)
     assert row.gain == pytest.approx(0.2) and row.low > 0 and row.verdict == "better"  # a low FVU is good
     assert row.random == row.random_other == 0.9
     assert "At the one SAE, one is better by 1 of 1 measures (unexplained variance (FVU))." in compare_page.sentences(
-        own, other, both, rows, latents, table
+        found
     )
+
+
+def test_other_classes_of_the_same_images_are_told():
+    own, other = experiment("one", {1: sparse(1)}), experiment("two", {1: sparse(1)})
+
+    def told():
+        return any("or their classes do" in line for line in compare_page.sentences(compare.compare(own, other)))
+
+    assert not told()
+    own.manifest["label"], other.manifest["label"] = "cat", "dog"
+    assert told()
 
 
 def test_the_nearest_depth_and_the_closest_kind_are_compared():
@@ -142,15 +149,16 @@ def test_the_nearest_depth_and_the_closest_kind_are_compared():
     assert compare.closest(own, others) == [(own[0], others[1]), (own[1], others[0])]
 
 
-def test_the_page_lists_latents_with_links_and_pictures_where_there_is_an_explorer():
+def test_the_page_lists_latents_with_links_and_pictures_where_there_is_an_explorer(tmp_path):
     own, other = experiment("<one>", {1: sparse(1)}), experiment("two", {1: sparse(1)})
-    found = compared(own, other)
-    text = compare_page.page(own, other, *found, "../../two/explorer/index.html")
+    found, figure = compare.compare(own, other), tmp_path / "compare.svg"
+    figure.write_text("<svg/>")
+    text = compare_page.page(found, figure, "../../two/explorer/index.html")
     assert "<one>" not in text and "&lt;one&gt; compared with two" in text
     place = "layer=1&amp;k=4&amp;method=topk&amp;seed=0&amp;latent="
     assert f"../explorer/index.html#{place}" in text and f"../../two/explorer/index.html#{place}" in text
     assert "../explorer/pictures/0.webp" in text and "../../two/explorer/pictures/0.webp" in text
-    assert "two/explorer" not in compare_page.page(own, other, *found, None)
+    assert "two/explorer" not in compare_page.page(found, figure, None)
 
 
 def test_files_of_another_version_are_an_error_of_the_user():

@@ -80,8 +80,7 @@ def build(folder: Path, tokens: str = "patches", count: int = 72) -> Site:
     page.app(site / "app")
     page.page(site / "index.html")
     twin = _experiment("twin", manifest, measured, evidence, summaries)
-    both = compare.chosen(compare.shared(twin, twin))
-    elsewhere.write(site / "data/compare", twin, twin, compare.table(twin, twin, both)[0], len(both), None)
+    elsewhere.write(site / "data/compare", compare.compare(twin, twin), None)
     return Site(site, {key: one.codes for key, one in measured.items()}, tables, metrics)
 
 

@@ -41,15 +41,13 @@ with jobs.job(snakemake) as provenance:
     name = settings["other"] if settings["other"] != own.name else f"{settings['other']} (other)"
     with compare.readable(name):
         other = experiment(name, "other_")
-    both = compare.shared(own, other)
-    rows = compare.chosen(both)
-    latents, table = compare.table(own, other, rows)
-    files.write_table(out.matches, latents, provenance())
+    found = compare.compare(own, other)
+    files.write_table(out.matches, found.latents, provenance())
     with files.whole(out.table) as part:
-        table.to_csv(part, index=False)
+        found.table.to_csv(part, index=False)
+    names, why = (own.name, other.name), compare_page.unmatched(found)
     for path in out.figures:
-        why = compare_page.unmatched(both, rows)
-        style.save(figures.compare(latents, table, (own.name, other.name), why), path)
+        style.save(figures.compare(found.latents, found.table, names, why), path)
     with files.whole(out.page) as part:
-        part.write_text(compare_page.page(own, other, both, rows, latents, table, explorer))
-    elsewhere.write(Path(out.explorer), own, other, latents, len(rows), explorer)
+        part.write_text(compare_page.page(found, out.figures[0], explorer))
+    elsewhere.write(Path(out.explorer), found, explorer)
