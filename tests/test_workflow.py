@@ -206,7 +206,8 @@ def test_another_experiment_is_compared_and_stays_as_it_is(finished):
     linked = {"report/compare.html", *(name for name in made if "explorer" in name)}
     assert all((own / name).read_bytes() == bytes_of[name] for name in made if name not in linked)
     assert all(b"../../other/explorer/" in (own / name).read_bytes() for name in linked)
-    (finished / wanted).touch()  # a change over there
+    table = pd.read_parquet(finished / wanted)
+    table.assign(value=0.5).to_parquet(finished / wanted)  # a change over there
     assert planned(finished, "compare", config=config) == {"compare": 1}
 
 

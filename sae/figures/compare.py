@@ -33,25 +33,31 @@ def compare(latents: pd.DataFrame, table: pd.DataFrame, names: tuple[str, str], 
         names: of the two experiments.
     """
     kinds = [*latents.loc[latents["of"] == THIS].groupby(["k", "method"]).groups] if len(latents) else []
-    bars = [len(_layers(latents, kind, table)) for kind in kinds]
-    heights = [0.9 + 0.33 * max(count, 4) for count in bars] or [0.5]
     measures = [key for key in COMPARED if key in set(table["measure"])]
     points = table.loc[table["measure"].isin(measures), ["layer", "k", "method", "seed"]].drop_duplicates()
-    last = 1.0 + len(measures) * max(0.26, 0.06 * len(points))
-    figure = Figure(figsize=(11, 0.8 + sum(heights) + last))
-    rows = figure.subfigures(len(heights) + 1, 1, height_ratios=[*heights, last], squeeze=False)[:, 0]
+    heights = [0.33 * max(len(_layers(latents, kind, table)), 4) for kind in kinds] or [0.3]
+    last = max(0.3, len(measures) * max(0.26, 0.06 * len(points)))
+    width, height = 11, 0.5 + sum(heights) + 1.1 * len(heights) + 0.3 + 0.4 + last + 0.6
+    # In inches: the solver of automatic layouts gives places whose last digits differ from run to run.
+    figure = Figure(figsize=(width, height), layout="none")
+
+    def axes(left: float, top: float, wide: float, high: float) -> Axes:
+        return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+
+    top = 1.0
     if not kinds:
-        say(rows[0].subplots(), why)
-    for place, (kind, row) in enumerate(zip(kinds, rows, strict=False)):
-        left, right = row.subplots(1, 2, width_ratios=[1, 1.5])
-        _similar(left, table, kind, names)
-        _shared(right, latents, table, kind, names)
-        if not place:
-            handles, words = right.get_legend_handles_labels()
+        say(axes(0.6, top, width - 1.2, heights[0]), why)
+    for high, kind in zip(heights, kinds, strict=False):
+        _similar(axes(0.65, top, 3.5, high), table, kind, names)
+        _shared(axes(6.2, top, 4.4, high), latents, table, kind, names)
+        top += high + 1.1
     if kinds:
+        handles, words = figure.axes[-1].get_legend_handles_labels()
         handles, words = handles[1:] + handles[:1], words[1:] + words[:1]  # the control is a line, which comes first
-        rows[len(kinds) - 1].legend(handles, words, loc="outside lower right", ncols=3, fontsize=8)
-    _gains(rows[-1].subplots(), table[table["measure"].isin(measures)], measures, points, names)
+        place = (10.7 / width, 1 - (top - 0.75) / height)
+        figure.legend(handles, words, loc="upper right", bbox_to_anchor=place, ncols=2, fontsize=8)
+    bottom = axes(2.3, height - last - 0.6, 7.2, last)
+    _gains(bottom, table[table["measure"].isin(measures)], measures, points, names)
     headline(figure, f"{names[0]} compared with {names[1]}")
     return figure
 
