@@ -100,8 +100,10 @@ def readable(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, OSError, MemoryError):
+    except (OSError, MemoryError):
         raise
+    except InputError as error:
+        raise InputError(f"with {name}: {error}") from error
     except Exception as error:  # of many kinds: each means that these are files of another version, or damaged
         what = str(error).partition("\n")[0]
         raise InputError(f"with {name}: its files cannot be read: {what}; run that experiment again") from error

@@ -17,6 +17,10 @@ if config["with"]:
             sys.exit(
                 f"{told} no such folder; give another experiment's folder of results, such as results/pets"
             )
+        if {"{", "}"} & {*str(THERE)}:
+            sys.exit(
+                f"{told} Snakemake reads no path with braces; rename the folder, or link to it"
+            )
         if THERE.resolve() == Path(R).resolve():
             sys.exit(f"{told} this is the experiment itself; give another one's folder")
         schema = yaml.safe_load(
