@@ -39,7 +39,8 @@ def compare(latents: pd.DataFrame, table: pd.DataFrame, names: tuple[str, str], 
     last = max(0.3, len(measures) * max(0.26, 0.06 * len(points)))
     width, height = 11, 0.5 + sum(heights) + 1.1 * len(heights) + 0.3 + 0.4 + last + 0.6
     # In inches: the solver of automatic layouts gives places whose last digits differ from run to run.
-    figure = Figure(figsize=(width, height), layout="none")
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("none")
 
     def axes(left: float, top: float, wide: float, high: float) -> Axes:
         return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
