@@ -7,8 +7,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import yaml
-
-import yaml
 from snakemake.utils import update_config
 
 from sae import sources, warm
@@ -26,8 +24,9 @@ if config.get("images", "concepts") == "concepts":
     )
     update_config(default, config)
     config = default
+SCHEMA = workflow.source_path("../schemas/config.schema.yaml")
 try:
-    config = complete(config, workflow.source_path("../schemas/config.schema.yaml"))
+    config = complete(config, SCHEMA)
 except InputError as error:
     sys.exit(f"error: {error}")
 
@@ -302,9 +301,9 @@ def of_other(wildcards):
         sys.exit(
             f"{told} Snakemake reads no path with braces; rename the folder, or link to it"
         )
-    if THERE.resolve() == Path(R).resolve():
+    if THERE.resolve() == Path(RESULTS).resolve():
         sys.exit(f"{told} this is the experiment itself; give another one's folder")
-    schema = yaml.safe_load((HERE / "workflow/schemas/config.schema.yaml").read_text())
+    schema = yaml.safe_load(Path(SCHEMA).read_text())
     methods = schema["properties"]["grid"]["properties"]["methods"]["items"]["enum"]
     measured = {
         str(path.relative_to(THERE / "metrics").with_suffix("")): path.parent.name
@@ -335,7 +334,7 @@ def of_other(wildcards):
 def other_explorer(wildcards):
     """Returns the address of the other experiment's explorer, from a page two folders below results/; or None."""
     page = THERE / "explorer/index.html"
-    return quote(os.path.relpath(page, f"{R}/report")) if page.is_file() else None
+    return quote(os.path.relpath(page, f"{RESULTS}/report")) if page.is_file() else None
 
 
 # Results that compare grid points, if there are several.
