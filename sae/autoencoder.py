@@ -132,7 +132,7 @@ class SparseAutoencoder(nn.Module):
             k = self.config.k
         elif k is None:
             pre = pre.relu() if self.config.method == "relu" else pre * (pre > self.threshold)
-            k = max(1, int((pre > 0).sum(-1).max()))
+            k = max(1, int((pre > 0).sum(-1).max())) if len(pre) else 1
         if topk is None or pre.device.type != "cpu" or pre.requires_grad:
             values, indices = pre.topk(k, dim=-1, sorted=False)
             return values.relu(), indices
@@ -173,7 +173,7 @@ class SparseAutoencoder(nn.Module):
         rows = self._tensor(x, self.config.width)
         values, indices = self.encode_sparse(rows.flatten(0, -2), k)
         z = values.new_zeros(len(values), self.config.latents).scatter_reduce_(1, indices, values, "amax")
-        return self._like(z.reshape(*rows.shape[:-1], -1), x)
+        return self._like(z.reshape(*rows.shape[:-1], self.config.latents), x)
 
     @torch.no_grad()
     def decode(self, z: Array) -> Array:

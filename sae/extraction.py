@@ -56,9 +56,13 @@ def activations(
     check_layer(layer, shape.blocks)
     if isinstance(images, str | Path):
         raise InputError(f"images {images}: need a list; list a folder's files by sorted(pathlib.Path(…).iterdir())")
+    dimensions = getattr(images, "shape", None)
+    if dimensions is not None and (len(dimensions) != 4 or not hasattr(images, "detach")):
+        given = f"{type(images).__name__} of shape {tuple(dimensions)}"
+        raise InputError(f"images, {given}: need files, Pillow images or a tensor [n, 3, height, width]")
     chosen, prepare = shape.select(tokens), _pixels_of(vit)
     out = torch.empty(len(images), len(range(*chosen.indices(len(shape.roles)))), shape.width)
-    training = vit.training
+    training = [module for module in vit.modules() if module.training]
     vit.eval()
     try:
         for first in range(0, len(images), batch):
@@ -69,7 +73,8 @@ def activations(
             _check(found, names, f"layer {layer}, activations", parameter.dtype != torch.float32)
             out[first : first + len(part)] = found
     finally:
-        vit.train(training)
+        for module in training:
+            module.training = True
     return out
 
 

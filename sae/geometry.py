@@ -58,11 +58,14 @@ def select(prefix: Sequence[str], tokens: str) -> slice:
         prefix: the kinds of the tokens in front of the patches.
 
     Raises:
-        InputError: tokens is `class` and the model has no class token.
+        InputError: tokens is none of these, or `class` and the model has no class token.
     """
+    places = {"patches": slice(len(prefix), None), "class": slice(0, 1), "all": slice(None)}
+    if tokens not in places:
+        raise InputError(f"tokens {tokens}: must be one of {', '.join(places)}")
     if tokens == "class" and "class" not in prefix:
         raise InputError("tokens: class: this model has no class token; use patches or all")
-    return {"patches": slice(len(prefix), None), "class": slice(0, 1), "all": slice(None)}[tokens]
+    return places[tokens]
 
 
 def check_layer(layer: int, blocks: int) -> None:

@@ -21,6 +21,9 @@ from sae import images, labelling
 from sae.errors import InputError
 from sae.files import sha256, whole
 
+# Of an SAE's folder, of this project or another library, see `exchange.load`.
+SAE_FILES = ("cfg.json", "sae.json", "sae.pt", "sae.safetensors", "sae_weights.safetensors")
+
 
 def listing(folder: str | Path, labels: str | Path | None, memory: str | Path) -> dict[str, str]:
     """Returns hashes of a folder of images and its labels CSV, by the contents and the paths below the folder.
@@ -68,7 +71,7 @@ def sae(path: str | Path, memory: str | Path) -> str:
     path = Path(path).expanduser()
     if not path.is_dir():
         return _of_file(path, memory, f"imported SAE {path}: no such file or folder; correct the key imported")
-    return _hash(_contents(path, sorted(entry.name for entry in path.iterdir() if entry.is_file()), Path(memory)))
+    return _hash(_contents(path, [name for name in SAE_FILES if (path / name).is_file()], Path(memory)))
 
 
 def image(path: str | Path, memory: str | Path) -> str:

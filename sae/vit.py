@@ -6,11 +6,12 @@ Layers are timm's block indices from 0: layer 6 is the residual stream after `bl
 from __future__ import annotations
 
 import inspect
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -205,7 +206,7 @@ def splice(
     layer: int,
     sae: SparseAutoencoder,
     tokens: str | None = None,
-    ablate: Iterable[int] = (),
+    ablate: Iterable[SupportsIndex] = (),
     steer: Mapping[int, float] | None = None,
     keep_error: bool = False,
 ) -> Iterator[None]:
@@ -220,20 +221,26 @@ def splice(
             all without them.
 
     Raises:
-        InputError: there is no such block or latent, a latent is ablated and steered, or the widths differ.
+        InputError: there is no such block or latent, a latent is ablated and steered, or the widths or devices differ.
     """
     shape, latents = geometry(model), sae.config.latents
-    chosen, wanted = shape.select(tokens or sae.config.tokens), dict(steer or {})
-    for latent in [*(ablate := list(ablate)), *wanted]:
-        if not (isinstance(latent, int | np.integer) and 0 <= latent < latents):
-            raise InputError(f"latent {latent!r}: this SAE has latents 0..{latents - 1}")
-    if both := sorted({*ablate} & {*wanted}):
+    chosen = shape.select(tokens or sae.config.tokens)
+    removed = [_latent(latent, latents) for latent in ablate]
+    wanted = {_latent(latent, latents): float(value) for latent, value in (steer or {}).items()}
+    if both := sorted({*removed} & {*wanted}):
         raise InputError(f"latent {both[0]}: it cannot be ablated and steered; name it once")
     if sae.config.width != shape.width:
         raise InputError(f"an SAE of width {sae.config.width} does not fit a ViT of width {shape.width}")
-    wanted |= dict.fromkeys(ablate, 0.0)
+    place, device = sae.b_dec.device, next(model.parameters()).device
+    if place != device:
+        raise InputError(f"the SAE is on {place}, the ViT on {device}; move it: sae.load(path, device={str(device)!r})")
+    wanted |= dict.fromkeys(removed, 0.0)
 
     def reconstruct(stream: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, enabled=False):  # float32, as it was trained and measured
+            return changed(stream)
+
+    def changed(stream: torch.Tensor) -> torch.Tensor:
         part = stream[:, chosen]
         x = part.flatten(0, 1).float()
         values, indices = sae.encode_sparse(x)
@@ -248,6 +255,16 @@ def splice(
 
     with edit(model, layer, reconstruct):
         yield
+
+
+def _latent(latent: SupportsIndex, latents: int) -> int:
+    try:
+        number = operator.index(latent)
+    except TypeError:
+        number = -1
+    if not 0 <= number < latents:
+        raise InputError(f"latent {latent!r}: this SAE has latents 0..{latents - 1}")
+    return number
 
 
 def resume(model: Model, tokens: torch.Tensor, layer: int, until: int | None = None) -> torch.Tensor:

@@ -36,6 +36,12 @@ def test_saved_and_loaded_it_is_the_same(method, input, tmp_path):
     assert (method in ("batchtopk", "jumprelu")) == hasattr(again, "threshold")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_no_tokens_have_no_latents(method):
+    z = model(method).encode(X[:0])
+    assert z.shape == (0, 96) and model(method).decode(z).shape == (0, 32)
+
+
 def test_files_that_do_not_belong_together_are_explained(tmp_path):
     model().save(tmp_path / "m")
     facts = tmp_path / "m" / "sae.json"

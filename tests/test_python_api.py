@@ -23,9 +23,16 @@ VITS = {
 def test_activations_of_any_timm_vit_come_in_its_own_preprocessing(name, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model(name, img_size=VITS[name])  # in training mode, as timm gives it
+    model.blocks[0].eval()  # as people freeze a block
     files = [picture(tmp_path / f"{seed}.png", seed, (60, 40)) for seed in range(5)]
     found = sae.activations(model, files, layer=3, batch=2)
-    assert model.training and found.dtype == torch.float32 and not found.is_inference()
+    assert (
+        model.training
+        and not model.blocks[0].training
+        and model.blocks[1].training
+        and found.dtype == torch.float32
+        and not found.is_inference()
+    )
     config = timm.data.resolve_model_data_config(model) | {"input_size": (3, VITS[name], VITS[name])}
     transform = timm.data.create_transform(**config, is_training=False)
     x = torch.stack([transform(Image.open(path).convert("RGB")) for path in files])
@@ -62,6 +69,8 @@ def test_a_latent_is_found_and_its_ablation_moves_the_output(tmp_path):
     ("images", "layer", "told"),
     [
         ("pets", 3, "need a list"),
+        (np.zeros((2, 3, 32, 32), np.float32), 3, r"ndarray of shape \(2, 3, 32, 32\): need files"),
+        (torch.zeros(3, 32, 32), 3, r"Tensor of shape \(3, 32, 32\): need files"),
         (["nowhere.png"], 3, r"nowhere\.png: cannot be read as an image"),
         (["broken.png"], 3, r"broken\.png: cannot be read as an image"),
         ([Image.new("RGB", (40, 40))], 12, r"layer 12: this model has blocks 0\.\.11"),

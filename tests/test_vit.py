@@ -256,6 +256,8 @@ def test_latents_are_ablated_and_steered_by_themselves(case):
         ({"steer": {-1: 2.0}}, r"latent -1: this SAE has latents 0\.\.29"),
         ({"ablate": [1.5]}, r"latent 1\.5: this SAE has"),
         ({"ablate": [3], "steer": {3: 1.0}}, "latent 3: it cannot be ablated and steered"),
+        ({"tokens": "cls"}, "tokens cls: must be one of patches, class, all"),
+        ({"sae": SparseAutoencoder(SAEConfig(192, 30, 6)).to("meta")}, "the SAE is on meta, the ViT on cpu"),
         ({"layer": 12}, r"layer 12: this model has blocks 0\.\.11"),
         ({"sae": SparseAutoencoder(SAEConfig(10, 20, 2))}, "an SAE of width 10 does not fit a ViT of width 192"),
     ],
@@ -266,3 +268,15 @@ def test_what_cannot_be_spliced_is_told(options, told):
     with pytest.raises(InputError, match=told), vit.splice(model, **given):
         pass
     assert not any(block._forward_hooks for block in model.blocks)
+
+
+def test_latents_may_be_numbered_by_tensors_and_autocast_leaves_the_sae_as_it_is():
+    model = vit.load("vit_tiny_patch16_224", "random", 32)
+    dictionary = SparseAutoencoder(SAEConfig(192, 30, 6))
+    dictionary.W_enc.data.normal_()
+    dictionary.W_dec.data.normal_()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16), vit.splice(model, 4, dictionary, ablate=torch.tensor([3, 4])):
+        low = model(x)
+    with vit.splice(model, 4, dictionary, ablate=[3, 4]):
+        torch.testing.assert_close(low.float(), model(x), rtol=0.1, atol=0.1)

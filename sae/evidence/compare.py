@@ -266,7 +266,7 @@ def measures(own: Experiment, other: Experiment) -> pd.DataFrame:
     Returns:
         A row per SAE and measure, with the columns `PAIR`: measure, value, value_other, random and random_other (of the
         random dictionaries; NaN if there are none), gain, low, high, seeds and verdict, see `summary.compare`: gain is
-        above 0 and the verdict `better` where the own SAE is better. Equal images are the same in both's draws.
+        above 0 and the verdict `better` where the own SAE is better. seeds: of the experiment that has fewer.
     """
     tables = []
     columns = ["layer", "k", "seed", "measure"]
@@ -289,7 +289,9 @@ def measures(own: Experiment, other: Experiment) -> pd.DataFrame:
     for k, method in dict.fromkeys((kind.k, kind.method) for kind, *_ in tables):
         group = [part for kind, *part in tables if (kind.k, kind.method) == (k, method)]
         table = summary.compare(pd.concat([part for part, _facts in group]), [THIS], [OTHER])
-        compared.append(table.merge(pd.concat([facts for _part, facts in group]), on=columns))
+        table = table.merge(pd.concat([facts for _part, facts in group]), on=columns)
+        others = table.groupby(["layer", "measure"])["other_seed"].transform("nunique")
+        compared.append(table.assign(seeds=np.minimum(table["seeds"], others)))
     table = pd.concat(compared, ignore_index=True)
     table = table.drop(columns=["method", "baseline"])
     table = table.rename(columns={"dictionary": "method", "value_baseline": "value_other"})

@@ -53,12 +53,14 @@ def _alike(found: Comparison) -> bool:
     tables = [one.manifest.set_index("id").loc[both[key]] for one, key in ((own, "id"), (other, "other_id"))]
     facts = [column for column in images.COLUMNS if column != "label"]  # of the files
     attributes = [table.drop(columns=facts, errors="ignore").reset_index(drop=True) for table in tables]
-    held_out = [len(images.used(one.manifest, images.HELD_OUT)) for one in (own, other)]
-    return held_out == [both["held_out"].sum()] * 2 and attributes[0].equals(attributes[1])
+    held_out = [{*images.used(one.manifest, images.HELD_OUT)["sha256"]} for one in (own, other)]
+    return held_out[0] == held_out[1] and attributes[0].equals(attributes[1])
 
 
 def _matched(a: str, b: str, latents: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-    sides = [latents[(latents["of"] == of) & latents["fires"]] for of in (THIS, OTHER)]
+    best = latents[latents["fires"]].sort_values("r", ascending=False, kind="stable")
+    best = best.drop_duplicates(["of", *_POINT, "latent"])  # those of the other experiment have a row per own kind
+    sides = [best[best["of"] == of] for of in (THIS, OTHER)]
 
     def shares(column: str) -> list[str]:
         return [f"{(side[column] >= FOUND).sum() / max(len(side), 1):.0%}" for side in sides]

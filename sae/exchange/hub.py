@@ -16,6 +16,7 @@ from sae import autoencoder
 from sae.evidence.measures import COMPARED, MEASURES
 from sae.exchange.writing import LIBRARIES, export, refusal
 from sae.files import read_json, whole
+from sae.light_timm import timm
 
 _LOADED_BY = {
     "saelens": ("SAELens", 'from sae_lens import SAE\n\nmodel = SAE.load_from_disk("saelens")'),
@@ -78,7 +79,8 @@ def card(
     from huggingface_hub import ModelCard, ModelCardData  # here: its import takes a second
 
     vit, point = reference["model"]["name"], facts["provenance"]["wildcards"]
-    base = f"timm/{vit}" if reference["weights"] is None and vit != "vit_tiny_concepts" else None
+    known = timm.models.get_pretrained_cfg(vit, allow_unregistered=True)
+    base = known.hf_hub_id if known and reference["weights"] is None else None
     data = ModelCardData(base_model=base, tags=["sparse-autoencoder", "interpretability", "vision-transformer", "timm"])
     provenance, training = facts["provenance"], facts["training"]
     made = {"training": training} | {key: provenance[key] for key in ("settings", "versions")}

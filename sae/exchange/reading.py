@@ -1,7 +1,8 @@
 """Reads SAEs that other libraries trained: SAELens, sparsify, saev, and plain files of weights.
 
 Each becomes a `SparseAutoencoder` with the same latents and reconstructions, for raw activations. An SAE for which this
-is impossible is refused with the reason. Nothing in a file is executed.
+is impossible is refused with the reason. One difference stays: saev's TopK keeps negative values among the k largest,
+which count as silent here. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -28,6 +29,14 @@ _FORMATS = (
     "cfg.json and sae.safetensors (sparsify), sae.pt (saev), or one .safetensors file"
 )
 _ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec")
+# Keys of sparsify, its predecessor and forks, with which the k largest latents do not give the reconstruction.
+_OTHER_RULES = {
+    "transcode": "it predicts another layer",
+    "skip_connection": "it adds a linear map of x",
+    "signed": "its largest latents may be negative",
+    "batch_topk": "the tokens of a batch share their latents",
+    "sample_topk": "the tokens of a sample share their latents",
+}
 _CHECKED = 4096  # tokens on which an imported SAE has to explain something
 
 
@@ -47,6 +56,7 @@ class _Foreign:
     k: int | None = None
     threshold: Tensor | None = None
     layer: int | None = None
+    tokens: str | None = None
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
@@ -92,9 +102,12 @@ def imported(path: str | Path, layer: int, k: int, tokens: str, x: Activations) 
     config, source = model.config, f"imported SAE {path}"
     if config.width != x.width:
         raise InputError(f"{source}: its width is {config.width}, that of the layer {x.width}; is it of this ViT?")
+    ours = "imported_from" not in (model.record or {})
     if config.layer not in (None, layer):
         raise InputError(f"{source}: it was trained on layer {config.layer}, not on layer {layer}")
-    if config.method in autoencoder.PER_TOKEN and config.k != k:
+    if (ours or "tokens" in (model.record or {})) and config.tokens != tokens:
+        raise InputError(f"{source}: it was trained on the tokens {config.tokens}, not on {tokens}; set the key tokens")
+    if (ours or config.method in autoencoder.PER_TOKEN) and config.k != k:
         raise InputError(f"{source}: it keeps {config.k} latents per token; set grid.ks to [{config.k}]")
     if k > config.latents:
         raise InputError(f"{source}: it has {config.latents} latents, fewer than the k of {k}")
@@ -104,8 +117,10 @@ def imported(path: str | Path, layer: int, k: int, tokens: str, x: Activations) 
     with torch.inference_mode():
         values, indices = model.encode_sparse(rows)
         error = float((model.reconstruct(values, indices) - rows).square().sum(1).double().mean())
-    fvu, l0 = error / float(moments(few)[1].sum()), float((values > 0).sum(1).double().mean())
-    if not fvu < 1:
+    variance, l0 = float(moments(few)[1].sum()), float((values > 0).sum(1).double().mean())
+    if not variance > 0:
+        raise InputError(f"{source}: the activations of layer {layer} do not vary, so nothing can be checked")
+    if not (fvu := error / variance) < 1:
         reason = "worse than the mean activation; is it of this ViT, this layer and these tokens?"
         raise InputError(f"{source}: its reconstructions miss {fvu:.2f} of the variance of layer {layer}, {reason}")
     model.record = (model.record or {}) | {"l0": l0, "fvu": fvu}
@@ -140,13 +155,13 @@ def _saelens(config: dict[str, Any], path: Path) -> _Foreign:
     names = {"activation_fn_str": "activation_fn", "hook_point": "hook_name"}
     config = {names.get(name, name): value for name, value in config.items()}
     kind, refuse = config.get("architecture", "standard"), _refuser(path, "SAELens")
-    arguments = config.get("activation_fn_kwargs") or {}
+    arguments, metadata = _section(config, "activation_fn_kwargs", path), _section(config, "metadata", path)
     if config.get("activation_fn") == "topk":
         kind, config["k"] = "topk", arguments.get("k")
     elif config.get("activation_fn", "relu") != "relu":
         refuse(f"activation_fn {config['activation_fn']}: only relu and topk can be expressed")
     if kind not in ("standard", "topk", "jumprelu"):
-        hint = "; save it with save_inference_model" if "batchtopk" in kind else ""
+        hint = "; save it with save_inference_model" if "batchtopk" in str(kind) else ""
         refuse(f"architecture {kind}: only standard, topk and jumprelu can be expressed{hint}")
     norm = config.get("normalize_activations") or "none"
     if norm in ("layer_norm", "constant_norm_rescale"):
@@ -158,7 +173,9 @@ def _saelens(config: dict[str, Any], path: Path) -> _Foreign:
         refuse(f"normalize_activations {norm}: the factor is not in the files; fold it into the weights and save again")
     if config.get("reshape_activations", "none") != "none":
         refuse(f"reshape_activations {config['reshape_activations']}: it reads the heads of an attention layer")
-    arrays = _weights(path / "sae_weights.safetensors", _ARRAYS, "SAELens", ("threshold", "scaling_factor"))
+    jumps = kind == "jumprelu"
+    needed = (*_ARRAYS, "threshold") if jumps else _ARRAYS
+    arrays = _weights(path / "sae_weights.safetensors", needed, "SAELens", ("scaling_factor",))
     scaling = arrays.get("scaling_factor")
     if scaling is not None and not bool((scaling == 1).all()):
         refuse("a finetuning scaling factor cannot be expressed")
@@ -166,7 +183,9 @@ def _saelens(config: dict[str, Any], path: Path) -> _Foreign:
     if kind == "topk" and config.get("rescale_acts_by_decoder_norm"):
         norms = W_dec.norm(dim=1)
         W_enc, b_enc, W_dec = W_enc * norms[:, None], b_enc * norms, W_dec / norms[:, None]
-    metadata = config.get("metadata") or {}
+    hook = metadata.get("hook_name") or config.get("hook_name")
+    if "{layer}" in str(hook):
+        hook = str(hook).format(layer=config.get("hook_point_layer", config.get("hook_layer")))
     return _Foreign(
         "SAELens",
         W_enc,
@@ -175,17 +194,19 @@ def _saelens(config: dict[str, Any], path: Path) -> _Foreign:
         arrays["b_dec"],
         bool(config.get("apply_b_dec_to_input", True)),
         _number(config.get("k"), path) if kind == "topk" else None,
-        arrays.get("threshold") if kind == "jumprelu" else None,
-        _layer(metadata.get("hook_name") or config.get("hook_name"), refuse),
+        # SAELens applies a ReLU first, so that a threshold below 0, as a last step of training leaves it, counts as 0.
+        arrays["threshold"].clamp(min=0) if jumps else None,
+        _layer(hook, refuse),
+        metadata.get("tokens") if metadata.get("tokens") in autoencoder.TOKENS else None,
     )
 
 
 def _sparsify(config: dict[str, Any], path: Path) -> _Foreign:
-    """sparsify's SparseCoder, version 1."""
+    """sparsify's SparseCoder, version 1, and its predecessor `sae`."""
     refuse = _refuser(path, "sparsify")
     if config.get("activation", "topk") != "topk":
         refuse(f"activation {config['activation']}: only topk can be expressed")
-    for key, meaning in (("transcode", "it predicts another layer"), ("skip_connection", "it adds a linear map of x")):
+    for key, meaning in _OTHER_RULES.items():
         if config.get(key):
             refuse(f"{key}: {meaning}")
     arrays = _weights(path / "sae.safetensors", ("encoder.weight", "encoder.bias", "W_dec", "b_dec"), "sparsify")
@@ -200,7 +221,9 @@ def _saev(file: Path) -> _Foreign:
         try:
             header = json.loads(opened.readline())
             activation = header["cfg"]["activation"]
-            kind, parameters = activation["cls"], activation["params"]
+            kind, parameters = activation["cls"], dict(activation["params"])
+            if header["schema"] not in range(2, 6):
+                raise ValueError(header["schema"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}: its first line is not the header of a saev checkpoint, schema 2 to 5") from error
         try:
@@ -214,8 +237,9 @@ def _saev(file: Path) -> _Foreign:
     k = _number(parameters.get("top_k"), file) if kind == "TopK" else None
     threshold = None
     if kind == "BatchTopK":
-        cut = arrays.get("activation.threshold")
-        threshold = torch.full_like(b_enc, float(cut.clamp(min=0)) if cut is not None else 0.0)
+        if (cut := arrays.get("activation.threshold")) is None or cut.numel() != 1:
+            refuse("BatchTopK without a stored threshold, as early versions saved it: nothing tells which latents fire")
+        threshold = torch.full_like(b_enc, max(0.0, float(cut)))
     return _Foreign("saev", W_enc.T, b_enc, W_dec, b_dec, False, k, threshold)
 
 
@@ -231,8 +255,11 @@ def _plain(file: Path) -> _Foreign:
         W_enc = W_enc.T
     if "k" in arrays and "threshold" in arrays:
         raise InputError(f"{file}: has a k and a threshold; keep the one that its SAE uses")
-    k = _number(float(arrays["k"]), file) if "k" in arrays and arrays["k"].numel() == 1 else None
-    subtracts = bool(arrays["apply_b_dec_to_input"]) if "apply_b_dec_to_input" in arrays else True
+    for name in ("k", "apply_b_dec_to_input"):
+        if name in arrays and arrays[name].numel() != 1:
+            raise InputError(f"{file}: {name} has shape {tuple(arrays[name].shape)}: must be one number")
+    k = _number(float(arrays["k"]), file) if "k" in arrays else None
+    subtracts = bool(arrays.get("apply_b_dec_to_input", torch.ones(())))
     return _Foreign("plain", W_enc, b_enc, W_dec, b_dec, subtracts, k, arrays.get("threshold"))
 
 
@@ -257,7 +284,8 @@ def _check(found: _Foreign, path: Path) -> None:
 def _expressed(found: _Foreign) -> SparseAutoencoder:
     latents, width = found.W_enc.shape
     method = "topk" if found.k is not None else "relu" if found.threshold is None else "jumprelu"
-    model = SparseAutoencoder(SAEConfig(width, latents, found.k or 1, method, layer=found.layer))
+    tokens = found.tokens or "patches"
+    model = SparseAutoencoder(SAEConfig(width, latents, found.k or 1, method, layer=found.layer, tokens=tokens))
     b_enc = found.b_enc.double()
     if not found.subtracts:  # this project's encoder reads x - b_dec
         b_enc = b_enc + found.W_enc.double() @ found.b_dec.double()
@@ -267,33 +295,38 @@ def _expressed(found: _Foreign) -> SparseAutoencoder:
     with torch.no_grad():
         for name, array in arrays.items():
             getattr(model, name).copy_(array)
-    model.record = {"imported_from": found.library}
+    model.record = {"imported_from": found.library} | ({} if found.tokens is None else {"tokens": found.tokens})
     return model.eval().requires_grad_(False)
 
 
-def _layer(hook: object, refuse: Callable[[str], None]) -> int | None:
+def _layer(hook: object, refuse: Callable[[str], NoReturn]) -> int | None:
     """Returns the layer of a hook's name as TransformerLens spells it; None if it is spelt otherwise or missing."""
-    match = re.fullmatch(r"blocks\.(\d+)\.(hook_\w+|.+\.hook_\w+)", str(hook or ""))
-    if not match:
+    if "hook_" not in str(hook):
         return None
-    place = {"hook_resid_post": 0, "hook_resid_pre": -1}.get(match[2])
-    if place is None or (layer := int(match[1]) + place) < 0:
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(post|pre)", str(hook))
+    layer = int(match[1]) - (match[2] == "pre") if match else -1
+    if layer < 0:
         refuse(f"it was trained on {hook}; this project reads the residual stream after a block")
-        raise AssertionError
     return layer
 
 
-def _refuser(path: Path, library: str) -> Callable[[str], None]:
-    def refuse(reason: str) -> None:
+def _refuser(path: Path, library: str) -> Callable[[str], NoReturn]:
+    def refuse(reason: str) -> NoReturn:
         raise InputError(f"{path}: this SAE of {library} cannot be used here: {reason}")
 
     return refuse
 
 
 def _number(value: object, path: Path) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
         raise InputError(f"{path}: k {value!r}: must be a whole number")
     return int(value)
+
+
+def _section(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    if not isinstance(found := config.get(name) or {}, dict):
+        raise InputError(f"{path / 'cfg.json'}: {name} is not a table of settings")
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

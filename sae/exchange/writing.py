@@ -16,6 +16,7 @@ from sae.files import whole, write_arrays
 
 LIBRARIES = ("saelens", "sparsify")
 _AGREEMENT = 0.9999  # of the entries of the codes
+_TOKENS = 0.99  # have the same active latents: a tie may fall otherwise
 _ERROR = 1e-5  # of the reconstructions, relative
 _MADE_UP = 512  # tokens
 
@@ -34,7 +35,8 @@ def export(model: SparseAutoencoder, folder: str | Path, library: str, x: np.nda
 
     Raises:
         InputError: The format cannot express this SAE; or, computed in float32 as the library does, fewer than 99.99 %
-            of the latents agree, or reconstructions differ by more than 1e-5.
+            of the entries of z agree, fewer than 99 % of the tokens have the same active latents, or the
+            reconstructions of these tokens differ by more than 1e-5.
     """
     folder, method = Path(folder), model.config.method
     if library not in LIBRARIES:
@@ -111,13 +113,15 @@ def _sparsify(model: SparseAutoencoder) -> dict[str, Any]:
 
 @torch.no_grad()
 def _compare(model: SparseAutoencoder, arrays: dict[str, Tensor], x: np.ndarray | Tensor | None, folder: Path) -> None:
-    """Raises InputError unless the folded weights [as both libraries use them] give the model's latents and x̂."""
+    """Raises InputError unless the folded weights, used as both libraries do, give the model's latents and x̂."""
     config = model.config
     if x is None:
         noise = torch.randn(_MADE_UP, config.width, generator=torch.Generator().manual_seed(0))
         x = model.mean.cpu() + noise / model.scale.cpu()
-    rows = torch.as_tensor(x, dtype=torch.float32).reshape(-1, config.width).cpu()
-    same, total, off, size = 0, 0, 0.0, 0.0
+    rows = torch.as_tensor(x, dtype=torch.float32).cpu()
+    if rows.ndim < 2 or rows.shape[-1] != config.width or not rows.numel():
+        raise InputError(f"activations of shape {tuple(rows.shape)}: the check needs some in [n, {config.width}]")
+    same, kept, off, size, rows = 0, 0, 0.0, 0.0, rows.flatten(0, -2)
     for part in rows.split(max(1, 2**24 // config.latents)):
         z = model.encode(part.to(model.W_enc.device)).cpu()
         pre = (part - arrays["b_dec"]) @ arrays["W_enc"].T + arrays["b_enc"]
@@ -126,15 +130,17 @@ def _compare(model: SparseAutoencoder, arrays: dict[str, Tensor], x: np.ndarray 
             theirs = torch.zeros_like(pre).scatter_(-1, indices, values.relu())
         else:
             theirs = pre * (pre > arrays.get("threshold", torch.zeros(())))
-        close = (theirs - z).abs() <= 1e-3 * z.abs() + 1e-6 * float(z.abs().max())
-        same, total = same + int(close.sum()), total + z.numel()
-        kept = ((theirs > 0) == (z > 0)).all(1)  # a tie that falls otherwise is counted above
-        x_hat = model.decode(z[kept].to(model.W_enc.device)).cpu()
-        off += float((theirs[kept] @ arrays["W_dec"] + arrays["b_dec"] - x_hat).double().square().sum())
+        same += int(((theirs - z).abs() <= 1e-3 * z.abs() + 1e-6 * float(z.abs().max())).sum())
+        alike = ((theirs > 0) == (z > 0)).all(1)
+        kept += int(alike.sum())
+        x_hat = model.decode(z[alike].to(model.W_enc.device)).cpu()
+        off += float((theirs[alike] @ arrays["W_dec"] + arrays["b_dec"] - x_hat).double().square().sum())
         size += float(x_hat.double().square().sum())
-    agreement, error = same / max(1, total), (off / max(size, 1e-30)) ** 0.5
-    if agreement < _AGREEMENT or error > _ERROR:
+    agreement, tokens = same / (len(rows) * config.latents), kept / len(rows)
+    error = (off / max(size, 1e-30)) ** 0.5
+    if agreement < _AGREEMENT or tokens < _TOKENS or error > _ERROR:
         raise InputError(
             f"{folder}: folding the standardisation into float32 weights would change the SAE: {agreement:.4%} of the "
-            f"latents agree (needed: {_AGREEMENT:.2%}), reconstructions differ by {error:.1e} (allowed: {_ERROR:.0e})"
+            f"entries agree (needed: {_AGREEMENT:.2%}), {tokens:.2%} of the tokens have the same latents (needed: "
+            f"{_TOKENS:.0%}), reconstructions differ by {error:.1e} (allowed: {_ERROR:.0e})"
         )

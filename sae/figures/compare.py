@@ -82,7 +82,7 @@ def _similar(axes: Axes, table: pd.DataFrame, kind: tuple[int, str], names: tupl
     for i, j in np.ndindex(*means.shape):
         value = means.iloc[i, j]
         axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=size, color="white" if value > 0.6 else INK)
-    for i, j in enumerate(means.to_numpy().argmax(1)):
+    for i, j in enumerate(means.fillna(-1).to_numpy().argmax(1)):
         axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=ACCENT, linewidth=2.5))
     axes.set_xticks(range(means.shape[1]), means.columns)
     axes.set_yticks(range(means.shape[0]), means.index)
@@ -108,6 +108,8 @@ def _layers(latents: pd.DataFrame, kind: tuple[int, str], table: pd.DataFrame) -
     for of, start in zip(_SIDES, ("", "other_"), strict=True):
         kinds = {*pairs[[f"{start}k", f"{start}method"]].itertuples(index=False, name=None)}
         here = latents[(latents["of"] == of) & latents[["k", "method"]].apply(tuple, axis=1).isin(kinds)]
+        if of == OTHER:  # its latents have a row for each own kind that they are matched with
+            here = here[(here[["match_k", "match_method"]] == list(kind)).all(axis=1)]
         found |= {(of, int(layer)): part for layer, part in here.groupby("layer")}
     return found
 

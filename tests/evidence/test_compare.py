@@ -1,5 +1,7 @@
 """Two experiments whose matches are known: the same latents, renumbered and on renamed images, and others."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -84,6 +86,26 @@ def test_unrelated_latents_are_of_one_experiment_alone_if_another_seed_finds_the
     row = table[table["measure"] == "found"].iloc[0]
     assert row["value"] == row["value_other"] == row["shuffled"] == 0
     assert np.isnan(row["random"]) and row["random_other"] == 0
+
+
+def test_several_kinds_beside_one_count_each_latent_of_the_other_once():
+    parts = [experiment("one", {1: sparse(seed)}, kind=Kind(k, "topk", 0)) for k, seed in ((4, 1), (8, 2))]
+    tables = {name: pd.concat([getattr(p, name) for p in parts]) for name in ("summaries", "latents", "top")}
+    own = replace(parts[0], codes=parts[0].codes | parts[1].codes, **tables)
+    found = compare.compare(own, experiment("two", {1: sparse(1)}))  # the latents of k 4 alone
+    (first, *_rest) = compare_page.sentences(found)
+    assert "50% of the latents of one have" in first and "100% of those of two" in first
+    for k, outcome in ((4, "both"), (8, "one")):
+        bars = figures._layers(found.latents, (k, "topk"), found.table)
+        assert len(bars["other", 1]) == LATENTS and (bars["other", 1]["outcome"] == outcome).all()
+
+
+def test_seeds_that_share_a_counterpart_are_no_seeds_of_their_own():
+    parts = [experiment("one", {1: sparse(seed)}, kind=Kind(4, "topk", seed)) for seed in range(3)]
+    tables = {name: pd.concat([getattr(p, name) for p in parts]) for name in ("summaries", "latents", "top")}
+    own = replace(parts[0], codes={key: z for p in parts for key, z in p.codes.items()}, **tables)
+    measured = compare.measures(own, experiment("two", {1: sparse(1)}))
+    assert len(measured) == 3 and (measured["seeds"] == 1).all()
 
 
 def test_a_silent_latent_has_no_match():

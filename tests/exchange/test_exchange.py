@@ -79,6 +79,8 @@ def test_a_checkpoint_of_saev_is_read(kind, tmp_path):
         ({"b_dec": torch.full((WIDTH,), torch.nan)}, "b_dec holds numbers that are not finite"),
         ({"threshold": torch.full((LATENTS,), -1.0)}, "a threshold below 0"),
         ({"k": torch.tensor(LATENTS + 1)}, f"k {LATENTS + 1} does not fit {LATENTS} latents"),
+        ({"k": torch.tensor([4, 8])}, "must be one number"),
+        ({"k": torch.tensor(torch.nan)}, "must be a whole number"),
         ({"mean": torch.zeros(WIDTH)}, "a plain SAE has no mean"),
         ({"k": torch.tensor(3), "threshold": torch.ones(LATENTS)}, "a k and a threshold"),
     ],
@@ -88,6 +90,77 @@ def test_weights_that_make_no_sae_are_refused(changed, reason, tmp_path):
     save_file(w, tmp_path / "sae.safetensors")
     with pytest.raises(sae.InputError, match=reason):
         sae.load(tmp_path / "sae.safetensors")
+
+
+def saelens(folder, arrays, **config):
+    """Writes an SAE as SAELens does."""
+    folder.mkdir()
+    save_file({name: array.contiguous() for name, array in arrays.items()}, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_settings_of_older_versions_of_saelens_are_understood(tmp_path):
+    old = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "hook_point": "blocks.{layer}.hook_resid_pre"}
+    folder = saelens(tmp_path / "three", weights(), **old, hook_point_layer=4, normalize_activations=False)
+    assert check(folder, by_hand(weights(), X, top)).config.layer == 3
+    folder = saelens(
+        tmp_path / "five",
+        weights(),
+        architecture="standard",
+        activation_fn="relu",
+        hook_name="blocks.2.hook_resid_post",
+    )
+    assert check(folder, by_hand(weights(), X, torch.relu)).config.layer == 2
+    below = weights() | {"threshold": torch.full((LATENTS,), -1e-4)}  # its ReLU comes first
+    check(saelens(tmp_path / "jump", below, architecture="jumprelu"), by_hand(weights(), X, torch.relu))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"architecture": "gated"}, "architecture gated"),
+        ({"architecture": "matryoshka_batchtopk"}, "save it with save_inference_model"),
+        ({"activation_fn": "gelu"}, "activation_fn gelu"),
+        ({"normalize_activations": True}, "fold it into the weights"),
+        ({"reshape_activations": "hook_z"}, "the heads of an attention layer"),
+        ({"architecture": "jumprelu"}, "threshold is missing"),
+        ({"architecture": None}, "architecture None"),
+        ({"activation_fn": "topk", "activation_fn_kwargs": [1]}, "activation_fn_kwargs is not a table"),
+        ({"architecture": "topk", "k": 1e999}, "must be a whole number"),
+        ({"hook_point": "blocks.{layer}.hook_mlp_out", "hook_point_layer": 2}, r"blocks\.2\.hook_mlp_out"),
+        ({"hook_name": "ln_final.hook_normalized"}, "reads the residual stream"),
+        ({"hook_name": "blocks.0.hook_resid_pre"}, "reads the residual stream"),
+    ],
+)
+def test_saes_of_saelens_that_cannot_be_expressed_are_refused(config, reason, tmp_path):
+    with pytest.raises(sae.InputError, match=reason):
+        sae.load(saelens(tmp_path / "sae", weights(), **config))
+
+
+@pytest.mark.parametrize("rule", ["signed", "batch_topk", "sample_topk"])
+def test_rules_of_older_saes_of_eleutherai_are_refused(rule, tmp_path):
+    w = weights()
+    names = {"encoder.weight": w["W_enc"].T.contiguous(), "encoder.bias": w["b_enc"], "W_dec": w["W_dec"]}
+    save_file(names | {"b_dec": w["b_dec"]}, tmp_path / "sae.safetensors")
+    (tmp_path / "cfg.json").write_text(json.dumps({"k": K, "d_in": WIDTH}))
+    check(tmp_path, by_hand(w, X, top))
+    (tmp_path / "cfg.json").write_text(json.dumps({"k": K, "d_in": WIDTH, rule: True}))
+    with pytest.raises(sae.InputError, match=rule):
+        sae.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind", "reason"),
+    [(9, "TopK", "schema 2 to 5"), (4, "BatchTopK", "without a stored threshold"), (5, "JumpRelu", "only TopK")],
+)
+def test_checkpoints_of_saev_that_do_not_tell_their_rule_are_refused(schema, kind, reason, tmp_path):
+    buffer = io.BytesIO()
+    torch.save(weights(), buffer)
+    header = {"schema": schema, "cfg": {"activation": {"cls": kind, "params": {"top_k": K}}}}
+    (tmp_path / "sae.pt").write_bytes(json.dumps(header).encode() + b"\n" + buffer.getvalue())
+    with pytest.raises(sae.InputError, match=reason):
+        sae.load(tmp_path)
 
 
 def test_files_that_are_no_sae_are_named(tmp_path):
@@ -122,7 +195,7 @@ def test_an_export_that_would_change_the_sae_is_refused(tmp_path):
 
 
 def test_an_imported_sae_must_belong_to_the_layer(tmp_path):
-    source = sae.Source(layer=3)
+    source = sae.Source(layer=3, tokens="all")
     model = sae.train(X, sae.TrainConfig(K, LATENTS, epochs=4, batch=64), device="cpu", source=source)
     sae.export(model, tmp_path / "sae", "saelens", X)
     point = imported(tmp_path / "sae", 3, K, "all", Activations.of(X))
@@ -133,9 +206,39 @@ def test_an_imported_sae_must_belong_to_the_layer(tmp_path):
         (3, K + 1, X, f"it keeps {K} latents per token"),
         (3, K, X[:, 1:], f"its width is {WIDTH}"),
         (3, K, -3 * X, "worse than the mean activation"),
+        (3, K, np.ones_like(X), "do not vary"),
     ):
         with pytest.raises(sae.InputError, match=reason):
             imported(tmp_path / "sae", layer, k, "all", Activations.of(given))
+
+
+def test_an_imported_sae_is_used_on_its_own_tokens_and_k(tmp_path):
+    source = sae.Source(layer=3, tokens="class")
+    model = sae.train(X, sae.TrainConfig(K, LATENTS, "batchtopk", epochs=4, batch=64), device="cpu", source=source)
+    model.save(tmp_path / "ours")
+    sae.export(model, tmp_path / "theirs", "saelens", X)
+    for place, tokens, k, reason in (
+        ("ours", "patches", K, "trained on the tokens class, not on patches"),
+        ("theirs", "patches", K, "trained on the tokens class, not on patches"),
+        ("ours", "class", K + 1, f"it keeps {K} latents per token"),
+    ):
+        with pytest.raises(sae.InputError, match=reason):
+            imported(tmp_path / place, 3, k, tokens, Activations.of(X))
+    assert imported(tmp_path / "theirs", 3, K, "class", Activations.of(X)).config.tokens == "class"
+
+
+def test_an_export_whose_weights_are_wrong_is_refused(tmp_path, monkeypatch):
+    model = ours("topk")
+    whole = model.encode
+
+    def shuffled(x, k=None):  # stands for folded weights that give other latents
+        return whole(x, k).flip(-1)
+
+    monkeypatch.setattr(model, "encode", shuffled)
+    with pytest.raises(sae.InputError, match=r"would change the SAE: .* 0\.00% of the tokens have the same latents"):
+        sae.export(model, tmp_path, "saelens")
+    with pytest.raises(sae.InputError, match=r"the check needs some in \[n, 24\]"):
+        sae.export(ours("topk"), tmp_path, "saelens", X[:, :12])
 
 
 def test_our_own_files_are_read_as_before(tmp_path):

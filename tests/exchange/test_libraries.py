@@ -97,7 +97,7 @@ def test_the_other_library_loads_our_saes_and_finds_the_same_latents(library):
         agree(ours(method), library.x, place)
         back = sae.load(place)
         agree(back, library.x, place)
-        assert back.record == {"imported_from": "SAELens" if library.name == "saelens" else "sparsify"}
+        assert back.record and back.record["imported_from"].lower() == library.name
 
 
 def test_its_saes_have_the_same_latents_here(library):

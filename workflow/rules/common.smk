@@ -280,6 +280,8 @@ def imported_now(wildcards):
 
 # Another experiment, to compare with.
 THERE = Path(config["with"] or "").expanduser()
+if RESULTS != R:  # as a module with a prefix: Snakemake would put it before a relative path
+    THERE = THERE.resolve()
 # Of the dictionaries, only SAEs are matched; random ones are the control.
 MATCHED = [*METHODS, *{"random"} & {*BASELINES}]
 

@@ -56,6 +56,7 @@ if "imported" in METHODS:
             settings=rule_params(
                 "imported.py",
                 tokens=config["tokens"],
+                baselines=bool(BASELINES),
                 expansion=config["sae"]["expansion"],
             ),
         script:

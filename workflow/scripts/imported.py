@@ -16,10 +16,10 @@ with jobs.job(snakemake) as provenance:
     x = Activations.open(snakemake.input.shards, settings["tokens"], train["id"])
     path = snakemake.config["imported"].format(**point)
     model = exchange.imported(path, int(point.layer), int(point.k), settings["tokens"], x)
-    if model.config.latents != round(settings["expansion"] * x.width):
+    if settings["baselines"] and model.config.latents != round(settings["expansion"] * x.width):
         wanted = model.config.latents / x.width
         raise InputError(
             f"imported SAE {path}: it has {model.config.latents} latents, the baselines would have "
             f"{round(settings['expansion'] * x.width)}; set sae.expansion to {wanted:.10g}"
         )
-    model.save(Path(snakemake.output.sae).parent, provenance())
+    model.save(Path(snakemake.output.sae).parent, provenance() | {"imported": snakemake.params.content})
