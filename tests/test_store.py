@@ -54,8 +54,11 @@ def test_damage_is_noticed(shards):
     with shards[0].open("r+b") as file:
         file.seek(-7, 2)
         file.write(b"\x01")
-    with pytest.raises(InputError, match="checksum"):
+    with pytest.raises(InputError, match=f"^{shards[0]}: .*checksum"):
         Activations.open(shards)
+    shards[1].unlink()
+    with pytest.raises(InputError, match=f"^{shards[1]}: cannot be read as a shard: .*No such file"):
+        Activations.open(shards, verify=False)
 
 
 def test_shuffling_gives_every_token_once_in_an_order_of_its_own(shards):
@@ -77,6 +80,22 @@ def test_small_buffers_shuffle_all_the_same(shards, monkeypatch):
     everything = np.concatenate([b.reshape(-1, 192) for _, b in x.blocks(3)])
     np.testing.assert_array_equal(np.sort(np.concatenate(batches)[:, 0]), np.sort(everything[:, 0]))
     assert [len(b) for b in batches] == [7, 7, 7, 7, 7, 5]
+
+
+def test_a_batch_mixes_images_and_shards_as_ideal_shuffling_of_its_buffer_does():
+    shards, images, batch = 20, 1000, 4096  # of 196 patches: 12 buffers, each as large as of a ViT 192 wide
+    rows = np.stack(np.divmod(np.arange(shards * images), images), 1)
+    stored = [np.zeros((images, 197, 192), np.float16)] * shards
+    x = Activations(stored, np.arange(shards * images), rows, slice(1, None))
+    drawn = x.shuffled(batch, np.random.default_rng(0), read=x.places)
+    found = [next(drawn) // x.tokens for _ in range(60)]
+    buffer = store._BUFFER_BYTES // (196 * 192 * 2)
+    distinct, total = np.mean([len(np.unique(part)) for part in found]), shards * images
+    ideal, expected = (n * (1 - (1 - 1 / n) ** batch) for n in (total, buffer))
+    assert distinct == pytest.approx(expected, rel=0.01) and distinct > 0.6 * ideal
+    counts = np.array([np.bincount(part // images, minlength=shards) for part in found])
+    # Whole images come together: the spread is wider than that of single tokens, sqrt(batch / shards), by a little.
+    assert counts.min() > 0.5 * batch / shards and counts.std() < 1.5 * np.sqrt(batch / shards)
 
 
 def test_moments_are_exact_where_the_mean_is_large():

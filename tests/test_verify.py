@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, snakemake
+from conftest import ROOT, planned, snakemake
 
 import sae
 from sae import InputError, files, jobs, verify
@@ -17,6 +17,7 @@ from sae.layer import LayerFacts
 CONFIG = {
     "name": "small",
     "concepts": {"count": 60},
+    "shards": 2,
     "grid": {"layers": [3], "ks": [4], "methods": ["topk"], "baselines": []},
     "sae": {"expansion": 1},
     "training": {"epochs": 2, "batch": 256},
@@ -156,7 +157,7 @@ def test_other_code_weights_and_versions_are_reported_and_are_no_damage(here, ca
         f"made by numpy {found['numpy']}, now 1.0: {outputs} of {outputs} outputs, of the rules "
     )
     assert lines[1] == f"made by other code than now: 6 of {outputs} outputs, of the rules train"
-    assert lines[2] == f"made by other weights than now: 2 of {outputs} outputs, of the rules extract"
+    assert lines[2] == f"made by other weights than now: 4 of {outputs} outputs, of the rules extract"
     assert lines[3].startswith(f"made by python {found['python']}, now 3.0: ") and "all" in lines[4]
 
 
@@ -180,6 +181,21 @@ def test_what_reads_a_file_refuses_a_flipped_byte(here, name, read):
         pytest.raises(InputError, match=rf"{name}: the file is damaged: .*; delete it and run again"),
     ):
         read()
+
+
+def test_of_several_shards_the_damaged_or_missing_one_is_named_and_it_alone_is_made_again(finished, here, capsys):
+    shard = R / "activations/layer=3/shard=0001.npy"
+    with Flipped(shard), pytest.raises(InputError, match="1 of"):
+        report()
+    assert f"{shard} is damaged; make it anew: snakemake --cores 1 --force {shard}" in capsys.readouterr().err
+    content, state = shard.read_bytes(), shard.stat()
+    shard.unlink()
+    try:
+        jobs = planned(finished, str(shard), str(R / "activations/layer=3/statistics.json"), config=CONFIG)
+        assert jobs == {"extract": 1, "statistics": 1}
+    finally:
+        shard.write_bytes(content)
+        os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def test_the_rule_names_a_command_that_makes_the_file_anew(finished, here):
