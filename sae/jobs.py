@@ -37,7 +37,7 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
     The log of a job that succeeds ends with its time and its peak memory.
 
     Args:
-        snakemake: the object that Snakemake gives a script.
+        snakemake: the object that Snakemake gives a script. Its config says whether there are `receipts`.
 
     Yields:
         a function that returns the outputs' provenance: rule, wildcards, settings, hashes of the inputs, versions and
@@ -65,11 +65,12 @@ def job(snakemake: Any) -> Iterator[Callable[[], dict[str, Any]]]:
 
     log = Path(snakemake.log[0])
     results = next(folder.parent for folder in log.parents if folder.name == "logs")
+    receipts = results if snakemake.config["receipts"] else None
     with _opened(log) as file, redirect_stderr(_Both(sys.stderr, file)):
         try:
-            inputs = compared(snakemake.input, results)
+            inputs = compared(snakemake.input, receipts)
             yield origin
-            write_receipts(snakemake.output, results, origin() | {"commit": _commit(), "started": started} | cost())
+            write_receipts(snakemake.output, receipts, origin() | {"commit": _commit(), "started": started} | cost())
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
@@ -93,6 +94,13 @@ def versions() -> dict[str, str | None]:
 def listed(paths: Any) -> list[str]:
     """Returns the files of one name of a rule's input or output as a list: Snakemake gives a lone file as text."""
     return [paths] if isinstance(paths, str) else list(paths)
+
+
+def source(snakemake: Any) -> tuple[str, str | None]:
+    """Returns the folder of images and its labels CSV: drawn images are an input of the rule, others in the config."""
+    if drawn := snakemake.input.get("concepts"):
+        return f"{drawn}/images", f"{drawn}/images/labels.csv"
+    return snakemake.config["images"], snakemake.config["labels"]
 
 
 def _opened(log: Path) -> TextIO:

@@ -21,14 +21,14 @@ _STAMP = ".snakemake_timestamp"  # Snakemake leaves it in each folder that is an
 _NOT_COMPARED = ("logs", "receipts", "checkpoints")
 
 
-def compared(inputs: Iterable[str], results: Path) -> dict[str, str]:
+def compared(inputs: Iterable[str], results: Path | None) -> dict[str, str]:
     """Compares the inputs of a job with their receipts, and returns the SHA-256 of each input that is a file.
 
     From then on readers trust the files that have a receipt.
 
     Args:
         inputs: files and folders; those without a receipt are taken as they are.
-        results: the experiment's folder, results/NAME.
+        results: the experiment's folder, results/NAME; None: there are no receipts.
 
     Raises:
         InputError: a file is damaged.
@@ -49,9 +49,15 @@ def compared(inputs: Iterable[str], results: Path) -> dict[str, str]:
     return found
 
 
-def write_receipts(outputs: Iterable[str], results: Path, facts: Mapping[str, Any]) -> None:
-    """Writes the receipt of each output, a file or a folder: `facts`, and the SHA-256 of its files by their names."""
-    for path in map(Path, outputs):
+def write_receipts(outputs: Iterable[str], results: Path | None, facts: Mapping[str, Any]) -> None:
+    """Writes the receipt of each output, a file or a folder: `facts`, and the SHA-256 of its files by their names.
+
+    Args:
+        outputs: files and folders.
+        results: see `compared`.
+        facts: about the job.
+    """
+    for path in map(Path, outputs if results else ()):
         files = {file.relative_to(path).as_posix(): sha256(file) for file in _files(path)}
         receipt = _receipt(path, results)
         if receipt:
@@ -178,9 +184,9 @@ def _differences(
     ]
 
 
-def _receipt(path: Path, results: Path) -> Path | None:
-    """Returns the path of an output's receipt; None for a file that is not of this experiment."""
-    if not path.is_relative_to(results):
+def _receipt(path: Path, results: Path | None) -> Path | None:
+    """Returns the path of an output's receipt; None for a file that is not of this experiment, or without receipts."""
+    if results is None or not path.is_relative_to(results):
         return None
     return results / "receipts" / f"{path.relative_to(results)}.json"
 

@@ -23,6 +23,7 @@ def rule(tmp_path):
         input=[str(tmp_path / "in.txt"), str(tmp_path)],
         output=[str(tmp_path / "out.txt")],
         threads=2,
+        config={"receipts": True},
         log=[str(tmp_path / "logs/deep/rank.log")],
     )
 

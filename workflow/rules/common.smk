@@ -30,6 +30,10 @@ try:
 except InputError as error:
     sys.exit(f"error: {error}")
 
+# Results go through a storage provider, such as a bucket. A receipt would stay on the machine that wrote it, and rules
+# that make folders run here: Snakemake's plugin for S3 overlooks a folder that another machine stored during the run.
+ELSEWHERE = workflow.storage_settings.default_storage_provider is not None
+config["receipts"] = not ELSEWHERE
 R = f"results/{config['name']}"
 # The same as params have it: Snakemake puts a module's `prefix` before inputs and outputs alone.
 RESULTS = workflow.modifier.path_modifier.replace_prefix(R)
@@ -44,9 +48,6 @@ MODEL, EMBEDDING = (
     for section in (config["model"], config["evidence"]["embedding"])
 )
 BUILT_IN = config["images"] == "concepts"
-if BUILT_IN:
-    config["images"] = f"{RESULTS}/concepts/images"
-    config["labels"] = f"{RESULTS}/concepts/images/labels.csv"
 SHARDS = [f"{i:04d}" for i in range(config["shards"])]
 THREADS = config["threads"]
 GPU = int(config["device"].startswith("cuda"))
@@ -60,6 +61,7 @@ SEEDLESS = ("neurons", "pca")
 SEEDED = [method for method in BASELINES if method not in SEEDLESS]
 
 # Files by the name that scripts give them.
+CONCEPTS = {"concepts": f"{R}/concepts"} if BUILT_IN else {}
 PIXELS = expand(f"{R}/pixels/shard={{shard}}.npy", shard=SHARDS)
 REFERENCE = {
     "reference": f"{R}/reference/reference.json",

@@ -23,6 +23,7 @@ if config["with"]:
             explorer=directory(f"{R}/explorer/data/compare"),
         log:
             f"{R}/logs/compare.log",
+        localrule: ELSEWHERE
         conda:
             ENV
         threads: THREADS

@@ -6,6 +6,7 @@ rule concepts:
         directory(f"{R}/concepts"),
     log:
         f"{R}/logs/concepts.log",
+    localrule: ELSEWHERE
     conda:
         ENV
     params:
@@ -17,7 +18,7 @@ rule concepts:
 # Images and their splits, which is all that dictionaries depend on.
 rule images:
     input:
-        [f"{R}/concepts"] if BUILT_IN else [],
+        **CONCEPTS,
     output:
         f"{R}/images.parquet",
     log:
@@ -34,7 +35,7 @@ rule images:
 
 rule manifest:
     input:
-        [f"{R}/concepts"] if BUILT_IN else [],
+        **CONCEPTS,
         images=f"{R}/images.parquet",
     output:
         f"{R}/manifest.parquet",
@@ -51,7 +52,7 @@ rule manifest:
 
 rule pixels:
     input:
-        [f"{R}/concepts"] if BUILT_IN else [],
+        **CONCEPTS,
         images=f"{R}/images.parquet",
     output:
         f"{R}/pixels/shard={{shard}}.npy",
@@ -72,7 +73,7 @@ rule pixels:
 
 rule reference:
     input:
-        [f"{R}/concepts"] if BUILT_IN else [],
+        **CONCEPTS,
         manifest=f"{R}/manifest.parquet",
         pixels=PIXELS,
     output:

@@ -19,6 +19,7 @@ rule explorer_point:
         f"{R}/logs/explorer_point/{P}.log",
     wildcard_constraints:
         method="|".join(METHODS),
+    localrule: ELSEWHERE
     conda:
         ENV
     threads: THREADS
@@ -50,6 +51,7 @@ rule explorer:
         images=f"{R}/explorer/data/images.js",
     log:
         f"{R}/logs/explorer.log",
+    localrule: ELSEWHERE
     conda:
         ENV
     params:

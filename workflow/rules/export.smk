@@ -22,6 +22,7 @@ rule export_point:
         f"{R}/logs/export_point/{P}.log",
     wildcard_constraints:
         method="|".join(METHODS),
+    localrule: ELSEWHERE
     conda:
         ENV
     threads: THREADS

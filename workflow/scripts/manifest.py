@@ -8,8 +8,7 @@ import sys
 
 from sae import files, images, jobs
 
-asked = snakemake.config
 with jobs.job(snakemake) as provenance:
-    table = images.label(images.read_manifest(snakemake.input.images), asked["images"], asked["labels"])
+    table = images.label(images.read_manifest(snakemake.input.images), *jobs.source(snakemake))
     files.write_table(snakemake.output[0], table, provenance())
     print(images.summary(table), file=sys.stderr)

@@ -14,4 +14,6 @@ with jobs.job(snakemake):
     table = images.read_manifest(snakemake.input.images)
     feasibility.check(asked, vit.geometry(model), len(images.used(table, images.TRAIN)))
     part = images.shard(table, int(snakemake.wildcards.shard), asked["shards"])
-    images.decode(part, asked["images"], vit.pixel_transform(model), Path(snakemake.output[0]), snakemake.threads)
+    images.decode(
+        part, jobs.source(snakemake)[0], vit.pixel_transform(model), Path(snakemake.output[0]), snakemake.threads
+    )

@@ -23,7 +23,7 @@ with jobs.job(snakemake) as provenance:
         arrays |= {"features": extraction.embed(other, snakemake.input.pixels, manifest, settings["batch"])}
     if snakemake.output.get("coverage"):
         paths = manifest.set_index("id").loc[ids, "path"]
-        masks, see = Path(snakemake.input[0]) / "masks.npy", vit.pixel_transform(model)
+        masks, see = Path(snakemake.input.concepts) / "masks.npy", vit.pixel_transform(model)
         arrays |= {"coverage": concepts.coverage(masks, paths, see, vit.geometry(model).patches)}
     for name, array in arrays.items():
         with files.whole(snakemake.output[name]) as part:
