@@ -32,8 +32,15 @@ if not shutil.which("unshare") or subprocess.run([*CUT, "true"], capture_output=
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the files that take longest, so that no worker is left alone with one at the end."""
-    longest = ("test_workflow", "test_warm", "test_docs", "test_crashes", "test_own_images", "test_slurm")
-    longest += ("test_slurm", "test_storage")
+    longest = (
+        "test_workflow",
+        "test_warm",
+        "test_docs",
+        "test_crashes",
+        "test_own_images",
+        "test_slurm",
+        "test_storage",
+    )
     items.sort(key=lambda item: item.path.stem not in longest)
 
 
