@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import jinja2
 import numpy as np
 import pandas as pd
 
 from sae import images
+from sae.evidence import conclusion
 from sae.evidence.compare import FEWEST, OTHER, THIS, Comparison, Experiment
 from sae.evidence.measures import COMPARED, FOUND, MEASURES
 
@@ -117,16 +117,17 @@ def page(found: Comparison, figure: str | Path, explorer: str | None) -> str:
         figure: an SVG.
         explorer: the address of the other experiment's explorer; None: it has none, and nothing links to it.
     """
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("compare.html").read_text())
     measured = found.table[found.table["measure"].isin(COMPARED)].astype(object)
     points = [
         {"where": dict(zip(_POINT, point, strict=True)), "rows": part.where(part.notna(), None).to_dict("records")}
         for point, part in measured.groupby(_POINT, sort=True)
     ]
-    return template.render(
-        names=[found.own.name, found.other.name],
-        sentences=sentences(found),
+    names = [found.own.name, found.other.name]
+    return conclusion.rendered(
+        "compare.html",
+        f"{names[0]} compared with {names[1]}",
+        sentences(found),
+        names=names,
         facts=[_facts(one) for one in (found.own, found.other)],
         lists=_lists(found, explorer) if len(found.rows) else [],
         points=points,

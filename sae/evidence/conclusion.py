@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -68,6 +70,13 @@ def _number(key: str, value: float) -> str:
     return f"{value:.0%}" if MEASURES[key].unit == "share" else f"{value:.2f}"
 
 
+def rendered(template: str, title: str, sentences: Sequence[str], **values: Any) -> str:
+    """Returns a page that begins with its answer: the first sentence large, the others as a list, then the template."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(frame="page.html", title=title, sentences=sentences, **values)
+
+
 def page(summaries: pd.DataFrame, compared: pd.DataFrame, choice: pd.DataFrame, name: str) -> str:
     """Returns the conclusion as an HTML page that needs no other file.
 
@@ -96,12 +105,11 @@ def page(summaries: pd.DataFrame, compared: pd.DataFrame, choice: pd.DataFrame, 
             if (layer, k, method, seed, key) in values
         ]
         points.append({"layer": layer, "k": k, "method": method, "seed": seed, "rivals": rivals, "measures": measures})
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_suffix(".html").read_text())
     asked = [MEASURES[key] for key in COMPARED if key in choice]
-    return template.render(
-        name=name,
-        sentences=sentences(best),
+    return rendered(
+        "conclusion.html",
+        f"SAEs against baselines: {name}",
+        sentences(best),
         choice=choice.astype(object).where(choice.notna(), None).to_dict("records"),
         asked=asked,
         number=_number,
