@@ -282,7 +282,8 @@ def imported_now(wildcards):
 
 # Another experiment, to compare with.
 THERE = Path(config["with"] or "").expanduser()
-if RESULTS != R:  # as a module with a prefix: Snakemake would put it before a relative path
+if RESULTS != R:
+    # As a module with a prefix: Snakemake would put the prefix before a relative path.
     THERE = THERE.resolve()
 # Of the dictionaries, only SAEs are matched; random ones are the control.
 MATCHED = [*METHODS, *{"random"} & {*BASELINES}]
