@@ -133,7 +133,7 @@ def train(
                     speed = seen / (time.perf_counter() - began)
                     summary = f"{name} epoch {epoch + 1}/{config.epochs}: FVU {rows[-1]['fvu']:.3f} "
                     summary += f"L0 {rows[-1]['l0']:.1f} dead {rows[-1]['dead']:.1%}, {speed:,.0f} tokens/s"
-                    progress.write(summary, file=progress.fp)
+                    progress.write(summary, file=sys.stderr)
     if log is not None:
         _write_log(log, rows)
     model.record = {"tokens": seen, "steps": step.count, "precision": step.precision, "device": target.type}

@@ -26,11 +26,11 @@ def test_shares_of_known_changes():
 
     late = np.zeros((7, 4, 1), np.float32)
     late[3, 1::2] = 1  # on no pair that chooses
-    assert one_factor.table(late, 1)[["factor", "factor_share"]].isna().all(None)
+    assert one_factor.table(late, 1)[["factor", "factor_share"]].isna().all(axis=None)
 
     unknown = one_factor.table(None, 3)
     assert unknown["latent"].tolist() == [0, 1, 2] and list(unknown) == list(found)
-    assert unknown.drop(columns="latent").isna().all(None)
+    assert unknown.drop(columns="latent").isna().all(axis=None)
 
     value, drawn, n = one_factor.summarised(change)
     assert n == 4 and value == pytest.approx(found["factor_share"].mean())

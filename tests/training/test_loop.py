@@ -1,6 +1,7 @@
 """Training whole SAEs, on activations whose dictionary is known."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -120,6 +121,12 @@ def test_the_same_seed_gives_the_same_bytes_another_seed_others(data, tmp_path):
     a, b, c = ((tmp_path / name / "sae.safetensors").read_bytes() for name in "abc")
     assert a == b
     assert a != c
+
+
+def test_progress_bars_can_be_turned_off(data, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "tqdm", partial(loop.tqdm, disable=True))  # as TQDM_DISABLE=1 does
+    sae.train(data[0], SHORT)
+    assert "FVU" in capsys.readouterr().err
 
 
 def test_training_log_has_a_row_per_logged_step(data, tmp_path):
