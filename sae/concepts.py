@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from sae.files import new_array
+from sae.files import Rows, write_header
 
 SIDE = 112  # pixels; 7 x 7 patches of 16
 FACTORS: dict[str, tuple[str, ...]] = {
@@ -135,18 +135,18 @@ def write(folder: Path, count: int, seed: int) -> None:
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
-    masks = new_array(folder / "masks.npy", np.uint8, (count, SIDE, SIDE))
-    for index in tqdm(range(count), desc="drawing", unit="image"):
-        concept = draw(seed, index)
-        path = f"{index:05d}.png"
-        Image.fromarray(concept.image).save(folder / "images" / path, compress_level=1)
-        masks[index] = concept.mask
-        other = concept.companion or dict.fromkeys(("shape", "colour", "texture"), "")
-        rows.append(
-            {"path": path, "label": concept.label, **concept.factors}
-            | {f"companion_{name}": value for name, value in other.items()}
-        )
-    masks.flush()
+    with (folder / "masks.npy").open("wb") as masks:
+        write_header(masks, np.uint8, (count, SIDE, SIDE))
+        for index in tqdm(range(count), desc="drawing", unit="image"):
+            concept = draw(seed, index)
+            path = f"{index:05d}.png"
+            Image.fromarray(concept.image).save(folder / "images" / path, compress_level=1)
+            masks.write(concept.mask.data)
+            other = concept.companion or dict.fromkeys(("shape", "colour", "texture"), "")
+            rows.append(
+                {"path": path, "label": concept.label, **concept.factors}
+                | {f"companion_{name}": value for name, value in other.items()}
+            )
     pd.DataFrame(rows).to_csv(folder / "images" / "labels.csv", index=False)
 
 
@@ -161,9 +161,10 @@ def coverage(
         see: the model's resizing and cropping, image -> uint8 [3, height, width]; see `vit.pixel_transform`.
         patches: rows and columns of patches.
     """
-    every, shares = np.load(masks, mmap_mode="r"), []
+    every, shares = Rows(masks), []
     for path in paths:
-        seen = see(Image.fromarray((every[int(Path(path).stem)] == 1) * np.uint8(255)).convert("RGB"))[0] / 255
+        (mask,) = every.read(np.array([int(Path(path).stem)]))
+        seen = see(Image.fromarray((mask == 1) * np.uint8(255)).convert("RGB"))[0] / 255
         height, width = (side // number for side, number in zip(seen.shape, patches, strict=True))
         seen = seen[: height * patches[0], : width * patches[1]]
         shares.append(seen.reshape(patches[0], height, patches[1], width).mean((1, 3)).ravel())

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from sae import vit as vits
 from sae.errors import InputError
 from sae.evidence import splice
-from sae.files import ahead, new_array, whole, write_json
+from sae.files import Rows, ahead, whole, write_header, write_json
 from sae.geometry import check_layer
 from sae.images import as_seen, read_image, used
 from sae.store import LARGEST
@@ -120,17 +120,15 @@ def extract(
     geometry = vits.geometry(vit)
     check_layer(layer, geometry.blocks)
     names = [*ids.values()] if isinstance(ids, Mapping) else [str(i) for i in ids]
-    images = np.load(pixels, mmap_mode="r")
+    images = Rows(pixels)
     shape = (len(images), len(geometry.roles), geometry.width)
     with whole(out) as part:
-        for kind in (np.float16, np.float32):
-            stored = new_array(part, kind, shape)
-            with part.open("rb") as file:
-                checksum = hashlib.sha256(file.read(stored.offset))  # of the header; the rest follows as it is written
-            if _store(vit, images, layer, batch, dtype, stored, names, checksum):
-                break
+        for kind in (torch.float16, torch.float32):
+            with part.open("wb") as file:
+                checksum = hashlib.sha256(write_header(file, str(kind).removeprefix("torch."), shape))
+                if _store(vit, images, layer, batch, dtype, file, kind, names, checksum):
+                    break
             print(f"layer {layer}: activations exceed float16's range; stored as float32", file=sys.stderr)
-        stored.flush()
     facts = {
         "version": 2,
         "layer": layer,
@@ -146,26 +144,27 @@ def extract(
 
 def _store(
     vit: vits.Model,
-    images: np.ndarray,
+    images: Rows,
     layer: int,
     batch: int,
     dtype: str,
-    stored: np.ndarray,
+    file: BinaryIO,
+    kind: torch.dtype,
     paths: Sequence[str],
     checksum: Any,
 ) -> bool:
-    """Fills `stored` [images, tokens, width]; returns False if its number format cannot hold an activation.
+    """Appends the images' tokens to `file` as `kind`; returns False if this cannot hold an activation.
 
     Threads read the pixels of the next batches, and write and hash the activations of the last ones, so that the device
     waits for neither.
     """
     device, prepare, low = next(vit.parameters()).device, vits.normalise(vit), dtype != "float32"
-    kind, cuda = getattr(torch, stored.dtype.name), device.type == "cuda"
+    cuda = device.type == "cuda"
     largest = min(LARGEST, torch.finfo(kind).max)
 
     def pixels() -> Iterator[torch.Tensor]:
         for first in range(0, len(images), batch):
-            part = torch.from_numpy(np.array(images[first : first + batch]))
+            part = torch.from_numpy(images.read(range(first, min(first + batch, len(images)))))
             yield part.pin_memory() if cuda else part
 
     def host(tensor: torch.Tensor) -> torch.Tensor:
@@ -174,10 +173,10 @@ def _store(
             return tensor.cpu()
         return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
-    def write(first: int, block: torch.Tensor, fits: torch.Tensor, ready: torch.cuda.Event | None) -> bool:
+    def write(block: torch.Tensor, fits: torch.Tensor, ready: torch.cuda.Event | None) -> bool:
         if ready is not None:
             ready.synchronize()
-        stored[first : first + len(block)] = block.numpy()
+        file.write(block.numpy().data)
         return bool(fits)
 
     with (
@@ -194,7 +193,7 @@ def _store(
                     tokens = vits.read(vit, prepare(part), layer)
                 block, fits = host(tokens.to(kind)), host(tokens.abs().amax().float() <= largest)
                 ready = torch.cuda.current_stream(device).record_event() if cuda else None
-                under_way.append((begun, tokens, block, writer.submit(write, begun, block, fits, ready)))
+                under_way.append((begun, tokens, block, writer.submit(write, block, fits, ready)))
                 begun += len(part)
             if under_way and (part is None or len(under_way) == _UNDER_WAY):
                 first, tokens, block, written = under_way.popleft()
@@ -314,11 +313,11 @@ def _forward(
     """Yields pixels [b, height, width, 3] and the tokens after the last block and norm, [b, tokens, width]."""
     paths, done = used(manifest)["path"].tolist(), 0
     prepare, side = vits.normalise(vit), vits.geometry(vit).side
-    arrays = [np.load(path, mmap_mode="r") for path in shards]
+    arrays = [Rows(path) for path in shards]
     with tqdm(total=sum(map(len, arrays)), desc="untouched model", unit="image") as progress:
         for array in arrays:
             for first in range(0, len(array), batch):
-                pixels = np.array(array[first : first + batch])
+                pixels = array.read(range(first, min(first + batch, len(array))))
                 x = prepare(pixels)
                 if x.shape[2:] != side:  # normalised first: the two commute, and bytes would be rounded again
                     x = F.interpolate(x, size=side, mode="bilinear", antialias=True)

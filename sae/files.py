@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,8 +17,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sae.errors import InputError
 
@@ -83,20 +85,61 @@ def located(path: str | Path) -> Iterator[None]:
         raise
 
 
-def new_array(path: str | Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap:
-    """Returns a new .npy file as a memory map, to be filled.
+class Rows:
+    """The array of an .npy file, of which rows are read when they are needed.
 
-    Raises:
-        OSError: the disk has too little room for all of it. Without this reservation, the kernel would end the process
-            by a signal (SIGBUS) when it writes to the map.
+    A memory map would count all that it ever read as memory of the process, which clusters limit.
+
+    Attributes:
+        shape: [n, ...].
+        dtype: of its numbers.
     """
-    from numpy.lib.format import open_memmap  # a job without arrays should not wait for it
 
-    array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        with Path(path).open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, Path(path).stat().st_size)
-    return array
+    def __init__(self, path: str | Path):
+        import numpy as np  # here and below: a job without tables or arrays should not wait for them
+
+        found = np.load(path, mmap_mode="r")
+        if not found.flags.c_contiguous:
+            raise ValueError("its rows are not stored one after the other")
+        self._path, self._begin = Path(path), found.offset
+        self.shape, self.dtype = found.shape, found.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, rows: np.ndarray | Sequence[int], part: slice = slice(None)) -> np.ndarray:
+        """Returns these rows, and of the dimension after the first only `part`, which skips nothing inside.
+
+        Raises:
+            InputError: the file has become shorter.
+        """
+        import numpy as np
+
+        rows, inner = np.asarray(rows, np.int64), range(*part.indices(self.shape[1]))
+        out = np.empty((len(rows), len(inner), *self.shape[2:]), self.dtype)
+        size = out[:1].nbytes // len(inner)
+        # Whole rows that follow each other are read together.
+        ends = np.flatnonzero(np.diff(rows) != 1) + 1 if len(inner) == self.shape[1] else np.arange(1, len(rows))
+        with self._path.open("rb", buffering=0) as file:
+            for start, end in pairwise([0, *ends.tolist(), len(rows)] if len(rows) else []):
+                left = out[start:end].data.cast("B")
+                file.seek(self._begin + (int(rows[start]) * self.shape[1] + inner.start) * size)
+                while left:
+                    if not (count := file.readinto(left)):
+                        raise damaged(self._path)
+                    left = left[count:]
+        return out
+
+
+def write_header(file: BinaryIO, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> bytes:
+    """Begins an .npy file whose numbers follow in order; returns the bytes written."""
+    import numpy as np
+
+    head = io.BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, facts)
+    file.write(head.getvalue())
+    return head.getvalue()
 
 
 def sha256(path: str | Path) -> str:
@@ -168,7 +211,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], told: Mappi
     Args:
         told: the metadata, to be written as JSON texts. A checksum is added.
     """
-    import numpy as np  # here and below: a job without tables or arrays should not wait for them
+    import numpy as np
 
     told = {"checksum": _ZEROS} | dict(told or {})
     header: dict[str, Any] = {"__metadata__": {name: json.dumps(value) for name, value in told.items()}}

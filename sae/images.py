@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from sae import labelling
 from sae.errors import InputError, plain
-from sae.files import new_array, sha256, whole
+from sae.files import Rows, sha256, whole, write_header
 from sae.labelling import BESIDE, HELD_OUT, TRAIN
 from sae.near_duplicates import THUMBNAIL, near_duplicates
 
@@ -211,14 +211,13 @@ def decode(
 
     rows = list(zip(manifest["path"], manifest["sha256"], strict=True))
     shape = one(rows[0]).shape
-    with whole(out) as part, ThreadPoolExecutor(threads) as pool:
-        pixels = new_array(part, np.uint8, (len(rows), *shape))
+    with whole(out) as part, part.open("wb") as file, ThreadPoolExecutor(threads) as pool:
+        write_header(file, np.uint8, (len(rows), *shape))
         with tqdm(total=len(rows), desc="pixels", unit="image") as progress:
             for first in range(0, len(rows), _CHUNK):
-                for i, image in enumerate(pool.map(one, rows[first : first + _CHUNK]), first):
-                    pixels[i] = image
+                for image in pool.map(one, rows[first : first + _CHUNK]):
+                    file.write(np.ascontiguousarray(image).data)
                     progress.update()
-        pixels.flush()
 
 
 def used(manifest: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
@@ -286,8 +285,7 @@ def pictures(manifest: pd.DataFrame, shards: Sequence[str | Path], ids: Sequence
         here = shard(manifest, index, len(shards))["id"]
         places = np.flatnonzero(here.isin(wanted))
         if len(places):
-            pixels = np.load(path, mmap_mode="r")
-            found |= {int(here.iloc[place]): np.array(pixels[place]) for place in places}
+            found |= dict(zip(here.iloc[places].tolist(), Rows(path).read(places), strict=True))
     return found
 
 

@@ -3,7 +3,7 @@
 A shard is an .npy file, float16 [images, tokens, width] with *all* tokens of its images, and a .json file beside it
 with the image ids in the same order, the SHA-256 and the provenance. A shard is float32 if an activation in it exceeds
 float16's range. So every row can be traced to an image and a token position, and another choice of tokens needs no new
-extraction. Shards are read by memory map: memory does not grow with the number of images.
+extraction. Rows are read when they are needed: memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae.errors import InputError
-from sae.files import check, read_json
+from sae.files import Rows, check, read_json
 from sae.geometry import select
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ class Activations:
         on_device: the same as a tensor in the memory of a CUDA device, if they lie there; else None.
     """
 
-    def __init__(self, arrays: list[np.ndarray], ids: np.ndarray, rows: np.ndarray, chosen: slice):
+    def __init__(self, arrays: Sequence[np.ndarray | Rows], ids: np.ndarray, rows: np.ndarray, chosen: slice):
         self._arrays, self._chosen = arrays, chosen
         self._rows = rows  # [images, 2]: the array, and the image's place in it
         self.ids = ids
         self.dense: np.ndarray | None = None
         self.on_device: torch.Tensor | None = None
         self.width = arrays[0].shape[2]
-        self.dtype = np.result_type(*arrays)
+        self.dtype = np.result_type(*(array.dtype for array in arrays))
         self.tokens = len(range(*chosen.indices(arrays[0].shape[1])))
 
     @classmethod
@@ -67,15 +67,15 @@ class Activations:
         Raises:
             InputError: a shard is damaged, or there is no image left.
         """
-        arrays: list[np.ndarray] = []
+        arrays: list[Rows] = []
         listed: list[int] = []
         places: list[tuple[int, int]] = []
         chosen = slice(None)
         for number, path in enumerate(map(Path, sorted(map(str, shards)))):
             try:
-                facts, array = read_json(path.with_suffix(".json")), np.load(path, mmap_mode="r")
+                facts, array = read_json(path.with_suffix(".json")), Rows(path)
                 here, roles, digest = np.array(facts["ids"], np.int64), list(facts["roles"]), facts["sha256"]
-                if array.dtype.kind != "f" or array.ndim != 3 or here.shape != array.shape[:1]:
+                if array.dtype.kind != "f" or len(array.shape) != 3 or here.shape != array.shape[:1]:
                     raise ValueError(f"{array.dtype} of shape {array.shape} for {len(here)} images")
                 if arrays and array.shape[1:] != arrays[0].shape[1:]:
                     raise ValueError(f"shape {array.shape[1:]} per image, other shards have {arrays[0].shape[1:]}")
@@ -140,7 +140,9 @@ class Activations:
         for number in np.unique(rows[:, 0]):
             here = np.flatnonzero(rows[:, 0] == number)
             here = here[np.argsort(rows[here, 1])]  # in the order of the disk
-            out[here] = self._arrays[number][rows[here, 1], self._chosen]
+            array = self._arrays[number]
+            assert isinstance(array, Rows)  # others are dense, or on a device
+            out[here] = array.read(rows[here, 1], self._chosen)
         return out
 
     def blocks(self, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -61,6 +61,35 @@ def test_arrays_are_those_of_the_safetensors_library(tmp_path):
     assert ours[-28:] == theirs[-28:]  # the order of the arrays is the library's too
 
 
+@pytest.mark.parametrize("part", [slice(None), slice(1, None), slice(0, 1)])
+@pytest.mark.parametrize("rows", [range(20), range(3, 9), [5], [2, 3, 4, 9, 11, 12], [7, 1, 1], []])
+def test_rows_are_those_of_the_array(tmp_path, rows, part):
+    whole = np.random.default_rng(0).standard_normal((20, 5, 3)).astype(np.float16)
+    with (tmp_path / "a.npy").open("wb") as file:
+        head = files.write_header(file, np.float16, whole.shape)
+        file.write(whole.data)
+    assert (tmp_path / "a.npy").read_bytes() == head + whole.tobytes()
+    assert np.array_equal(np.load(tmp_path / "a.npy"), whole)
+    read = files.Rows(tmp_path / "a.npy")
+    assert (len(read), read.shape, read.dtype) == (20, (20, 5, 3), np.float16)
+    np.testing.assert_array_equal(read.read(rows, part), whole[np.array(rows, int)][:, part])
+
+
+def test_rows_of_a_file_that_ends_too_early_are_refused(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones((20, 5, 3)))
+    read = files.Rows(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    assert read.read(range(19)).all()
+    with pytest.raises(InputError, match=r"a\.npy: the file is damaged"):
+        read.read([19])
+    with pytest.raises(ValueError):
+        files.Rows(path)
+    np.save(path, np.asfortranarray(np.ones((20, 5))))
+    with pytest.raises(ValueError, match="rows"):
+        files.Rows(path)
+
+
 @pytest.mark.parametrize("name", ["facts.json", "arrays.safetensors"])
 def test_every_flipped_byte_is_found(tmp_path, name):
     path = tmp_path / name

@@ -132,7 +132,7 @@ def attribute(dictionary: SparseAutoencoder, codes: Codes, by: Gradients, seed: 
             continue
         entries = slice(*images.indptr[image : image + 2])
         place = entries.start + np.searchsorted(images.indices[entries], z.col)
-        gradient = torch.from_numpy(by.by_token[image]).to(rows.device, torch.float32)
+        gradient = torch.from_numpy(np.array(by.by_token[image])).to(rows.device, torch.float32)
         token, latent = (torch.from_numpy(part.astype(np.int64)).to(rows.device) for part in (z.row, z.col))
         for directions, out in ((rows, effects), (turned, control)):
             slopes = (gradient @ directions.T)[:, token, latent].cpu().numpy()
