@@ -63,9 +63,8 @@ class Bench:
         self._setup = measure.Setup(here, facts, backbone, logits, slopes, pairs=pairs)
         last, coverage = number == self._geometry.blocks - 1, results / "reference/coverage.npy"
         embedding = np.load(results / f"reference/{'thumbnails' if last else 'features'}.npy")
-        used = manifest.loc[manifest["status"] == "ok", "id"].isin(here.ranked["id"]).to_numpy()
         covered = np.load(coverage) if coverage.exists() else None
-        self._shown = judge.Images(here.ranked, here.sample, embedding[used], covered, reference["class_names"])
+        self._shown = judge.Images(here.ranked, here.sample, embedding, covered, reference["class_names"])
         self._number, self._x = number, here.tokens(statistics["tokens"], here.train)
 
     def run(self, k: int, text: str, seeds: list[int], plain: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from sae.errors import InputError
 from sae.evidence import splice
 from sae.files import Rows, ahead, whole, write_header, write_json
 from sae.geometry import check_layer
-from sae.images import as_seen, read_image, used
+from sae.images import as_seen, ranked, read_image, shard
 from sae.store import LARGEST
 
 _THUMBNAIL = 8  # side, pixels
@@ -228,42 +228,42 @@ def _check(values: torch.Tensor, paths: Sequence[str], source: str, low: bool = 
 def reference(
     vit: vits.Model, shards: Sequence[str | Path], manifest: pd.DataFrame, ids: Sequence[int], batch: int = 64
 ) -> dict[str, np.ndarray]:
-    """Runs the untouched ViT over all used images once.
+    """Runs the untouched ViT over the ranked images once, see `images.ranked`.
 
     Args:
         shards: all pixel shards in order, .npy, uint8 [images, height, width, 3].
         manifest: of these images.
-        ids: the held-out sample, ascending.
+        ids: the held-out sample, ascending; it is ranked in any case.
         batch: images in one forward pass.
 
     Returns:
-        features: the head's input for every used image, by id: the class token or the pooled patches of the last block,
-        float32 [n, D]. thumbnails: of every used image, see `thumbnails`, float32 [n, 192]. logits: outputs for the
+        features: the head's input for every ranked image, by id: the class token or the pooled patches of the last
+        block, float32 [n, D]. thumbnails: of the same, see `thumbnails`, float32 [n, 192]. logits: outputs for the
         held-out sample, by id, float32 [m, outputs].
 
     Raises:
         InputError: an image of the sample is in no shard, or an output of the ViT is not finite.
     """
-    every = used(manifest)["id"].to_numpy()
-    sampled, first = np.isin(every, ids), 0
-    if sampled.sum() < len(ids):
-        raise InputError(f"image {np.setdiff1d(ids, every)[0]}: it is in no pixel shard; pass all of them")
-    features, small, logits = [], [], []
-    for pixels, tokens in _forward(vit, shards, manifest, batch):
-        chosen = torch.from_numpy(sampled[first : first + len(pixels)]).to(tokens.device)
-        features.append(_head_input(vit, tokens))
-        small.append(thumbnails(pixels))
+    rows = ranked(manifest, ids)
+    if absent := sorted({*ids} - {*rows["id"]}):
+        raise InputError(f"image {absent[0]}: it is in no pixel shard; pass all of them")
+    features, small, outputs = (_Growing(n) for n in (len(rows), len(rows), len(ids)))
+    for here, pixels, tokens in _forward(vit, shards, manifest, rows, batch):
+        chosen = torch.from_numpy(np.isin(here, ids)).to(tokens.device)
+        features.add(_head_input(vit, tokens))
+        small.add(thumbnails(pixels))
         if chosen.any():
-            logits.append(vit.forward_head(tokens[chosen]).float().cpu().numpy())
-        first += len(pixels)
-    outputs = np.concatenate(logits)
-    _check(torch.from_numpy(outputs), manifest.set_index("id").loc[list(ids), "path"].tolist(), "outputs of the model")
-    return {"features": np.concatenate(features), "thumbnails": np.concatenate(small), "logits": outputs}
+            outputs.add(vit.forward_head(tokens[chosen]).float().cpu().numpy())
+    paths = manifest.set_index("id").loc[list(ids), "path"].tolist()
+    _check(torch.from_numpy(outputs.array), paths, "outputs of the model")
+    return {"features": features.array, "thumbnails": small.array, "logits": outputs.array}
 
 
 @torch.inference_mode()
-def embed(vit: vits.Model, shards: Sequence[str | Path], manifest: pd.DataFrame, batch: int = 64) -> np.ndarray:
-    """Returns the head's input for every image of the shards, float32 [n, D]; see `features` of `reference`.
+def embed(
+    vit: vits.Model, shards: Sequence[str | Path], manifest: pd.DataFrame, ids: Sequence[int], batch: int = 64
+) -> np.ndarray:
+    """Returns the head's input for every ranked image, float32 [n, D]; see `reference`.
 
     Args:
         vit: may be another model than the ViT under study. Its normalisation is applied, and pixels are resized to its
@@ -272,7 +272,11 @@ def embed(vit: vits.Model, shards: Sequence[str | Path], manifest: pd.DataFrame,
     Raises:
         InputError: an output of the ViT is not finite.
     """
-    return np.concatenate([_head_input(vit, tokens) for _pixels, tokens in _forward(vit, shards, manifest, batch)])
+    rows = ranked(manifest, ids)
+    features = _Growing(len(rows))
+    for _ids, _pixels, tokens in _forward(vit, shards, manifest, rows, batch):
+        features.add(_head_input(vit, tokens))
+    return features.array
 
 
 def describe(vit: vits.Model, manifest: pd.DataFrame, ids: Sequence[int], logits: np.ndarray) -> dict[str, Any]:
@@ -308,25 +312,43 @@ def thumbnails(pixels: np.ndarray) -> np.ndarray:
 
 
 def _forward(
-    vit: vits.Model, shards: Sequence[str | Path], manifest: pd.DataFrame, batch: int
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yields pixels [b, height, width, 3] and the tokens after the last block and norm, [b, tokens, width]."""
-    paths, done = used(manifest)["path"].tolist(), 0
+    vit: vits.Model, shards: Sequence[str | Path], manifest: pd.DataFrame, rows: pd.DataFrame, batch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, torch.Tensor]]:
+    """Yields ids, pixels [b, height, width, 3], and tokens after the last block and norm [b, tokens, width]."""
     prepare, side = vits.normalise(vit), vits.geometry(vit).side
-    arrays = [Rows(path) for path in shards]
-    with tqdm(total=sum(map(len, arrays)), desc="untouched model", unit="image") as progress:
-        for array in arrays:
-            for first in range(0, len(array), batch):
-                pixels = array.read(range(first, min(first + batch, len(array))))
+    with tqdm(total=len(rows), desc="untouched model", unit="image") as progress:
+        for number, path in enumerate(shards):
+            array, here = Rows(path), shard(manifest, number, len(shards))
+            places = np.flatnonzero(here["id"].isin(rows["id"]))
+            for first in range(0, len(places), batch):
+                chosen = places[first : first + batch]
+                pixels = array.read(chosen)
                 x = prepare(pixels)
                 if x.shape[2:] != side:  # normalised first: the two commute, and bytes would be rounded again
                     x = F.interpolate(x, size=side, mode="bilinear", antialias=True)
                 tokens = vit.forward_features(x)
-                _check(tokens, paths[done:], "outputs of the model")
-                yield pixels, tokens
-                done += len(pixels)
+                _check(tokens, here["path"].iloc[chosen].tolist(), "outputs of the model")
+                yield here["id"].to_numpy()[chosen], pixels, tokens
                 progress.update(len(pixels))
 
 
 def _head_input(vit: vits.Model, tokens: torch.Tensor) -> np.ndarray:
     return vit.forward_head(tokens, pre_logits=True).float().cpu().numpy()
+
+
+class _Growing:
+    """An array of n rows that are added in order.
+
+    A list of parts would take many times the memory: a part may be a view of a whole batch, and parts that stay between
+    batches that go keep the memory from being used again.
+    """
+
+    def __init__(self, rows: int):
+        self._rows, self._filled = rows, 0
+        self.array = np.empty((0, 0), np.float32)
+
+    def add(self, part: np.ndarray) -> None:
+        if not self._filled:
+            self.array = np.empty((self._rows, *part.shape[1:]), part.dtype)
+        self.array[self._filled : self._filled + len(part)] = part
+        self._filled += len(part)

@@ -83,17 +83,19 @@ def list_images(
     if not paths:
         known = " ".join(sorted(EXTENSIONS))
         raise InputError(f"images {folder}: no image in it or below it; known endings: {known}")
-    rows = []
+    parts, looks = [], []
     with ThreadPoolExecutor(threads) as pool, tqdm(total=len(paths), desc="images", unit="image") as progress:
         for first in range(0, len(paths), _CHUNK):
-            chunk = paths[first : first + _CHUNK]
+            rows, chunk = [], paths[first : first + _CHUNK]
             for path, row in zip(chunk, pool.map(_inspect, (folder / p for p in chunk)), strict=True):
                 name = path.encode("utf-8", "backslashreplace").decode()
                 if name != path:
                     row |= {"status": "broken", "reason": "its name is not UTF-8; rename it"}
+                looks.append(row.pop("thumbnail"))
                 rows.append({"path": name} | row)
                 progress.update()
-    table = pd.DataFrame(rows)
+            parts.append(pd.DataFrame(rows))  # takes less memory than the rows
+    table = pd.concat(parts, ignore_index=True)
     table.insert(0, "id", np.arange(len(table)))
     table = labelling.by_folder(table)
     if labels is not None:
@@ -116,7 +118,8 @@ def list_images(
                 f"add images, change held_out (now {held_out}), or set the split in a labels CSV"
             )
     table["group"] = table["id"]
-    table.loc[ok, "group"] = table.loc[ok, "id"].to_numpy()[near_duplicates(np.stack(table.loc[ok, "thumbnail"]))]
+    thumbnails = np.stack([look for look, used in zip(looks, ok, strict=True) if used])
+    table.loc[ok, "group"] = table.loc[ok, "id"].to_numpy()[near_duplicates(thumbnails)]
     text = ["split", "sha256", "mode", "status", "reason"]
     table[text] = table[text].astype("string")
     return table[[column for column in COLUMNS if column != "label"]]

@@ -57,8 +57,8 @@ class Layer:
 
     @cached_property
     def held_out(self) -> np.ndarray:
-        """The ids of all held-out images, int64 [images], ascending."""
-        return images.used(self.manifest, images.HELD_OUT)["id"].to_numpy()
+        """The ids of the ranked held-out images, int64 [images], ascending."""
+        return self.ranked.loc[self.ranked["split"] == images.HELD_OUT, "id"].to_numpy()
 
     @cached_property
     def train(self) -> np.ndarray:
@@ -85,7 +85,7 @@ class LayerFacts:
     """The values that depend on a layer but on no dictionary.
 
     Attributes:
-        variance: of all held-out tokens by dimension, float64 [d].
+        variance: of the ranked held-out tokens by dimension, float64 [d].
         spread: Σ‖x - mean‖² over the tokens of each image of the sample, float64 [m]; the mean is the sample's.
         clean, mean, zero: the ViT's outputs for the sample, float32 [m, outputs], going on from the stored
             activations as they are, with every token replaced by the train set's mean, and by 0.

@@ -86,7 +86,7 @@ def encode(model: SparseAutoencoder, x: Activations) -> Codes:
 
 
 def measure(model: SparseAutoencoder, setup: Setup, keep_all: bool = True) -> Measured:
-    """Encodes every held-out and every ranked image once, and runs the ViT on the sample.
+    """Encodes every ranked image once, and runs the ViT on the sample.
 
     Args:
         keep_all: keep the codes of all ranked images token by token; else those of the sample alone.
@@ -112,8 +112,7 @@ def measure(model: SparseAutoencoder, setup: Setup, keep_all: bool = True) -> Me
 @torch.inference_mode()
 def _pass(model: SparseAutoencoder, setup: Setup, keep_all: bool) -> tuple[Codes, dict[str, Any], pd.DataFrame]:
     layer, latents = setup.layer, model.config.latents
-    ranked = layer.ranked["id"].to_numpy()
-    x = layer.tokens(layer.statistics["tokens"], np.union1d(ranked, layer.held_out))
+    x = layer.tokens(layer.statistics["tokens"], layer.ranked["id"].to_numpy())
     tokens, limit = x.tokens, OUTLIER * layer.statistics["norms"]["patch"]["median"]
     sums, tally = Fidelity(latents, setup.ks), Tally.empty(latents, tokens)
     z, strongest = Growing(latents, np.float32), Growing(latents, np.float32, np.int64)
@@ -127,12 +126,10 @@ def _pass(model: SparseAutoencoder, setup: Setup, keep_all: bool) -> tuple[Codes
             error = sums.add(model, block[held_out], x_hat, values[rows], indices[rows], pre[rows])
             parts["error"].append(error[np.isin(ids[held_out], layer.sample)])
         codes = codes_of(ids, tokens, latents, values, indices)
-        chosen = codes.of(ids[np.isin(ids, ranked)])
-        high = (raw.norm(dim=1) > limit).cpu().numpy().reshape(-1, tokens)[np.isin(ids, ranked)]
-        _count(tally, chosen, np.isin(chosen.ids, layer.train), high.ravel())
-        strongest.add(chosen.images, chosen.places)
-        parts["image_ids"].append(chosen.ids)
-        stored = chosen if keep_all else codes.of(ids[np.isin(ids, layer.sample)])
+        _count(tally, codes, ~held_out, (raw.norm(dim=1) > limit).cpu().numpy())
+        strongest.add(codes.images, codes.places)
+        parts["image_ids"].append(ids)
+        stored = codes if keep_all else codes.of(ids[np.isin(ids, layer.sample)])
         z.add(stored.z)
         parts["ids"].append(stored.ids)
     images, places = strongest.matrices()

@@ -20,9 +20,9 @@ def near_duplicates(thumbnails: np.ndarray) -> np.ndarray:
     """
     from scipy import sparse  # here: most jobs import `images` for its names alone
 
-    grey = thumbnails.astype(np.float32).mean(3)
+    grey = thumbnails.sum(3, dtype=np.uint16)
     looks = np.packbits((grey[:, :, 1:] > grey[:, :, :-1]).reshape(-1, 64), axis=1).view(np.uint64).ravel()
-    colours = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    colours = thumbnails.reshape(len(thumbnails), -1)
     pairs = []
     for band in range(4):  # of two numbers that differ in 3 bits, one quarter is the same
         key = (looks >> np.uint64(16 * band)) & np.uint64(0xFFFF)
@@ -31,7 +31,7 @@ def near_duplicates(thumbnails: np.ndarray) -> np.ndarray:
             for place, image in enumerate(same[:-1]):
                 others = same[place + 1 :]
                 near = others[np.bitwise_count(looks[others] ^ looks[image]) <= _NEAR_BITS]
-                apart = np.sqrt(np.square(colours[near] - colours[image]).mean(1))
+                apart = np.sqrt(np.square(colours[near] - colours[image].astype(np.float32)).mean(1))
                 near = near[apart <= _NEAR_COLOURS]
                 pairs.append(np.stack([np.full(len(near), image), near], 1))
     links = np.concatenate(pairs) if pairs else np.empty((0, 2), int)

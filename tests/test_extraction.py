@@ -10,6 +10,7 @@ import torch
 from sae import extraction, vit
 from sae.errors import InputError
 from sae.files import check, read_json
+from sae.images import ranked
 from sae.store import Activations
 
 
@@ -28,6 +29,7 @@ def images(tmp_path_factory):
         np.save(path, part)
     manifest = pd.DataFrame({"id": range(10), "status": "ok", "split": "held_out", "label": "n02123045"})
     manifest["path"] = [f"cat/{i}.png" for i in manifest["id"]]
+    manifest["sha256"] = [f"{i:064x}" for i in manifest["id"]]
     manifest.loc[4, "status"] = "broken"
     return paths, manifest, pixels
 
@@ -149,6 +151,20 @@ def test_the_reference_is_one_pass_of_the_whole_model(images, name):
         extraction.reference(model, paths, manifest, [3, 4])
 
 
+def test_of_very_many_images_the_reference_reads_a_sample(model, images, monkeypatch):
+    paths, manifest, pixels = images
+    monkeypatch.setattr("sae.images._MOST_RANKED", 3)
+    rows = ranked(manifest, [1, 9])["id"].tolist()
+    assert {1, 9} <= {*rows} and len(rows) < 6
+    places = [i - (i > 4) for i in rows]  # image 4 is not used
+    found = extraction.reference(model, paths, manifest, [1, 9])
+    np.testing.assert_array_equal(found["thumbnails"], extraction.thumbnails(pixels[places]))
+    assert len(found["logits"]) == 2
+    everything = extraction.embed(model, paths, manifest, np.delete(range(10), 4), batch=4)
+    assert len(everything) == 9
+    np.testing.assert_allclose(found["features"], everything[places], rtol=1e-4, atol=1e-5)
+
+
 def test_the_models_facts_hold_its_shape_classes_and_accuracy(model, images):
     logits = np.zeros((3, 1000), np.float32)
     logits[:2, 281] = 1  # n02123045
@@ -161,7 +177,7 @@ def test_the_models_facts_hold_its_shape_classes_and_accuracy(model, images):
 def test_another_models_size_is_met_by_resizing(images):
     paths, manifest, pixels = images
     other = vit.load("vit_tiny_patch16_224", "random", 48)
-    found = extraction.embed(other, paths, manifest, batch=4)
+    found = extraction.embed(other, paths, manifest, [1], batch=4)
     small = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     resized = torch.nn.functional.interpolate(small, (48, 48), mode="bilinear", antialias=True)
     with torch.no_grad():  # this model's mean and standard deviation are 0.5

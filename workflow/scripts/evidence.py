@@ -36,10 +36,9 @@ with jobs.job(snakemake) as provenance:
     # The last layer's activations are what the features are made of: there images are compared by their pixels.
     embedding = np.load(inputs.thumbnails if last and not settings["embedding"] else inputs.features)
     rows = images.ranked(manifest, reference["ids"])
-    used = manifest.loc[manifest["status"] == "ok", "id"].isin(rows["id"]).to_numpy()
     coverage = np.load(inputs.coverage) if inputs.get("coverage") else None
     sample = np.array(reference["ids"])
-    shown = judge.Images(rows, sample, embedding[used], coverage, reference["class_names"])
+    shown = judge.Images(rows, sample, embedding, coverage, reference["class_names"])
     facts, dense = layer.LayerFacts.load(inputs.layer), pd.read_parquet(inputs.dense_probes)
     own = [jobs.listed(inputs[name]) for name in ("sae", "codes", "responses", "attributions")]
     others = list(zip(inputs.other_saes, inputs.other_codes, strict=True))

@@ -1,4 +1,4 @@
-"""Runs the untouched ViT over all images: its outputs, its features, and its accuracy where it knows the classes."""
+"""Runs the untouched ViT over the ranked images: outputs, features, and accuracy where it knows the classes."""
 
 from sae.warm import hand_over
 
@@ -20,7 +20,7 @@ with jobs.job(snakemake) as provenance:
     arrays = extraction.reference(model, snakemake.input.pixels, manifest, ids, settings["batch"])
     if settings["embedding"]["name"]:
         other = vit.load(**snakemake.config["evidence"]["embedding"], device=where)
-        arrays |= {"features": extraction.embed(other, snakemake.input.pixels, manifest, settings["batch"])}
+        arrays |= {"features": extraction.embed(other, snakemake.input.pixels, manifest, ids, settings["batch"])}
     if snakemake.output.get("coverage"):
         paths = manifest.set_index("id").loc[ids, "path"]
         masks, see = Path(snakemake.input.concepts) / "masks.npy", vit.pixel_transform(model)
