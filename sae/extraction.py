@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,10 @@ from tqdm import tqdm
 from sae import vit as vits
 from sae.errors import InputError
 from sae.evidence import splice
-from sae.files import Rows, ahead, whole, write_header, write_json
+from sae.files import Rows, ahead, whole, write_json
 from sae.geometry import check_layer
 from sae.images import as_seen, ranked, read_image, shard
+from sae.shards import Drawn, Part
 from sae.store import LARGEST
 
 _THUMBNAIL = 8  # side, pixels
@@ -102,6 +103,7 @@ def extract(
     batch: int = 64,
     dtype: str = "float32",
     provenance: Callable[[], dict[str, Any]] | None = None,
+    drawn: Drawn | None = None,
 ) -> None:
     """Writes the tokens after block `layer` of every image of one shard to `out` (.npy) and its .json.
 
@@ -113,6 +115,7 @@ def extract(
         batch: images in one forward pass.
         dtype: of the forward pass, float32, bfloat16 or float16 (the last two by autocast).
         provenance: called at the end; returns the shard's provenance.
+        drawn: limits the tokens: `out` holds its images alone, and another file its tokens.
 
     Raises:
         InputError: there is no such layer, or an activation is not finite or above `store.LARGEST`.
@@ -120,26 +123,33 @@ def extract(
     geometry = vits.geometry(vit)
     check_layer(layer, geometry.blocks)
     names = [*ids.values()] if isinstance(ids, Mapping) else [str(i) for i in ids]
-    images = Rows(pixels)
-    shape = (len(images), len(geometry.roles), geometry.width)
-    with whole(out) as part:
+    images, every = Rows(pixels), np.array([*ids], np.int64)
+    parts = [Part(out, every, np.ones(len(every), bool) if drawn is None else np.isin(every, drawn.whole))]
+    if drawn is not None:
+        parts.append(Part(drawn.out, every, np.isin(every, drawn.ids), drawn.places))
+    with ExitStack() as stack:
+        paths = [stack.enter_context(whole(part.path)) for part in parts]
         for kind in (torch.float16, torch.float32):
-            with part.open("wb") as file:
-                checksum = hashlib.sha256(write_header(file, str(kind).removeprefix("torch."), shape))
-                if _store(vit, images, layer, batch, dtype, file, kind, names, checksum):
+            with ExitStack() as opened:
+                for part, path in zip(parts, paths, strict=True):
+                    file = opened.enter_context(path.open("wb"))
+                    part.begin(file, str(kind).removeprefix("torch."), len(geometry.roles), geometry.width)
+                if _store(vit, images, layer, batch, dtype, kind, names, parts):
                     break
             print(f"layer {layer}: activations exceed float16's range; stored as float32", file=sys.stderr)
-    facts = {
-        "version": 2,
-        "layer": layer,
-        "ids": [int(i) for i in ids],
-        "shape": list(shape),
-        "roles": list(geometry.prefix),
-        "patches": list(geometry.patches),
-        "sha256": checksum.hexdigest(),
-        "provenance": provenance and provenance(),
-    }
-    write_json(out.with_suffix(".json"), facts)
+    for part in parts:
+        facts = {
+            "version": 2,
+            "layer": layer,
+            "ids": every[part.chosen].tolist(),
+            "shape": part.shape,
+            "roles": list(geometry.prefix) if part.places is None else [],
+            "patches": list(geometry.patches),
+            "sha256": part.checksum.hexdigest(),
+            "provenance": provenance and provenance(),
+        }
+        drawn_tokens = {} if part.places is None else {"places": part.places.tolist()}
+        write_json(part.path.with_suffix(".json"), facts | drawn_tokens)
 
 
 def _store(
@@ -148,12 +158,11 @@ def _store(
     layer: int,
     batch: int,
     dtype: str,
-    file: BinaryIO,
     kind: torch.dtype,
     paths: Sequence[str],
-    checksum: Any,
+    parts: Sequence[Part],
 ) -> bool:
-    """Appends the images' tokens to `file` as `kind`; returns False if this cannot hold an activation.
+    """Writes the images' tokens as `kind`; returns False if this cannot hold an activation.
 
     Threads read the pixels of the next batches, and write and hash the activations of the last ones, so that the device
     waits for neither.
@@ -173,18 +182,23 @@ def _store(
             return tensor.cpu()
         return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
-    def write(block: torch.Tensor, fits: torch.Tensor, ready: torch.cuda.Event | None) -> bool:
+    def write(
+        first: int, block: torch.Tensor, fits: torch.Tensor, ready: torch.cuda.Event | None
+    ) -> list[np.ndarray] | None:
         if ready is not None:
             ready.synchronize()
-        file.write(block.numpy().data)
-        return bool(fits)
+        return [part.write(first, block.numpy()) for part in parts] if fits else None
+
+    def add(written: list[np.ndarray]) -> None:
+        for part, block in zip(parts, written, strict=True):
+            part.checksum.update(block.data)
 
     with (
         ThreadPoolExecutor(1) as writer,
         ThreadPoolExecutor(1) as hasher,
         tqdm(total=len(images), desc=f"layer {layer}", unit="image") as progress,
     ):
-        under_way = deque[tuple[int, torch.Tensor, torch.Tensor, Future[bool]]]()
+        under_way = deque[tuple[int, torch.Tensor, Future[list[np.ndarray] | None]]]()
         hashed: Future[None] = hasher.submit(lambda: None)
         begun = 0  # images
         for part in chain(ahead(pixels()), repeat(None, _UNDER_WAY)):
@@ -193,16 +207,16 @@ def _store(
                     tokens = vits.read(vit, prepare(part), layer)
                 block, fits = host(tokens.to(kind)), host(tokens.abs().amax().float() <= largest)
                 ready = torch.cuda.current_stream(device).record_event() if cuda else None
-                under_way.append((begun, tokens, block, writer.submit(write, block, fits, ready)))
+                under_way.append((begun, tokens, writer.submit(write, begun, block, fits, ready)))
                 begun += len(part)
             if under_way and (part is None or len(under_way) == _UNDER_WAY):
-                first, tokens, block, written = under_way.popleft()
-                if not written.result():
+                first, tokens, done = under_way.popleft()
+                if (written := done.result()) is None:
                     _check(tokens, paths[first:], f"layer {layer}, activations", low)
                     return False
                 hashed.result()
-                hashed = hasher.submit(checksum.update, block.numpy())
-                progress.update(len(block))
+                hashed = hasher.submit(add, written)
+                progress.update(len(tokens))
         hashed.result()
     return True
 

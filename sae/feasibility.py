@@ -29,6 +29,7 @@ def check(config: dict[str, Any], geometry: Geometry, train_images: int | None =
             f"config key training.precision: int8 is not possible for {dense[0]}; write auto, bf16 or fp32"
         )
     per_image = len(geometry.roles[geometry.select(config["tokens"])])
+    per_image = min(per_image, config["limits"]["tokens_per_image"] or per_image)
     if train_images is None:
         return
     tokens = train_images * per_image

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,8 @@ _LONGEST = 256  # times its width: the crop would show next to nothing of such a
 _ORIENTATION = 0x0112
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(_TURNS.split(), 2)}  # orientation -> way back
+_LEFT_OUT: dict[str, Any] = {"sha256": "", "width": 0, "height": 0, "mode": "", "thumbnail": None}
+_LEFT_OUT |= {"status": "left_out", "reason": "beyond limits.images"}
 _CHUNK = 256  # images in memory at once
 _MOST_RANKED = 50_000  # images: each takes about 10 kB of a dictionary's measurement
 
@@ -55,7 +58,12 @@ def build_manifest(
 
 
 def list_images(
-    folder: str | Path, labels: str | Path | None = None, held_out: float = 0.2, threads: int = 1
+    folder: str | Path,
+    labels: str | Path | None = None,
+    held_out: float = 0.2,
+    threads: int = 1,
+    most: int | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Lists every image under `folder`, with its status and the reason if it is not used.
 
@@ -67,12 +75,13 @@ def list_images(
         labels: a CSV, see `labelling.by_csv`. Images that it does not list are not used; it may give the split.
         held_out: the share of images that are not used for training, 0..1.
         threads: how many images are read at once.
+        most, seed: how many images may be used, see `choose`.
 
     Returns:
         one row per image file in the order of the paths, the columns of COLUMNS without the label. `status` is
-        ok, broken, duplicate, huge or unlisted; only ok images are used. `reason` explains a status other than ok, or
-        the conversion of an ok image that is not plain upright RGB. `group`: the id of the first used image that looks
-        the same, see `near_duplicates`; the image's own id if there is none.
+        ok, broken, duplicate, huge, unlisted or left_out; only ok images are used. `reason` explains a status other
+        than ok, or the conversion of an ok image that is not plain upright RGB. `group`: the id of the first used image
+        that looks the same, see `near_duplicates`; the image's own id if there is none.
 
     Raises:
         InputError: the folder is missing, empty or has no readable image; the CSV does not fit the folder; a split is
@@ -83,11 +92,13 @@ def list_images(
     if not paths:
         known = " ".join(sorted(EXTENSIONS))
         raise InputError(f"images {folder}: no image in it or below it; known endings: {known}")
+    chosen = choose(paths, folder, labels, most, seed)
     parts, looks = [], []
     with ThreadPoolExecutor(threads) as pool, tqdm(total=len(paths), desc="images", unit="image") as progress:
         for first in range(0, len(paths), _CHUNK):
             rows, chunk = [], paths[first : first + _CHUNK]
-            for path, row in zip(chunk, pool.map(_inspect, (folder / p for p in chunk)), strict=True):
+            found = pool.map(lambda path: _inspect(folder / path) if path in chosen else _LEFT_OUT.copy(), chunk)
+            for path, row in zip(chunk, found, strict=True):
                 name = path.encode("utf-8", "backslashreplace").decode()
                 if name != path:
                     row |= {"status": "broken", "reason": "its name is not UTF-8; rename it"}
@@ -123,6 +134,30 @@ def list_images(
     text = ["split", "sha256", "mode", "status", "reason"]
     table[text] = table[text].astype("string")
     return table[[column for column in COLUMNS if column != "label"]]
+
+
+def choose(
+    paths: Sequence[str], folder: Path, labels: str | Path | None = None, most: int | None = None, seed: int = 0
+) -> set[str]:
+    """Returns the images to read: all, or a random choice of `most` by their paths, of those that the CSV lists.
+
+    The choice hardly changes with new images.
+
+    Args:
+        paths: of all images, below `folder`.
+        labels: see `list_images`.
+    """
+    if most is None:
+        return {*paths}
+    names = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
+    if labels is not None:
+        table = pd.DataFrame({"path": names, "status": "ok", "reason": ""})
+        listed = labelling.by_csv(table, folder, Path(labels).expanduser(), COLUMNS)["status"] == "ok"
+    else:
+        listed = pd.Series(True, range(len(paths)))
+    every = zip(names, paths, listed, strict=True)
+    order = sorted((hashlib.sha256(f"{seed} {name}".encode()).digest(), path) for name, path, here in every if here)
+    return {path for _hash, path in order[:most]}
 
 
 def label(table: pd.DataFrame, folder: str | Path, labels: str | Path | None = None) -> pd.DataFrame:
@@ -260,7 +295,7 @@ def summary(manifest: pd.DataFrame) -> str:
     ]
     if beside := int((used(manifest)["reason"].str.contains(BESIDE)).sum()):
         lines.append(f"  {beside} lie {BESIDE}")
-    bad = manifest[~manifest["status"].isin(["ok", "unlisted"])]
+    bad = manifest[~manifest["status"].isin(["ok", "unlisted", "left_out"])]
     lines += [plain(f"  {row.path}: {row.status}: {row.reason}") for row in bad.head(20).itertuples()]
     if len(bad) > 20:
         lines.append(f"  and {len(bad) - 20} more, see the manifest's column `reason`")
@@ -338,9 +373,9 @@ def _unreadable(error: OSError) -> None:
     ) from error
 
 
-def _inspect(path: Path) -> dict:
+def _inspect(path: Path) -> dict[str, Any]:
     """Returns the manifest's values for one file; a broken file raises no error."""
-    row = {"sha256": "", "width": 0, "height": 0, "mode": "", "status": "ok", "reason": "", "thumbnail": None}
+    row = _LEFT_OUT | {"status": "ok", "reason": ""}
     if path.suffix.lower() in _FOREIGN:
         return row | {"status": "broken", "reason": f"{path.suffix} files cannot be read; save it as PNG or JPEG"}
     try:

@@ -138,7 +138,8 @@ def by_csv(table: pd.DataFrame, folder: Path, labels: Path, columns: Sequence[st
             raise InputError(f"labels {labels}: split {wrong[0]!r} is neither train nor held_out; write one of these")
         listed["split"] = [_SPLIT_NAMES[s.lower()] if isinstance(s, str) else None for s in listed["split"]]
     table[listed.columns] = listed
-    table.loc[unlisted & (table["status"] == "ok"), ["status", "reason"]] = ["unlisted", f"not in {labels.name}"]
+    unlisted &= table["status"].isin(["ok", "left_out"])
+    table.loc[unlisted, ["status", "reason"]] = ["unlisted", f"not in {labels.name}"]
     return table
 
 

@@ -62,8 +62,8 @@ class Layer:
 
     @cached_property
     def train(self) -> np.ndarray:
-        """The ids of all train images, int64 [images], ascending."""
-        return images.used(self.manifest, images.TRAIN)["id"].to_numpy()
+        """The ids of the ranked train images, int64 [images], ascending."""
+        return self.ranked.loc[self.ranked["split"] == images.TRAIN, "id"].to_numpy()
 
     @cached_property
     def ranked(self) -> pd.DataFrame:
@@ -160,8 +160,16 @@ def dense_features(layer: Layer) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32)
 
 
-def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) -> dict[str, Any]:
+def statistics(
+    shards: Sequence[str | Path], tokens: str, ids: Sequence[int], whole: Sequence[str | Path] | None = None
+) -> dict[str, Any]:
     """Returns the statistics of a layer before training, over the images `ids` (the train split).
+
+    Args:
+        shards: of the tokens that dictionaries are trained on.
+        tokens: the kind of the tokens that dictionaries read.
+        ids: of the images.
+        whole: shards of images with all tokens, for the norms; None: the same.
 
     mean [d] and scale: (x - mean)·scale has E‖x‖² = d. gamma = ‖mean‖/‖std‖ predicts dead latents in SAEs that do not
     centre (arXiv 2605.31518). norms: mean, median and 99th percentile of ‖x‖ by token role. largest_dimensions: the
@@ -181,8 +189,9 @@ def statistics(shards: Sequence[str | Path], tokens: str, ids: Sequence[int]) ->
     order = np.argsort(-variance)[:5]
     share = variance[order] / variance.sum()
 
-    everything = Activations.open(shards, "all", ids, verify=False)
-    roles = np.array(read_json(Path(shards[0]).with_suffix(".json"))["roles"])
+    whole = whole or shards
+    everything = Activations.open(whole, "all", ids, verify=False)
+    roles = np.array(read_json(Path(whole[0]).with_suffix(".json"))["roles"])
     roles = np.append(roles, ["patch"] * (everything.tokens - len(roles)))
     counts = {role: np.zeros(len(_NORM_EDGES) - 1, np.int64) for role in dict.fromkeys(roles)}
     totals = dict.fromkeys(counts, 0.0)

@@ -25,11 +25,13 @@ from sae.files import sha256, whole
 SAE_FILES = ("cfg.json", "sae.json", "sae.pt", "sae.safetensors", "sae_weights.safetensors")
 
 
-def listing(folder: str | Path, labels: str | Path | None, memory: str | Path) -> dict[str, str]:
+def listing(
+    folder: str | Path, labels: str | Path | None, memory: str | Path, most: int | None = None, seed: int = 0
+) -> dict[str, str]:
     """Returns hashes of a folder of images and its labels CSV, by the contents and the paths below the folder.
 
     Args:
-        folder: see `images.list_images`; also `labels`.
+        folder: see `images.list_images`; also `labels`, `most` and `seed`.
         memory: a folder for the hashes of the contents.
 
     Returns:
@@ -48,7 +50,8 @@ def listing(folder: str | Path, labels: str | Path | None, memory: str | Path) -
         table = labelling.read_csv(labels)
         listed, text = sorted(table["path"]), sha256(labels)
         splits = sorted(zip(table["path"], table["split"], strict=True)) if "split" in table else None
-    contents = _contents(folder, paths, Path(memory))
+    chosen = images.choose(paths, folder, labels, most, seed)
+    contents = _contents(folder, [path for path in paths if path in chosen], Path(memory))
     return {"images": _hash(contents, listed, splits), "labels": _hash(contents, text)}
 
 

@@ -68,8 +68,7 @@ class Activations:
             InputError: a shard is damaged, or there is no image left.
         """
         arrays: list[Rows] = []
-        listed: list[int] = []
-        places: list[tuple[int, int]] = []
+        listed, places = [], []
         chosen = slice(None)
         for number, path in enumerate(map(Path, sorted(map(str, shards)))):
             try:
@@ -87,9 +86,9 @@ class Activations:
                 check(path, digest)
             arrays.append(array)
             chosen = select(roles, tokens)
-            listed += here.tolist()
-            places += [(number, i) for i in range(len(here))]
-        found, rows = np.array(listed, np.int64), np.array(places, np.int64)
+            listed.append(here)
+            places.append(np.stack([np.full_like(here, number), np.arange(len(here))], 1))
+        found, rows = np.concatenate(listed), np.concatenate(places)
         if ids is not None:
             keep = np.isin(found, np.asarray(ids))
             found, rows = found[keep], rows[keep]
@@ -141,8 +140,8 @@ class Activations:
             here = np.flatnonzero(rows[:, 0] == number)
             here = here[np.argsort(rows[here, 1])]  # in the order of the disk
             array = self._arrays[number]
-            assert isinstance(array, Rows)  # others are dense, or on a device
-            out[here] = array.read(rows[here, 1], self._chosen)
+            chosen = rows[here, 1], self._chosen
+            out[here] = array.read(*chosen) if isinstance(array, Rows) else array[chosen]
         return out
 
     def blocks(self, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,5 +1,6 @@
 """From pixels to activations and to the outputs of the untouched ViT."""
 
+import hashlib
 from functools import partial
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sae import extraction, vit
+from sae import extraction, shards, vit
 from sae.errors import InputError
 from sae.files import check, read_json
 from sae.images import ranked
@@ -29,7 +30,7 @@ def images(tmp_path_factory):
         np.save(path, part)
     manifest = pd.DataFrame({"id": range(10), "status": "ok", "split": "held_out", "label": "n02123045"})
     manifest["path"] = [f"cat/{i}.png" for i in manifest["id"]]
-    manifest["sha256"] = [f"{i:064x}" for i in manifest["id"]]
+    manifest["sha256"] = [hashlib.sha256(bytes([i])).hexdigest() for i in manifest["id"]]
     manifest.loc[4, "status"] = "broken"
     return paths, manifest, pixels
 
@@ -98,6 +99,42 @@ def test_activations_that_cannot_be_computed_with_are_refused(images, tmp_path, 
     if dtype == "float32" and not np.isfinite(bias):
         with pytest.raises(InputError, match=r"^outputs of the model: image cat/0.png gives nan"):
             extraction.reference(broken, paths, manifest, [1, 3])
+
+
+def test_drawn_tokens_are_those_of_the_whole_images(model, images, tmp_path):
+    paths, manifest, _ = images
+    rows = manifest.loc[5:].assign(split=["train", "held_out", "train", "train", "held_out"])
+    selected, out, found = slice(1, None), tmp_path / "train=1.npy", []
+    extraction.extract(model, paths[1], rows["id"].tolist(), 3, tmp_path / "full.npy")
+    for seed in (0, 1):
+        drawn = shards.draw(rows, np.array([6, 8, 2]), selected, ["class", *["patch"] * 4], 3, seed, out)
+        extraction.extract(model, paths[1], rows["id"].tolist(), 3, tmp_path / "shard=1.npy", batch=2, drawn=drawn)
+        full, whole, tokens = (np.load(tmp_path / name) for name in ("full.npy", "shard=1.npy", "train=1.npy"))
+        facts = read_json(out.with_suffix(".json"))
+        places = np.array(facts["places"])
+        assert facts["ids"] == [5, 7, 8] and tokens.shape == (3, 3, 192) and places.min() > 0
+        assert all(len({*row}) == 3 and sorted(row) == row for row in facts["places"])
+        np.testing.assert_array_equal(tokens, full[np.array([0, 2, 3])[:, None], places])
+        np.testing.assert_array_equal(whole, full[[1, 3]])
+        x = Activations.open([out], "patches", [5, 8])
+        assert x.tokens == 3
+        np.testing.assert_array_equal(x.read(np.arange(2)), tokens[[0, 2]])
+        assert Activations.open([tmp_path / "shard=1.npy"], "class").ids.tolist() == [6, 8]
+        found.append(places)
+    assert (found[0] != found[1]).any()
+    everything = shards.draw(rows, np.array([6]), selected, ["class", *["patch"] * 4], 99, 0, out)
+    assert everything.places.tolist() == [[1, 2, 3, 4]] * 3
+
+
+def test_drawn_tokens_beyond_float16_make_both_files_float32(images, tmp_path):
+    paths, manifest, _ = images
+    rows = manifest.loc[:3].assign(split="train")
+    drawn = shards.draw(rows, np.array([2]), slice(None), range(5), 2, 0, tmp_path / "train=0.npy")
+    extraction.extract(changed(factor=1e9), paths[0], range(4), 3, tmp_path / "shard=0.npy", batch=2, drawn=drawn)
+    for name, shape in (("shard=0", (1, 5, 192)), ("train=0", (4, 2, 192))):
+        stored = np.load(tmp_path / f"{name}.npy")
+        assert stored.dtype == np.float32 and stored.shape == shape
+        check(tmp_path / f"{name}.npy", read_json(tmp_path / f"{name}.json")["sha256"])
 
 
 def test_layers_there_are_not_are_refused(model, images, tmp_path):

@@ -298,3 +298,28 @@ def test_a_labels_csv_that_cannot_be_used_is_explained(pets, tmp_path, content, 
     (tmp_path / "labels.csv").write_bytes(content)
     with pytest.raises(InputError, match=message):
         manifest(pets, labels=tmp_path / "labels.csv")
+
+
+def test_a_limit_reads_a_random_choice_that_hardly_changes(pets, tmp_path):
+    for i in range(40):
+        picture(pets / "cat" / f"more{i}.png", seed=500 + i)
+    (pets / "dog" / "broken.png").write_bytes(b"no image")
+    read = {seed: images.list_images(pets, held_out=0.5, most=20, seed=seed).set_index("path") for seed in (0, 1)}
+    for table in read.values():
+        assert table["status"].isin(["ok", "left_out", "broken"]).all() and (table["status"] != "left_out").sum() == 20
+        assert (table.loc[table["status"] == "left_out", "sha256"] == "").all()
+    chosen = {seed: {*table.index[table["status"] != "left_out"]} for seed, table in read.items()}
+    assert chosen[0] != chosen[1]
+    picture(pets / "cat" / "new.png", seed=600)
+    again = images.list_images(pets, held_out=0.5, most=20).set_index("path")
+    assert len({*again.index[again["status"] != "left_out"]} & chosen[0]) >= 19
+    told = images.summary(images.label(again.reset_index(), pets))
+    assert "34 left_out" in told and "left_out:" not in told
+
+    listed = [path for path in read[0].index if path.startswith("cat/more")][:30]
+    labels = tmp_path / "some.csv"
+    labels.write_text("\n".join(["path", *listed]))
+    table = images.list_images(pets, labels, 0.5, most=10).set_index("path")
+    assert table["status"].value_counts()[["ok", "left_out"]].to_dict() == {"ok": 10, "left_out": 20}
+    assert {*table.index[table["status"] == "ok"]} < {*listed}
+    assert (table["status"] == "unlisted").sum() == len(table) - 30

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import picture, planned, snakemake
 
+from sae import images
 from sae import listing as listings
 from sae.errors import InputError
 from sae.listing import listing, weights
@@ -52,6 +53,19 @@ def test_each_change_of_the_images_is_seen(pets, now):
     seen.append(now(pets))
     for part in ("images", "labels"):
         assert len({hashes[part] for hashes in seen}) == 5
+
+
+def test_with_a_limit_only_changes_of_the_chosen_images_are_seen(pets, tmp_path):
+    def now(**limits):
+        return listing(pets, None, tmp_path / "memory", **limits)["images"]
+
+    paths = sorted(images.image_files(pets))
+    chosen = images.choose(paths, pets, None, 5)
+    first, of_all = now(most=5), now()
+    picture(pets / next(path for path in paths if path not in chosen), seed=3000)
+    assert now(most=5) == first != now(most=5, seed=1) and now() != of_all
+    picture(pets / min(chosen), seed=3001)
+    assert now(most=5) != first
 
 
 def test_a_mended_label_leaves_the_images_as_they_are(pets, now):

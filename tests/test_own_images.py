@@ -1,16 +1,19 @@
 """The workflow on images that a user brings, and on mistakes that end before anything is made."""
 
+import json
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, picture, planned, snakemake
 
 
 def test_the_flow_works_on_a_folder_with_troubles(tmp_path):
-    """Nested classes, a broken file, a duplicate, a class with one image; several shards; all tokens; another model."""
+    """Nested classes, a broken file, a duplicate, a class with one image; several shards; two of all tokens; another
+    model."""
     folder = tmp_path / "my images"
     for i in range(24):
         picture(folder / "animals" / ("cat" if i % 2 else "dog") / f"{i}.jpg", seed=i, size=(50 + i, 40))
@@ -23,6 +26,7 @@ def test_the_flow_works_on_a_folder_with_troubles(tmp_path):
         "shards": 2,
         "model": {"name": "deit_tiny_distilled_patch16_224", "checkpoint": "random", "image_size": 64},
         "tokens": "all",
+        "limits": {"tokens_per_image": 2},
         "grid": {"layers": [11], "ks": [4], "baselines": []},
         "evidence": {"embedding": {"name": "vit_tiny_concepts"}},  # another model, of another input size
         "sae": {"expansion": 0.5, "input": "layernorm", "decoder": "start"},
@@ -46,6 +50,10 @@ def test_the_flow_works_on_a_folder_with_troubles(tmp_path):
     manifest = pd.read_parquet(work / "results/own/manifest.parquet").set_index("path")
     assert manifest["status"].value_counts().to_dict() == {"ok": 25, "duplicate": 1, "broken": 1}
     assert "broken.png: broken" in (work / "results/own/logs/manifest.log").read_text()
+    layer = work / "results/own/activations/layer=11"
+    stored = [sum(len(np.load(path)) for path in layer.glob(f"{kind}=*.npy")) for kind in ("shard", "train")]
+    assert stored == [25, ((manifest["status"] == "ok") & (manifest["split"] == "train")).sum()]
+    assert json.loads((layer / "statistics.json").read_text())["rows"] == 2 * stored[1]
     images = pd.read_parquet(work / f"results/own/ranking/{point}/images.parquet")
     assert images["token_row"].between(-1, 3).all()  # class and distillation tokens stand at -1, patches in 4 x 4
     assert images["image_id"].isin(manifest.loc[manifest["status"] == "ok", "id"]).all()

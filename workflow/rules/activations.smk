@@ -6,6 +6,7 @@ rule extract:
         images=f"{R}/images.parquet",
         pixels=f"{R}/pixels/shard={{shard}}.npy",
     output:
+        **DRAWN,
         tokens=f"{R}/activations/layer={{layer}}/shard={{shard}}.npy",
         facts=f"{R}/activations/layer={{layer}}/shard={{shard}}.json",
     log:
@@ -20,6 +21,7 @@ rule extract:
             "extract.py",
             model=MODEL,
             shards=config["shards"],
+            limits=LIMITS,
             **config["extraction"],
         ),
         weights=weights_now(config["model"]),
@@ -29,7 +31,8 @@ rule extract:
 
 rule statistics:
     input:
-        **STORE,
+        **TRAINING,
+        whole=STORE["shards"],
         images=f"{R}/images.parquet",
     output:
         f"{R}/activations/layer={{layer}}/statistics.json",

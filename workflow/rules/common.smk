@@ -78,6 +78,30 @@ STORE = {
     )
     for name, ending in (("shards", "npy"), ("shard_facts", "json"))
 }
+# With a limit on the images, the choice among them.
+IMAGE_LIMITS = None
+if config["limits"]["images"] is not None:
+    IMAGE_LIMITS = {
+        "most": config["limits"]["images"],
+        "seed": config["limits"]["seed"],
+    }
+# With a limit on the tokens, those that dictionaries are trained on lie in files of their own.
+DRAWN, LIMITS, TRAINING = {}, None, STORE
+if config["limits"]["tokens_per_image"] is not None:
+    DRAWN = {
+        name: f"{R}/activations/layer={{layer}}/train={{shard}}.{ending}"
+        for name, ending in (("drawn", "npy"), ("drawn_facts", "json"))
+    }
+    TRAINING = {
+        name: [path.replace("shard=", "train=") for path in paths]
+        for name, paths in STORE.items()
+    }
+    LIMITS = {
+        "tokens": config["tokens"],
+        "tokens_per_image": config["limits"]["tokens_per_image"],
+        "seed": config["limits"]["seed"],
+        "sample": config["evaluation"]["images"],
+    }
 LAYER = {
     "layer": f"{R}/activations/layer={{layer}}/layer.safetensors",
     "dense_probes": f"{R}/activations/layer={{layer}}/dense_probes.parquet",
@@ -243,11 +267,13 @@ def shown(path, category, figure, caption=None):
 # Params that are functions are computed when Snakemake plans, and not whenever this file is read. Jobs on other machines
 # do not plan.
 @cache
-def _now(function, *paths):
+def _now(function, *paths, **limits):
     from sae import listing
 
     try:
-        return getattr(listing, function)(*paths, memory=".snakemake/contents")
+        return getattr(listing, function)(
+            *paths, memory=".snakemake/contents", **limits
+        )
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -260,7 +286,8 @@ def images_now(part):
     def param(wildcards):
         if BUILT_IN or not workflow.is_main_process:
             return None
-        return _now("listing", config["images"], config["labels"])[part]
+        limits = IMAGE_LIMITS or {}
+        return _now("listing", config["images"], config["labels"], **limits)[part]
 
     return param
 

@@ -27,7 +27,11 @@ rule images:
         ENV
     threads: THREADS
     params:
-        settings=rule_params("images.py", held_out=config["held_out"]),
+        settings=rule_params(
+            "images.py",
+            held_out=config["held_out"],
+            limits=IMAGE_LIMITS,
+        ),
         images=images_now("images"),
     script:
         "../scripts/images.py"

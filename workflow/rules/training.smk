@@ -3,7 +3,7 @@
 
 rule train:
     input:
-        **STORE,
+        **TRAINING,
         images=f"{R}/images.parquet",
         statistics=f"{R}/activations/layer={{layer}}/statistics.json",
     output:
@@ -40,7 +40,7 @@ if "imported" in METHODS:
 
     rule imported:
         input:
-            **STORE,
+            **TRAINING,
             images=f"{R}/images.parquet",
         output:
             **SAE,
@@ -66,7 +66,7 @@ if "imported" in METHODS:
 # The part of the baselines that does not depend on k.
 rule directions:
     input:
-        **STORE,
+        **TRAINING,
         images=f"{R}/images.parquet",
         statistics=f"{R}/activations/layer={{layer}}/statistics.json",
     output:
@@ -91,7 +91,7 @@ if BUILT:
 
     rule baselines:
         input:
-            **STORE,
+            **TRAINING,
             images=f"{R}/images.parquet",
             directions=f"{R}/directions/layer={{layer}}/seed={{seed}}.safetensors",
             statistics=f"{R}/activations/layer={{layer}}/statistics.json",

@@ -10,5 +10,6 @@ asked = snakemake.config
 with jobs.job(snakemake) as provenance:
     # First, since it takes a moment, and what follows may take hours.
     feasibility.check(asked, vit.geometry(vit.load(**asked["model"])))
-    table = images.list_images(*jobs.source(snakemake), asked["held_out"], snakemake.threads)
+    limits = snakemake.params.settings["limits"] or {}
+    table = images.list_images(*jobs.source(snakemake), asked["held_out"], snakemake.threads, **limits)
     files.write_table(snakemake.output[0], table, provenance())

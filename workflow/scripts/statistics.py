@@ -10,7 +10,8 @@ from sae import files, images, jobs, layer
 
 with jobs.job(snakemake) as provenance:
     train = images.used(images.read_manifest(snakemake.input.images), images.TRAIN)
-    facts = layer.statistics(snakemake.input.shards, snakemake.params.settings["tokens"], train["id"])
+    inputs = snakemake.input
+    facts = layer.statistics(inputs.shards, snakemake.params.settings["tokens"], train["id"], inputs.whole)
     for warning in facts["warnings"]:
         print(f"layer {snakemake.wildcards.layer}: {warning}", file=sys.stderr)
     files.write_json(snakemake.output[0], facts | {"provenance": provenance()})
