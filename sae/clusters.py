@@ -8,7 +8,7 @@ import numpy as np
 
 from sae.store import Activations
 
-_TOKENS = 2**18  # at most
+MOST_TOKENS = 2**18  # at most
 # On the built-in images, a hundred further rounds improve the error by less than a hundredth.
 _ROUNDS, _OPERATIONS = 30, 3e13
 
@@ -19,9 +19,9 @@ def standardised_sample(x: Activations, rng: np.random.Generator, centre: tuple[
     Args:
         centre: The train set's mean [d] and scale, see `SparseAutoencoder`.
     """
-    images = rng.permutation(len(x))[: math.ceil(_TOKENS / x.tokens)]
+    images = rng.permutation(len(x))[: math.ceil(MOST_TOKENS / x.tokens)]
     tokens = x.read(np.sort(images)).reshape(-1, x.width).astype(np.float32)
-    tokens = tokens[rng.permutation(len(tokens))[:_TOKENS]]
+    tokens = tokens[rng.permutation(len(tokens))[:MOST_TOKENS]]
     return (tokens - centre[0].astype(np.float32)) * np.float32(centre[1])
 
 

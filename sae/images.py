@@ -47,7 +47,7 @@ _UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(_TURNS.s
 _LEFT_OUT: dict[str, Any] = {"sha256": "", "width": 0, "height": 0, "mode": "", "thumbnail": None}
 _LEFT_OUT |= {"status": "left_out", "reason": "beyond limits.images"}
 _CHUNK = 256  # images in memory at once
-_MOST_RANKED = 50_000  # images: each takes about 10 kB of a dictionary's measurement
+MOST_RANKED = 50_000  # images: each takes about 10 kB of a dictionary's measurement
 
 
 def build_manifest(
@@ -281,7 +281,7 @@ def ranked(manifest: pd.DataFrame, always: Sequence[int] | np.ndarray = ()) -> p
         always: ids of images that are always included.
     """
     rows = used(manifest)
-    return rows[rows["id"].isin(sample(rows, _MOST_RANKED)["id"]) | rows["id"].isin(always)]
+    return rows[rows["id"].isin(sample(rows, MOST_RANKED)["id"]) | rows["id"].isin(always)]
 
 
 def summary(manifest: pd.DataFrame) -> str:

@@ -20,3 +20,17 @@ rule verify:
         now=lambda wildcards: verify.code_and_weights(workflow.rules),
     script:
         "../scripts/verify.py"
+
+
+# Small runs of the experiment, each of all rules, tell what the whole one takes.
+rule estimate:
+    log:
+        f"{R}/logs/estimate.log",
+    localrule: True
+    conda:
+        ENV
+    threads: workflow.cores or 1
+    params:
+        results=RESULTS,
+    script:
+        "../scripts/estimate.py"
