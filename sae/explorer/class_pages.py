@@ -65,7 +65,8 @@ def entries(
     assert codes.images is not None and codes.image_ids is not None
     confirmed = ranked[ranked["confirmed"].astype(bool)].sort_values("mcc", ascending=False, kind="stable")
     others = {latent: rows for latent, rows in confirmed.groupby("latent")}
-    tested = ranked[ranked["q"].notna()].assign(key=_keys(ranked)).sort_values("mcc_held_out", ascending=False)
+    # First the key: an empty table would take the rows of a column that it is given.
+    tested = ranked.assign(key=_keys(ranked)).loc[ranked["q"].notna()].sort_values("mcc_held_out", ascending=False)
     by_class = {key: rows.head(_LATENTS) for key, rows in tested.groupby("key")}
     moved = attributions.assign(key=_keys(attributions)).sort_values("effect", ascending=False)
     by_effect = {key: rows.head(_LATENTS) for key, rows in moved[moved["effect"] > 0].groupby("key")}

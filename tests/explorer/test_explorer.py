@@ -127,6 +127,17 @@ def test_effects_on_a_class_are_those_on_the_heads_class_of_that_name(site):
     assert [row[:2] for row in entry["effects"]] == [[3, 0.5], [7, 0.2]] and entry["best"] is None
 
 
+def test_classes_too_small_to_be_tested_have_no_latents(site):
+    key = (0, 4, 0)
+    tables, ids = site.tables[key], site.codes[key].image_ids
+    classes = tables.classes.assign(q=np.nan, mcc_held_out=np.nan, confirmed=False)
+    known = pd.DataFrame([{"attribute": "label", "class": "dog", "name": "dog", "images": 9, "held_out": 3}])
+    manifest = pd.DataFrame({"id": ids, "split": "held_out", "label": "dog"})
+    nothing = tables.best_latents.iloc[:0], tables.attributions.iloc[:0], pd.DataFrame()
+    [entry] = class_pages.entries(known, classes.assign(**{"class": "dog"}), *nothing, site.codes[key], manifest, ids)
+    assert entry["latents"] == []
+
+
 def test_an_images_predictions_are_explained_by_its_listed_latents(site):
     key, listing = (0, 4, 0), read(site, "images")
     opened = [listing["id"][i] for i in listing["opened"]]
