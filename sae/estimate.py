@@ -30,7 +30,7 @@ from sae.errors import InputError
 from sae.files import read_json
 from sae.geometry import Geometry
 
-_IMAGES, _SAMPLE = 120, 8  # of the first small run; the others have three times as many of one of them
+_IMAGES, _SAMPLE = 120, 8  # of the first small run; the others have two or three times as many of one of them
 _OF_ALL = ("concepts", "images", "manifest", "pixels", "extract", "statistics", "train", "imported")  # read all images
 _BY_SHARD = ("pixels", "extract")
 _CLUSTERED = ("directions", "baselines")  # read a limited number of tokens
@@ -73,7 +73,7 @@ def estimate(config: Mapping[str, Any], geometry: Geometry, results: Path, cores
     with tempfile.TemporaryDirectory(prefix="sae-estimate-") as folder:
         small = smaller(config, geometry)
         first = run(small(1, 1), Path(folder) / "first", cores)
-        more_images = run(small(3, 1), Path(folder) / "second", cores)
+        more_images = run(small(2, 1), Path(folder) / "second", cores)
         more_sample = run(small(1, 3), Path(folder) / "first", cores)
     layers, chosen = (np.mean(c["grid"]["layers"]) + 1 for c in (config, small(1, 1)))
     ranked = min(total, images.MOST_RANKED)
