@@ -83,7 +83,7 @@ def estimate(config: Mapping[str, Any], geometry: Geometry, results: Path, cores
     tokens = len(geometry.roles[geometry.select(config["tokens"])])
     per_image = min(tokens, config["limits"]["tokens_per_image"] or tokens)
     read |= {rule: min(total, MOST_TOKENS // per_image) for rule in _CLUSTERED}
-    rows = forecast(jobs, (first, more_images, more_sample), read, sample)
+    rows = forecast(jobs, (first, more_images, more_sample), read, sample, config["extraction"]["batch"])
     rows.loc[rows["rule"] == "extract", "seconds"] *= layers / chosen
     seconds = (rows["seconds"].sum() + first.idle * rows["jobs"].sum()) / cores
     need, free = int(rows["bytes"].sum()), shutil.disk_usage(_existing(results)).free
@@ -161,7 +161,7 @@ def read(results: Path, receipts: list[Path] | None = None) -> pd.DataFrame:
 
 
 def forecast(
-    jobs: Mapping[str, int], runs: tuple[Run, Run, Run], images: Mapping[str, int], sample: int
+    jobs: Mapping[str, int], runs: tuple[Run, Run, Run], images: Mapping[str, int], sample: int, batch: int
 ) -> pd.DataFrame:
     """Returns a row per rule: rule, jobs, seconds and bytes of all its jobs, and peak_mb of its largest.
 
@@ -172,6 +172,7 @@ def forecast(
         runs: a small run, one with more images, and one with a larger sample.
         images: that a job of each rule reads.
         sample: images of the held-out sample.
+        batch: images in one pass through the ViT, which no more images of the sample enter at once.
     """
     first, more_images, more_sample = (r.jobs.groupby("rule").mean() for r in runs)
     peak = [r.jobs.groupby("rule")["peak_mb"].max() for r in runs]
@@ -184,10 +185,13 @@ def forecast(
             by_sample = max(0.0, here[2] - here[0]) / max(1, runs[2].sample - runs[0].sample)
             constant = max(0.0, here[0] - by_image * runs[0].images - by_sample * runs[0].sample)
             row[unit] = many * (constant + by_image * images[rule] + by_sample * sample)
-        small, large = (table.get(rule, usual["peak_mb"]) for table in peak[:2])
-        grown = large - small if large - small > _GREW else 0
-        more = max(0, images[rule] - runs[1].images) / max(1, runs[1].images - runs[0].images)
-        rows.append(row | {"peak_mb": max(small, large) + grown * more})
+        small, *larger = (table.get(rule, usual["peak_mb"]) for table in peak)
+        row["peak_mb"] = max(small, *larger)
+        read = (images[rule], runs[1].images, runs[0].images), (min(sample, batch), runs[2].sample, runs[0].sample)
+        for large, (whole, more, less) in zip(larger, read, strict=True):
+            if large - small > _GREW:
+                row["peak_mb"] += (large - small) * max(0, whole - more) / max(1, more - less)
+        rows.append(row)
     return pd.DataFrame(rows).sort_values("seconds", ascending=False, ignore_index=True)
 
 

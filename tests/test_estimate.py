@@ -24,17 +24,20 @@ def config(**changed):
 
 def cost(images, sample):
     """A small run in which a job of `measure` takes 3 s, .1 s an image and .2 s an image of the sample."""
-    rows = [("measure", 3 + 0.1 * images + 0.2 * sample, 600 + images, 1000 * images + 10), ("figure", 2.0, 500, 70)]
+    rows = [
+        ("measure", 3 + 0.1 * images + 0.2 * sample, 600 + images + 5 * sample, 1000 * images + 10),
+        ("figure", 2.0, 500, 70),
+    ]
     return estimate.Run(pd.DataFrame(rows, columns=["rule", "seconds", "peak_mb", "bytes"]), images, sample, 1.5)
 
 
 def test_each_part_of_the_cost_is_told_apart():
     runs = cost(100, 8), cost(200, 8), cost(100, 24)
     jobs = {"measure": 4, "figure": 9, "unknown": 2}
-    found = estimate.forecast(jobs, runs, dict.fromkeys(jobs, 5000), 300).set_index("rule")
+    found = estimate.forecast(jobs, runs, dict.fromkeys(jobs, 5000), 300, 64).set_index("rule")
     assert found.loc["measure", "seconds"] == pytest.approx(4 * (3 + 500 + 60))
     assert found.loc["measure", "bytes"] == pytest.approx(4 * (1000 * 5000 + 10))
-    assert found.loc["measure", "peak_mb"] == pytest.approx(600 + 5000)
+    assert found.loc["measure", "peak_mb"] == pytest.approx(600 + 5000 + 5 * 64, abs=100)
     assert found.loc["figure"].tolist() == [9, 18.0, 630.0, 500.0]
     assert found.loc["unknown", "seconds"] > 0 and found.index[0] == "measure"
 
