@@ -5,7 +5,8 @@
 
 Jobs and seconds come from Snakemake's metadata, which lie in `.snakemake` beside `results`. Seconds are from the start
 of a job's process to its end, summed over the rule's jobs; the wall time is from the first start to the last end. The
-peak memory of a rule is that of its largest job, from the last line of its log.
+peak memory of a rule is that of its largest job, from the last line of its log. The size is that of all files that its
+jobs wrote, as they are now.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import re
 from pathlib import Path
 
 import pandas as pd
+
+from sae import estimate
 
 
 def read(results: Path) -> pd.DataFrame:
@@ -40,13 +43,20 @@ def _peak(log: Path) -> float:
     return float(found[-1]) if found else float("nan")
 
 
-def summarise(jobs: pd.DataFrame) -> pd.DataFrame:
-    """Returns a row for each rule, and a last one for all: jobs, seconds, peak_mb."""
+def summarise(results: Path) -> pd.DataFrame:
+    """Returns a row for each rule of a finished run, and a last one for all: jobs, seconds, peak_mb, mb."""
+    jobs = read(results)
     jobs = jobs.assign(seconds=jobs["end"] - jobs["start"])
     rules = jobs.groupby("rule").agg(jobs=("rule", "size"), seconds=("seconds", "sum"), peak_mb=("peak_mb", "max"))
+    rules["mb"] = estimate.read(results).groupby("rule")["bytes"].sum() / 1e6
     rules = rules.sort_values("seconds", ascending=False)
     wall = jobs["end"].max() - jobs["start"].min()
-    everything = {"jobs": len(jobs), "seconds": rules["seconds"].sum(), "peak_mb": rules["peak_mb"].max()}
+    everything = {
+        "jobs": len(jobs),
+        "seconds": rules["seconds"].sum(),
+        "peak_mb": rules["peak_mb"].max(),
+        "mb": rules["mb"].sum(),
+    }
     return pd.concat([rules, pd.DataFrame(everything, ["all jobs"]), pd.DataFrame({"seconds": wall}, ["wall time"])])
 
 
@@ -54,7 +64,7 @@ def markdown(tables: dict[str, pd.DataFrame]) -> str:
     """Returns the tables of one or two runs, by name, side by side; a rule that one of them lacks has empty cells."""
     last = ["all jobs", "wall time"]
     rules = list(dict.fromkeys(rule for table in tables.values() for rule in table.index if rule not in last)) + last
-    units = {"jobs": "jobs", "seconds": "s", "peak_mb": "peak MB"}
+    units = {"jobs": "jobs", "seconds": "s", "peak_mb": "peak MB", "mb": "MB written"}
     head = ["rule", *(f"{unit}, {run}" if len(tables) > 1 else unit for run in tables for unit in units.values())]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for rule in rules:
@@ -68,4 +78,4 @@ if __name__ == "__main__":
     parser.add_argument("results", nargs="+", type=Path, help="one or two folders, such as results/concepts")
     folders = parser.parse_args().results
     names = [str(f) for f in folders] if len({str(f) for f in folders}) == len(folders) else ["before", "after"]
-    print(markdown({name: summarise(read(folder)) for name, folder in zip(names, folders, strict=True)}))
+    print(markdown({name: summarise(folder) for name, folder in zip(names, folders, strict=True)}))

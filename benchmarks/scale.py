@@ -70,7 +70,7 @@ def run(folder: Path, images: Path, count: int) -> pd.DataFrame:
         done = subprocess.run(command, stdout=file, stderr=file, env=os.environ | {"TQDM_DISABLE": "1"})
     if done.returncode:
         raise SystemExit(f"error: the run failed; see {log}")
-    return rules.summarise(rules.read(folder / "results/scale"))
+    return rules.summarise(folder / "results/scale")
 
 
 def markdown(tables: dict[int, pd.DataFrame]) -> str:
