@@ -29,7 +29,7 @@ rule estimate:
     localrule: True
     conda:
         ENV
-    threads: workflow.cores or 1
+    threads: 1024  # as many as the run has
     params:
         results=RESULTS,
     script:
