@@ -61,7 +61,7 @@ def test_pca_is_the_best_orthogonal_dictionary_and_its_gain_is_one(tokens, monke
     m = build(tokens, "pca", k=12)
     assert fidelity.fvu(tokens, m.decode(m.encode(tokens))) < 1e-6  # every direction has a sign that fires
     np.testing.assert_allclose(np.linalg.norm(m.W_enc, axis=1), 1, rtol=1e-4)
-    monkeypatch.setattr(clusters, "_TOKENS", 200)  # a sample tunes the gain, not the components
+    monkeypatch.setattr(clusters, "MOST_TOKENS", 200)  # a sample tunes the gain, not the components
     for seed in (0, 1):
         torch.testing.assert_close(build(tokens, "pca", seed=seed).W_dec, m.W_dec[:24])
     first = np.linalg.svd(tokens - tokens.mean(0), full_matrices=False)[2][0]
