@@ -55,7 +55,7 @@ class Run:
 
 
 def estimate(config: Mapping[str, Any], geometry: Geometry, results: Path, cores: int) -> str:
-    """Returns the forecast of what is left to do of an experiment, as text.
+    """Returns the forecast of an experiment's remaining jobs, as text.
 
     Args:
         config: the complete configuration.

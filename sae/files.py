@@ -86,7 +86,7 @@ def located(path: str | Path) -> Iterator[None]:
 
 
 class Rows:
-    """The array of an .npy file, of which rows are read when they are needed.
+    """The array of an .npy file; each read takes only the rows asked for.
 
     A memory map would count all that it ever read as memory of the process, which clusters limit.
 

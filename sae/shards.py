@@ -17,7 +17,7 @@ from sae.images import TRAIN
 
 @dataclass(frozen=True)
 class Drawn:
-    """A limit on the tokens of one shard: which images are stored with all tokens, and which tokens of which others.
+    """A limit on the tokens of one shard: the images stored with all tokens, and the tokens drawn from train images.
 
     Attributes:
         whole: ids of the images with all tokens.
