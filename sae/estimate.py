@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae import images
 from sae.clusters import MOST_TOKENS
 from sae.errors import InputError
 from sae.files import read_json
 from sae.geometry import Geometry
+from sae.images.manifest import MOST_RANKED, choose
+from sae.images.reading import image_files
 
 _IMAGES, _SAMPLE = 120, 8  # of the first small run; the others have two or three times as many of one of them
 _OF_ALL = ("concepts", "images", "manifest", "pixels", "extract", "statistics", "train", "imported")  # read all images
@@ -76,7 +77,7 @@ def estimate(config: Mapping[str, Any], geometry: Geometry, results: Path, cores
         more_images = run(small(2, 1), Path(folder) / "second", cores)
         more_sample = run(small(1, 3), Path(folder) / "first", cores)
     layers, chosen = (np.mean(c["grid"]["layers"]) + 1 for c in (config, small(1, 1)))
-    ranked = min(total, images.MOST_RANKED)
+    ranked = min(total, MOST_RANKED)
     sample = min(round(total * config["held_out"]), config["evaluation"]["images"])
     read = {rule: ranked for rule in jobs}
     read |= {rule: total for rule in _OF_ALL} | {rule: -(-total // config["shards"]) for rule in _BY_SHARD}
@@ -244,8 +245,8 @@ def _count(config: Mapping[str, Any]) -> int:
     if config["images"] == "concepts":
         return min(config["concepts"]["count"], config["limits"]["images"] or config["concepts"]["count"])
     folder = Path(config["images"])
-    paths = sorted(images.image_files(folder))
-    return len(images.choose(paths, folder, config["labels"], config["limits"]["images"] or len(paths)))
+    paths = sorted(image_files(folder))
+    return len(choose(paths, folder, config["labels"], config["limits"]["images"] or len(paths)))
 
 
 def _existing(path: Path) -> Path:

@@ -24,7 +24,8 @@ from sae.errors import InputError
 from sae.evidence import splice
 from sae.files import Rows, ahead, whole, write_json
 from sae.geometry import check_layer
-from sae.images import as_seen, ranked, read_image, shard
+from sae.images import ranked, shard
+from sae.images.reading import as_seen, read_image
 from sae.shards import Drawn, Part
 from sae.store import LARGEST
 
@@ -110,7 +111,7 @@ def extract(
     The tokens are float16, or float32 where one of the shard exceeds float16's range.
 
     Args:
-        pixels: .npy, uint8 [images, height, width, 3], as `images.decode` writes it.
+        pixels: .npy, uint8 [images, height, width, 3], as `images.pixels.decode` writes it.
         ids: the images' ids in the manifest, in the same order; with their paths, errors name these.
         batch: images in one forward pass.
         dtype: of the forward pass, float32, bfloat16 or float16 (the last two by autocast).

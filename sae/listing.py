@@ -1,4 +1,4 @@
-"""What the user's files say at present: hashes by content, so that a touched or moved file is the same file.
+"""Hashes of the user's files as they are now, by content: a touched or moved file is the same file.
 
 Snakemake compares them with those of the last run when it plans. Contents are read once and remembered with the sizes
 and times of the files.
@@ -17,9 +17,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sae import images, labelling
 from sae.errors import InputError
 from sae.files import sha256, whole
+from sae.images import labelling
+from sae.images.manifest import choose
+from sae.images.reading import image_files
 
 # Of an SAE's folder, of this project or another library, see `exchange.load`.
 SAE_FILES = ("cfg.json", "sae.json", "sae.pt", "sae.safetensors", "sae_weights.safetensors")
@@ -41,7 +43,7 @@ def listing(
         InputError: the folder or the CSV is missing, or the CSV cannot be read.
     """
     folder = Path(folder).expanduser()
-    paths = sorted(images.image_files(folder))
+    paths = sorted(image_files(folder))
     listed, splits, text = None, None, ""
     if labels is not None:
         labels = Path(labels).expanduser()
@@ -50,7 +52,7 @@ def listing(
         table = labelling.read_csv(labels)
         listed, text = sorted(table["path"]), sha256(labels)
         splits = sorted(zip(table["path"], table["split"], strict=True)) if "split" in table else None
-    chosen = images.choose(paths, folder, labels, most, seed)
+    chosen = choose(paths, folder, labels, most, seed)
     contents = _contents(folder, [path for path in paths if path in chosen], Path(memory))
     return {"images": _hash(contents, listed, splits), "labels": _hash(contents, text)}
 

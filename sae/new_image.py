@@ -26,6 +26,8 @@ from sae import vit as vits
 from sae.config import page_name
 from sae.errors import InputError
 from sae.evidence import attribution
+from sae.images.pixels import read_pixels
+from sae.images.reading import read_image
 from sae.store import Activations
 
 _LATENTS, _NEAREST, _PREDICTED = 8, 6, 5
@@ -71,7 +73,7 @@ def look(
             raise InputError(f"{results}: its ViT had a local checkpoint; load it with sae.vit.load and pass it as vit")
         vit = vits.load(**reference["model"], device=device.resolve("cpu"))
     try:
-        pixels = vits.pixel_transform(vit)(images.read_image(image)).transpose(1, 2, 0)
+        pixels = vits.pixel_transform(vit)(read_image(image)).transpose(1, 2, 0)
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{image}: cannot be read as an image: {error}") from error
     x = vits.normalise(vit)(pixels[None])
@@ -162,7 +164,7 @@ def _nearest(results: Path, point: Path, codes: latent_codes.Codes, manifest: pd
     cosine = known.images @ own / np.maximum(lengths * np.linalg.norm(own), 1e-12)
     best = np.flatnonzero(train)[np.argsort(-cosine[train], kind="stable")[:_NEAREST]]
     ids = known.image_ids[best]
-    shown = images.pictures(manifest, sorted((results / "pixels").glob("shard=*.npy")), ids.tolist())
+    shown = read_pixels(manifest, sorted((results / "pixels").glob("shard=*.npy")), ids.tolist())
     rows = manifest.set_index("id").loc[ids]
     labels = rows["label"] if "label" in rows else rows["path"]
     return "".join(

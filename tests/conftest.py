@@ -14,10 +14,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from PIL import Image
+
+from sae import images
 
 ROOT = Path(__file__).parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network, not even to fail slowly
@@ -52,6 +55,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = _VISIBLE if cuda else ""  # for processes that a test starts
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def manifest(folder: Path, labels: Path | None = None, held_out: float = 0.5) -> pd.DataFrame:
+    """Lists and labels the images of a folder, as the rules `images` and `manifest` do."""
+    return images.label(images.list_images(folder, labels, held_out), folder, labels)
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB", **save: object) -> Path:

@@ -12,9 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, picture
+from conftest import ROOT, manifest, picture
 
-from sae import images
 from sae.files import whole
 
 crash = runpy.run_path(str(ROOT / "benchmarks/crash.py"))
@@ -117,12 +116,12 @@ def test_an_image_without_permission_is_broken_with_a_reason_and_the_folder_may_
     with tempfile.TemporaryDirectory() as folder:
         for i in range(30):
             picture(Path(folder) / f"{i:02d}.png", seed=i)
-        images.build_manifest(folder, held_out=0.3)  # imports what a stranger may not read
+        manifest(folder, held_out=0.3)  # imports what a stranger may not read
         (Path(folder) / "07.png").chmod(0)
         Path(folder).chmod(0o555)
         os.seteuid(65534)
         try:
-            table = images.build_manifest(folder, held_out=0.3)
+            table = manifest(folder, held_out=0.3)
         finally:
             os.seteuid(0)
     broken = table[table["status"] != "ok"]

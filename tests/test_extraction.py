@@ -190,7 +190,7 @@ def test_the_reference_is_one_pass_of_the_whole_model(images, name):
 
 def test_of_very_many_images_the_reference_reads_a_sample(model, images, monkeypatch):
     paths, manifest, pixels = images
-    monkeypatch.setattr("sae.images.MOST_RANKED", 3)
+    monkeypatch.setattr("sae.images.manifest.MOST_RANKED", 3)
     rows = ranked(manifest, [1, 9])["id"].tolist()
     assert {1, 9} <= {*rows} and len(rows) < 6
     places = [i - (i > 4) for i in rows]  # image 4 is not used

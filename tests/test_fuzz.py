@@ -13,7 +13,7 @@ import pytest
 import small
 import torch
 import yaml
-from conftest import ROOT, picture
+from conftest import ROOT, manifest, picture
 from hostile import exif, with_exif
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +23,7 @@ from sae import autoencoder, files, images, latent_codes, store, vit
 from sae.config import complete
 from sae.errors import InputError
 from sae.files import sha256, write_arrays, write_table
+from sae.images.reading import inspect, read_image
 from sae.store import Activations
 from sae.training.checkpoint import Checkpoint
 
@@ -180,7 +181,7 @@ def listed(place):
     """A folder of images and its manifest."""
     for i in range(6):
         picture(place / "pets" / f"{i % 2}" / f"{i}.png", seed=i)
-    return place / "pets", images.build_manifest(place / "pets", held_out=0.5)
+    return place / "pets", manifest(place / "pets", held_out=0.5)
 
 
 @fuzz(100)
@@ -215,7 +216,7 @@ def test_labels(place, listed, rows, separator, end, encoding, head):
     file = place / "labels.csv"
     text = head.replace(",", separator) + end.join(separator.join(row) for row in rows)
     file.write_bytes(text.encode(encoding, "replace"))
-    table = read(images.build_manifest, listed[0], file, 0.5)
+    table = read(manifest, listed[0], file, 0.5)
     assert table is None or (len(table) == 6 and (table["status"] == "ok").any())
 
 
@@ -223,7 +224,7 @@ def test_labels(place, listed, rows, separator, end, encoding, head):
 @given(content=st.binary(max_size=60))
 def test_labels_of_any_bytes(place, listed, content):
     (place / "labels.csv").write_bytes(content)
-    read(images.build_manifest, listed[0], place / "labels.csv", 0.5)
+    read(manifest, listed[0], place / "labels.csv", 0.5)
 
 
 ENTRY = st.tuples(
@@ -247,10 +248,10 @@ def test_exif_and_images(place, entries, order, ending, data):
     if ending == "jpg":
         content = with_exif(content, exif(*entries, order=order))
     file.write_bytes(data.draw(damaged(content)) if data.draw(st.booleans()) else content)
-    row = images._inspect(file)
+    row = inspect(file)
     assert row["status"] in ("ok", "broken", "huge") and (row["reason"] or row["status"] == "ok")
     if row["status"] == "ok":
-        assert images.read_image(file).size == (row["width"], row["height"])
+        assert read_image(file).size == (row["width"], row["height"])
 
 
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())

@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CUT, ROOT, picture, snakemake
+from conftest import CUT, ROOT, manifest, picture, snakemake
 from hostile import NAMES, corners_of, fill
 
 import sae
 from sae import images, latent_codes, vit
 from sae.errors import InputError
 from sae.files import read_json, sha256, write_json, write_table
+from sae.images.reading import read_image
 from sae.store import Activations
 
 
@@ -29,7 +30,7 @@ def corpus(tmp_path_factory):
     """The folder, what must become of each path, and its manifest by path."""
     folder = tmp_path_factory.mktemp("hostile") / "pictures {x} 'n' \"$HOME\" é\n"
     kinds = fill(folder)
-    return folder, kinds, images.build_manifest(folder, held_out=0.4).set_index("path")
+    return folder, kinds, manifest(folder, held_out=0.4).set_index("path")
 
 
 def test_every_file_is_in_the_manifest_as_it_should_be(corpus):
@@ -50,7 +51,7 @@ def test_every_image_looks_as_a_person_sees_it(corpus):
     folder, kinds, table = corpus
     for path, kind in kinds.items():
         if kind.status == "ok":
-            image = images.read_image(folder / path)
+            image = read_image(folder / path)
             assert image.mode == "RGB" and image.size == (table.at[path, "width"], table.at[path, "height"]), path
             assert np.abs(corners_of(image) - kind.corners).max() <= 12, (path, corners_of(image), kind.corners)
 
@@ -127,7 +128,7 @@ def test_a_folder_of_100_000_files(tmp_path):
         picture(tmp_path / f"{i}.png", seed=i)
     for i in range(100_000):
         (tmp_path / f"x{i:06d}.png").touch()
-    table = images.build_manifest(tmp_path, held_out=0.5)
+    table = manifest(tmp_path, held_out=0.5)
     assert table["status"].value_counts().to_dict() == {"broken": 100_000, "ok": 6}
     assert images.summary(table).endswith("and 99980 more, see the manifest's column `reason`")
 
@@ -138,7 +139,7 @@ def test_a_folder_that_cannot_be_read_is_named(pets, monkeypatch):
         os.mkdir("d" * 250)  # noqa: PTH102
         os.chdir("d" * 250)
     with pytest.raises(InputError, match="the folder cannot be read: File name too long; correct or remove it"):
-        images.build_manifest(pets, held_out=0.5)
+        manifest(pets, held_out=0.5)
 
 
 @pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "cat/../../secret.png", "x" * 5000, "a\0.png"])
@@ -146,12 +147,12 @@ def test_a_labels_csv_reaches_no_other_files(pets, tmp_path, path):
     picture(tmp_path / "secret.png")
     (tmp_path / "labels.csv").write_text(f"path,label\ncat/1.png,a\ndog/0.png,b\n{path},c\n")
     with pytest.raises(InputError, match=r"is no image of|are not in|cannot be read as CSV"):
-        images.build_manifest(pets, tmp_path / "labels.csv")
+        manifest(pets, tmp_path / "labels.csv")
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "cat/../../secret.png"])
 def test_a_tampered_manifest_reaches_no_other_files(pets, tmp_path, path):
-    table = images.build_manifest(pets, held_out=0.5)
+    table = manifest(pets, held_out=0.5)
     table.loc[0, ["path", "sha256"]] = [path, sha256(picture(tmp_path / "secret.png"))]
     write_table(tmp_path / "manifest.parquet", table)
     with pytest.raises(InputError, match="leads out of the folder of images; delete it and run again"):
@@ -247,7 +248,7 @@ def test_codes_that_point_outside_their_matrix_are_refused(tmp_path):
 def test_messages_about_odd_names_are_one_line(tmp_path):
     name = os.fsdecode(b"\xff\n\x1b[31m")
     with pytest.raises(InputError) as caught:
-        images.build_manifest(tmp_path / name)
+        manifest(tmp_path / name)
     assert str(caught.value).isprintable() and r"\n\x1b[31m" in str(caught.value)
 
 

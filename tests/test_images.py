@@ -7,17 +7,15 @@ import struct
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import picture
+from conftest import manifest, picture
 from hostile import exif, with_exif
 from PIL import Image, ImageOps
 
 from sae import images
 from sae.errors import InputError
-from sae.near_duplicates import near_duplicates
-
-
-def manifest(folder, **options):
-    return images.build_manifest(folder, held_out=options.pop("held_out", 0.5), **options)
+from sae.images.near_duplicates import near_duplicates
+from sae.images.pixels import decode
+from sae.images.reading import read_image
 
 
 def row(table, path):
@@ -62,7 +60,7 @@ def test_sixteen_bits_are_scaled_not_clipped(pets):
     values = np.linspace(0, 65535, 400).reshape(20, 20).astype(np.uint16)
     Image.fromarray(values).save(pets / "deep.png")
     assert row(manifest(pets), "deep.png")["status"] == "ok"
-    grey = np.asarray(images.read_image(pets / "deep.png").convert("L")).ravel()
+    grey = np.asarray(read_image(pets / "deep.png").convert("L")).ravel()
     assert abs(int(grey[200]) - 128) <= 2
 
 
@@ -118,15 +116,15 @@ def test_pixels_are_decoded_in_order_and_changes_are_noticed(pets, tmp_path):
         return np.asarray(image.resize((8, 8))).transpose(2, 0, 1)
 
     out = tmp_path / "pixels.npy"
-    images.decode(rows, pets, transform, out, threads=2)
+    decode(rows, pets, transform, out, threads=2)
     pixels = np.load(out)
     assert pixels.shape == (4, 8, 8, 3)
-    third = transform(images.read_image(pets / rows["path"].iloc[2])).transpose(1, 2, 0)
+    third = transform(read_image(pets / rows["path"].iloc[2])).transpose(1, 2, 0)
     np.testing.assert_array_equal(pixels[2], third)
 
     picture(pets / rows["path"].iloc[0], seed=4242)
     with pytest.raises(InputError, match="changed since"):
-        images.decode(rows, pets, transform, out)
+        decode(rows, pets, transform, out)
     with pytest.raises(InputError, match="only 12 images"):
         images.shard(table, 0, 13)
 
@@ -180,7 +178,7 @@ def test_a_malformed_exif_tag_beside_the_orientation_stops_nothing(pets, tag, ki
     path.write_bytes(with_exif(jpeg, block))
     found = row(manifest(pets), "cat/phone.jpg")
     assert found[["status", "width", "height"]].tolist() == ["ok", 24, 40]
-    assert images.read_image(path).size == (24, 40)
+    assert read_image(path).size == (24, 40)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -194,7 +192,7 @@ def test_every_orientation_in_every_format_is_turned_as_pillow_does(pets, ending
     with Image.open(path) as image:
         image.load()
         wanted = ImageOps.exif_transpose(image).convert("RGB")
-    np.testing.assert_array_equal(np.asarray(images.read_image(path)), np.asarray(wanted))
+    np.testing.assert_array_equal(np.asarray(read_image(path)), np.asarray(wanted))
     found = row(manifest(pets), f"cat/turned.{ending}")
     assert (found["width"], found["height"]) == wanted.size == ((24, 40) if orientation >= 5 else (40, 24))
 
@@ -203,7 +201,7 @@ def test_every_orientation_in_every_format_is_turned_as_pillow_does(pets, ending
 def test_tiffs_of_more_than_eight_bits_are_scaled_by_the_bits_that_hold_them(pets, dtype, high, bits):
     grey = np.linspace(0, high, 32 * 32).reshape(32, 32).astype(dtype)
     Image.fromarray(grey).save(pets / "cat/cell.tif")
-    seen = np.asarray(images.read_image(pets / "cat/cell.tif"))[..., 0]
+    seen = np.asarray(read_image(pets / "cat/cell.tif"))[..., 0]
     np.testing.assert_array_equal(seen, grey >> (bits - 8))
     assert seen.max() == 255 and row(manifest(pets), "cat/cell.tif")["status"] == "ok"
 

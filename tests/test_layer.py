@@ -58,7 +58,7 @@ def test_dense_features_are_mean_and_maximum(given):
 
 
 def test_the_sample_is_among_the_ranked_images_however_many_there_are(given, monkeypatch):
-    monkeypatch.setattr(images, "MOST_RANKED", 5)
+    monkeypatch.setattr("sae.images.manifest.MOST_RANKED", 5)
     rows = images.ranked(given.layer.manifest, given.layer.sample)
     assert set(given.layer.sample) <= set(rows["id"]) and len(rows) <= 5 + len(given.layer.sample)
     assert rows["id"].is_monotonic_increasing

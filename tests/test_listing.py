@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import picture, planned, snakemake
 
-from sae import images
 from sae import listing as listings
 from sae.errors import InputError
+from sae.images.manifest import choose
+from sae.images.reading import image_files
 from sae.listing import listing, weights
 
 
@@ -59,8 +60,8 @@ def test_with_a_limit_only_changes_of_the_chosen_images_are_seen(pets, tmp_path)
     def now(**limits):
         return listing(pets, None, tmp_path / "memory", **limits)["images"]
 
-    paths = sorted(images.image_files(pets))
-    chosen = images.choose(paths, pets, None, 5)
+    paths = sorted(image_files(pets))
+    chosen = choose(paths, pets, None, 5)
     first, of_all = now(most=5), now()
     picture(pets / next(path for path in paths if path not in chosen), seed=3000)
     assert now(most=5) == first != now(most=5, seed=1) and now() != of_all

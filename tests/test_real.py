@@ -4,11 +4,13 @@ deit_tiny_patch16_224.safetensors and images/<synset>/*.jpg."""
 import os
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
 
 from sae import extraction, images, vit
+from sae.images.pixels import decode
 from sae.store import Activations
 
 REAL = Path(os.environ.get("SAE_REAL_DATA", "/nonexistent"))
@@ -16,11 +18,11 @@ pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="SAE_REAL_DATA does no
 
 
 def test_deit_recognises_photographs_and_still_does_when_resumed_from_stored_tokens(tmp_path):
-    manifest = images.build_manifest(REAL / "images", held_out=0.1)
+    manifest = conftest.manifest(REAL / "images", held_out=0.1)
     assert (manifest["status"] == "ok").all()
     manifest = images.used(manifest, images.HELD_OUT)
     model = vit.load("deit_tiny_patch16_224", REAL / "deit_tiny_patch16_224.safetensors")
-    images.decode(manifest, REAL / "images", vit.pixel_transform(model), tmp_path / "pixels.npy", 1)
+    decode(manifest, REAL / "images", vit.pixel_transform(model), tmp_path / "pixels.npy", 1)
     ids = manifest["id"].tolist()
     clean = extraction.reference(model, [tmp_path / "pixels.npy"], manifest, ids)["logits"]
     facts = extraction.describe(model, manifest, ids, clean)

@@ -40,7 +40,7 @@ def test_a_change_counts_where_it_is_imported_directly_or_not(copy):
     names = ("baselines", "train", "manifest", "layers_table")
     assert changed(copy, "sae/baselines.py", "\nx = 1\n", *names) == [True, False, False, False]
     assert changed(copy, "sae/training/step.py", "\nx = 1\n", *names[1:]) == [True, False, False]
-    assert changed(copy, "sae/near_duplicates.py", "\nx = 1\n", "manifest", "layers_table") == [True, False]
+    assert changed(copy, "sae/images/near_duplicates.py", "\nx = 1\n", "manifest", "layers_table") == [True, False]
     assert changed(copy, "sae/files.py", "\nx = 1\n", *names) == [True] * 4
 
 

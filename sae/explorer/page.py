@@ -21,6 +21,7 @@ from sae.evidence.measures import FOUND, MEASURES
 from sae.explorer import class_pages, parts, point, words
 from sae.figures import style
 from sae.files import whole
+from sae.images.pixels import read_pixels
 from sae.latent_codes import HISTOGRAM_EDGES
 
 _WEB = Path(__file__).parent / "web"
@@ -135,5 +136,5 @@ def pictures(folder: Path, manifest: pd.DataFrame, shards: Sequence[str], ids: S
         part.mkdir()
         ordered = sorted({*ids})
         for first in range(0, len(ordered), 1000):
-            for image, pixels in images.pictures(manifest, shards, ordered[first : first + 1000]).items():
+            for image, pixels in read_pixels(manifest, shards, ordered[first : first + 1000]).items():
                 Image.fromarray(pixels).save(part / f"{image}.webp", quality=85, method=4)

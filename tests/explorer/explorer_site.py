@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pandas as pd
 import small
@@ -48,7 +49,7 @@ def build(folder: Path, tokens: str = "patches", count: int = 72) -> Site:
         row, column = rng.integers(0, 3, 2) * 16
         pixels[row : row + 32, column : column + 32, i % 3] += 160  # a class is the colour of a square somewhere
         Image.fromarray(pixels.astype(np.uint8)).save(path)
-    manifest = images.build_manifest(pictures)
+    manifest = conftest.manifest(pictures, held_out=0.2)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=3).eval().requires_grad_(False)
     np.save(folder / "pixels.npy", [np.asarray(Image.open(pictures / path)) for path in images.used(manifest)["path"]])
     layers, saes, measured, evidence = {}, {}, {}, {}

@@ -13,6 +13,7 @@ from sae import files, images, jobs
 from sae.figures import latents as sheets
 from sae.figures import style
 from sae.geometry import Geometry
+from sae.images.pixels import read_pixels
 
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake):
@@ -28,7 +29,7 @@ with jobs.job(snakemake):
         latents,
         shown,
         manifest,
-        images.pictures(manifest, snakemake.input.pixels, shown["image_id"].unique().tolist()),
+        read_pixels(manifest, snakemake.input.pixels, shown["image_id"].unique().tolist()),
         codes.patch_maps(pairs, patches),
         f"Layer {point.layer}, k {point.k}, {point.method}, seed {point.seed}: images and patches of single latents",
     )

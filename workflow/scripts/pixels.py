@@ -7,6 +7,7 @@ hand_over(wait=30)
 from pathlib import Path
 
 from sae import feasibility, images, jobs, vit
+from sae.images.pixels import decode
 
 asked = snakemake.config
 with jobs.job(snakemake):
@@ -14,6 +15,4 @@ with jobs.job(snakemake):
     table = images.read_manifest(snakemake.input.images)
     feasibility.check(asked, vit.geometry(model), len(images.used(table, images.TRAIN)))
     part = images.shard(table, int(snakemake.wildcards.shard), asked["shards"])
-    images.decode(
-        part, jobs.source(snakemake)[0], vit.pixel_transform(model), Path(snakemake.output[0]), snakemake.threads
-    )
+    decode(part, jobs.source(snakemake)[0], vit.pixel_transform(model), Path(snakemake.output[0]), snakemake.threads)

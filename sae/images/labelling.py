@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import os
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -146,3 +148,20 @@ def by_csv(table: pd.DataFrame, folder: Path, labels: Path, columns: Sequence[st
 def _plain(path: str) -> str:
     """Returns a path as other systems write it: Windows' backslashes, and macOS's letters with separate accents."""
     return unicodedata.normalize("NFC", path.replace("\\", "/").removeprefix("./").strip())
+
+
+def describe(label: str) -> str:
+    """Returns ImageNet's first word for a synset ("n02123045" -> "tabby"), any other label as it is."""
+    synset = label.split("/")[-1]
+    if not re.fullmatch(r"n\d{8}", synset):
+        return label
+    return _synsets().get(synset, label).split(",")[0]
+
+
+@cache
+def _synsets() -> dict[str, str]:
+    # Read from timm's files: the import of timm takes seconds, and jobs without a ViT need these words too.
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None and spec.origin is not None
+    lines = (Path(spec.origin).parent / "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()
+    return dict(line.split("\t") for line in lines)
