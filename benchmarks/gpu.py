@@ -225,6 +225,7 @@ def extraction(out: Out, device: str, small: bool) -> None:
 
     from sae import extraction as extract
     from sae import vit
+    from sae.shards import Part
 
     def measure(name: str, count: int, dtype: str, batch: int) -> None:
         model = timm.create_model(name, **({"img_size": 32, "depth": 2} if small else {})).eval().to(device)
@@ -234,7 +235,7 @@ def extraction(out: Out, device: str, small: bool) -> None:
             np.save(pixels, np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8))
             for _ in range(2):  # the first readies the device
                 began = time.perf_counter()
-                extract.extract(model, pixels, range(count), layer, shard, batch, dtype)
+                extract.extract(model, pixels, [Part(shard, range(count))], layer, batch, dtype)
             rate = count / (time.perf_counter() - began)
         x = torch.randn(batch, 3, side, side, device=device)
 

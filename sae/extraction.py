@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -26,7 +26,7 @@ from sae.files import Rows, ahead, whole, write_json
 from sae.geometry import check_layer
 from sae.images import ranked, shard
 from sae.images.reading import as_seen, read_image
-from sae.shards import Drawn, Part
+from sae.shards import Part
 from sae.store import LARGEST
 
 _THUMBNAIL = 8  # side, pixels
@@ -98,36 +98,33 @@ def _pixels_of(vit: vits.Model) -> Callable[[Sequence[str | Path | Image.Image]]
 def extract(
     vit: vits.Model,
     pixels: Path,
-    ids: Mapping[int, str] | Sequence[int],
+    parts: Sequence[Part],
     layer: int,
-    out: Path,
     batch: int = 64,
     dtype: str = "float32",
+    names: Sequence[str] | None = None,
     provenance: Callable[[], dict[str, Any]] | None = None,
-    drawn: Drawn | None = None,
 ) -> None:
-    """Writes the tokens after block `layer` of every image of one shard to `out` (.npy) and its .json.
+    """Writes the tokens after block `layer` of the images of one shard to the files of `parts`, and their .json files.
 
     The tokens are float16, or float32 where one of the shard exceeds float16's range.
 
     Args:
         pixels: .npy, uint8 [images, height, width, 3], as `images.pixels.decode` writes it.
-        ids: the images' ids in the manifest, in the same order; with their paths, errors name these.
+        parts: the files, of images in the same order.
         batch: images in one forward pass.
         dtype: of the forward pass, float32, bfloat16 or float16 (the last two by autocast).
+        names: of the images, for errors; None: their numbers.
         provenance: called at the end; returns the shard's provenance.
-        drawn: limits the tokens: `out` holds its images alone, and another file its tokens.
 
     Raises:
         InputError: there is no such layer, or an activation is not finite or above `store.LARGEST`.
     """
     geometry = vits.geometry(vit)
     check_layer(layer, geometry.blocks)
-    names = [*ids.values()] if isinstance(ids, Mapping) else [str(i) for i in ids]
-    images, every = Rows(pixels), np.array([*ids], np.int64)
-    parts = [Part(out, every, np.ones(len(every), bool) if drawn is None else np.isin(every, drawn.whole))]
-    if drawn is not None:
-        parts.append(Part(drawn.out, every, np.isin(every, drawn.ids), drawn.places))
+    images = Rows(pixels)
+    if names is None:
+        names = [str(i) for i in range(len(images))]
     with ExitStack() as stack:
         paths = [stack.enter_context(whole(part.path)) for part in parts]
         for kind in (torch.float16, torch.float32):
@@ -142,15 +139,11 @@ def extract(
         facts = {
             "version": 2,
             "layer": layer,
-            "ids": every[part.chosen].tolist(),
-            "shape": part.shape,
             "roles": list(geometry.prefix) if part.places is None else [],
             "patches": list(geometry.patches),
-            "sha256": part.checksum.hexdigest(),
             "provenance": provenance and provenance(),
         }
-        drawn_tokens = {} if part.places is None else {"places": part.places.tolist()}
-        write_json(part.path.with_suffix(".json"), facts | drawn_tokens)
+        write_json(part.path.with_suffix(".json"), facts | part.facts())
 
 
 def _store(
@@ -160,7 +153,7 @@ def _store(
     batch: int,
     dtype: str,
     kind: torch.dtype,
-    paths: Sequence[str],
+    names: Sequence[str],
     parts: Sequence[Part],
 ) -> bool:
     """Writes the images' tokens as `kind`; returns False if this cannot hold an activation.
@@ -213,7 +206,7 @@ def _store(
             if under_way and (part is None or len(under_way) == _UNDER_WAY):
                 first, tokens, done = under_way.popleft()
                 if (written := done.result()) is None:
-                    _check(tokens, paths[first:], f"layer {layer}, activations", low)
+                    _check(tokens, names[first:], f"layer {layer}, activations", low)
                     return False
                 hashed.result()
                 hashed = hasher.submit(add, written)

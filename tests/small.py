@@ -17,6 +17,7 @@ from sae import device, extraction, layer, measure
 from sae.evidence import attribution, judge, splice, summary
 from sae.latent_codes import Codes
 from sae.layer import Layer
+from sae.shards import Part
 from sae.store import Activations
 from sae.training import Source
 
@@ -86,7 +87,8 @@ def setup(
     ids = splice.sample(manifest, sample)
     seen = extraction.reference(vit, [folder / "pixels.npy"], manifest, ids)
     shard = folder / f"layer={number}.npy"
-    extraction.extract(vit, folder / "pixels.npy", manifest.loc[manifest["status"] == "ok", "id"], number, shard)
+    used = manifest.loc[manifest["status"] == "ok", "id"]
+    extraction.extract(vit, folder / "pixels.npy", [Part(shard, used)], number)
     train = manifest.loc[(manifest["status"] == "ok") & (manifest["split"] == "train"), "id"]
     statistics = layer.statistics([shard], tokens, train)
     here = Layer([shard], manifest, extraction.describe(vit, manifest, ids, seen["logits"]), statistics)

@@ -13,6 +13,7 @@ from sae import extraction, vit
 from sae.autoencoder import METHODS, SAEConfig, SparseAutoencoder
 from sae.errors import shortage
 from sae.evidence import fidelity, judge
+from sae.shards import Part
 from sae.training import checkpoint, loop, step
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -121,8 +122,10 @@ def test_extraction_gives_the_cpus_tokens(tmp_path, dtype):
     pixels = np.random.default_rng(0).integers(0, 256, (70, 64, 64, 3), np.uint8)
     np.save(tmp_path / "pixels.npy", pixels)
     model = vit.load("vit_tiny_patch16_224", "random", 64)
-    extraction.extract(model, tmp_path / "pixels.npy", range(70), 5, tmp_path / "cpu.npy")
-    extraction.extract(model.to("cuda"), tmp_path / "pixels.npy", range(70), 5, tmp_path / "cuda.npy", dtype=dtype)
+    extraction.extract(model, tmp_path / "pixels.npy", [Part(tmp_path / "cpu.npy", range(70))], 5)
+    extraction.extract(
+        model.to("cuda"), tmp_path / "pixels.npy", [Part(tmp_path / "cuda.npy", range(70))], 5, dtype=dtype
+    )
     here, there = (np.load(tmp_path / f"{device}.npy").astype(float) for device in ("cpu", "cuda"))
     assert np.abs(here - there).mean() / np.abs(here).mean() < (2e-3 if dtype == "float32" else 2e-2)
 

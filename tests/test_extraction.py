@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from sae import extraction, shards, vit
+from sae import extraction, vit
 from sae.errors import InputError
 from sae.files import check, read_json
 from sae.images import ranked
+from sae.shards import Part, limited
 from sae.store import Activations
 
 
@@ -43,7 +44,7 @@ def exact(model, pixels, layer=3):
 def test_a_shard_holds_all_tokens_in_order(model, images, tmp_path):
     paths, _, pixels = images
     out = tmp_path / "shard.npy"
-    extraction.extract(model, paths[1], range(25, 30), 3, out, batch=2, provenance=lambda: {"seed": 1})
+    extraction.extract(model, paths[1], [Part(out, range(25, 30))], 3, batch=2, provenance=lambda: {"seed": 1})
     stored = np.load(out)
     assert stored.dtype == np.float16 and stored.shape == (5, 5, 192)
     np.testing.assert_allclose(stored, exact(model, pixels[4:]), rtol=2e-3, atol=2e-3)
@@ -54,7 +55,7 @@ def test_a_shard_holds_all_tokens_in_order(model, images, tmp_path):
 
 def test_a_silent_progress_bar_changes_nothing(model, images, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "tqdm", partial(extraction.tqdm, disable=True))  # as TQDM_DISABLE=1 does
-    extraction.extract(model, images[0][1], range(25, 30), 3, tmp_path / "shard.npy", batch=2)
+    extraction.extract(model, images[0][1], [Part(tmp_path / "shard.npy", range(25, 30))], 3, batch=2)
     np.testing.assert_allclose(np.load(tmp_path / "shard.npy"), exact(model, images[2][4:]), rtol=2e-3, atol=2e-3)
     check(tmp_path / "shard.npy", read_json(tmp_path / "shard.json")["sha256"])
 
@@ -62,7 +63,7 @@ def test_a_silent_progress_bar_changes_nothing(model, images, tmp_path, monkeypa
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_lower_precision_is_close(model, images, tmp_path, dtype):
     paths, _, pixels = images
-    extraction.extract(model, paths[0], range(4), 3, tmp_path / "low.npy", dtype=dtype)
+    extraction.extract(model, paths[0], [Part(tmp_path / "low.npy", range(4))], 3, dtype=dtype)
     expected = exact(model, pixels[:4])
     error = np.abs(np.load(tmp_path / "low.npy") - expected).mean() / np.abs(expected).mean()
     assert 0 < error < 0.05
@@ -70,7 +71,7 @@ def test_lower_precision_is_close(model, images, tmp_path, dtype):
 
 def test_batch_size_changes_nothing(model, images, tmp_path):
     for batch in (1, 4):
-        extraction.extract(model, images[0][0], range(4), 3, tmp_path / f"{batch}.npy", batch=batch)
+        extraction.extract(model, images[0][0], [Part(tmp_path / f"{batch}.npy", range(4))], 3, batch=batch)
     a, b = (np.load(tmp_path / f"{batch}.npy").astype(float) for batch in (1, 4))
     np.testing.assert_allclose(a, b, atol=2e-3)
 
@@ -93,7 +94,8 @@ def test_activations_that_cannot_be_computed_with_are_refused(images, tmp_path, 
     paths, manifest, _ = images
     broken = changed(bias=bias)
     with pytest.raises(InputError) as error:
-        extraction.extract(broken, paths[0], dict(enumerate(["a/b.png", *"cde"])), 3, tmp_path / "x.npy", dtype=dtype)
+        part = Part(tmp_path / "x.npy", range(4))
+        extraction.extract(broken, paths[0], [part], 3, dtype=dtype, names=["a/b.png", *"cde"])
     assert str(error.value) == f"layer 3, activations: image a/b.png {text}"
     assert not list(tmp_path.iterdir())  # nothing half-written is left
     if dtype == "float32" and not np.isfinite(bias):
@@ -104,11 +106,11 @@ def test_activations_that_cannot_be_computed_with_are_refused(images, tmp_path, 
 def test_drawn_tokens_are_those_of_the_whole_images(model, images, tmp_path):
     paths, manifest, _ = images
     rows = manifest.loc[5:].assign(split=["train", "held_out", "train", "train", "held_out"])
-    selected, out, found = slice(1, None), tmp_path / "train=1.npy", []
-    extraction.extract(model, paths[1], rows["id"].tolist(), 3, tmp_path / "full.npy")
+    out, found = tmp_path / "train=1.npy", []
+    extraction.extract(model, paths[1], [Part(tmp_path / "full.npy", rows["id"])], 3)
     for seed in (0, 1):
-        drawn = shards.draw(rows, np.array([6, 8, 2]), selected, ["class", *["patch"] * 4], 3, seed, out)
-        extraction.extract(model, paths[1], rows["id"].tolist(), 3, tmp_path / "shard=1.npy", batch=2, drawn=drawn)
+        parts = limited(rows, np.array([6, 8, 2]), np.arange(1, 5), 3, seed, tmp_path / "shard=1.npy", out)
+        extraction.extract(model, paths[1], parts, 3, batch=2)
         full, whole, tokens = (np.load(tmp_path / name) for name in ("full.npy", "shard=1.npy", "train=1.npy"))
         facts = read_json(out.with_suffix(".json"))
         places = np.array(facts["places"])
@@ -122,15 +124,15 @@ def test_drawn_tokens_are_those_of_the_whole_images(model, images, tmp_path):
         assert Activations.open([tmp_path / "shard=1.npy"], "class").ids.tolist() == [6, 8]
         found.append(places)
     assert (found[0] != found[1]).any()
-    everything = shards.draw(rows, np.array([6]), selected, ["class", *["patch"] * 4], 99, 0, out)
-    assert everything.places.tolist() == [[1, 2, 3, 4]] * 3
+    _, everything = limited(rows, np.array([6]), np.arange(1, 5), 99, 0, out, out)
+    assert everything.places is not None and everything.places.tolist() == [[1, 2, 3, 4]] * 3
 
 
 def test_drawn_tokens_beyond_float16_make_both_files_float32(images, tmp_path):
     paths, manifest, _ = images
     rows = manifest.loc[:3].assign(split="train")
-    drawn = shards.draw(rows, np.array([2]), slice(None), range(5), 2, 0, tmp_path / "train=0.npy")
-    extraction.extract(changed(factor=1e9), paths[0], range(4), 3, tmp_path / "shard=0.npy", batch=2, drawn=drawn)
+    parts = limited(rows, np.array([2]), np.arange(5), 2, 0, tmp_path / "shard=0.npy", tmp_path / "train=0.npy")
+    extraction.extract(changed(factor=1e9), paths[0], parts, 3, batch=2)
     for name, shape in (("shard=0", (1, 5, 192)), ("train=0", (4, 2, 192))):
         stored = np.load(tmp_path / f"{name}.npy")
         assert stored.dtype == np.float32 and stored.shape == shape
@@ -139,14 +141,14 @@ def test_drawn_tokens_beyond_float16_make_both_files_float32(images, tmp_path):
 
 def test_layers_there_are_not_are_refused(model, images, tmp_path):
     with pytest.raises(InputError, match=r"layer 12: this model has blocks 0\.\.11"):
-        extraction.extract(model, images[0][0], range(4), 12, tmp_path / "nan.npy")
+        extraction.extract(model, images[0][0], [Part(tmp_path / "nan.npy", range(4))], 12)
 
 
 def test_activations_beyond_float16_are_stored_as_float32(images, tmp_path, capsys):
     huge, (paths, _, pixels) = changed(factor=1e9), images
     for i, path in enumerate(paths):
         ids = range(4 * i, 4 * i + len(np.load(path)))
-        extraction.extract(huge, path, ids, 3, tmp_path / f"shard={i}.npy", batch=2)
+        extraction.extract(huge, path, [Part(tmp_path / f"shard={i}.npy", ids)], 3, batch=2)
     assert "layer 3: activations exceed float16's range; stored as float32" in capsys.readouterr().err
     stored = np.concatenate([np.load(tmp_path / f"shard={i}.npy") for i in range(2)])
     assert stored.dtype == np.float32 and np.abs(stored).max() > 1e5
@@ -155,8 +157,8 @@ def test_activations_beyond_float16_are_stored_as_float32(images, tmp_path, caps
 
 def test_half_of_a_layer_may_be_float32(model, images, tmp_path):
     paths, _, pixels = images
-    extraction.extract(model, paths[0], range(4), 3, tmp_path / "shard=0.npy")
-    extraction.extract(changed(bias=1e5), paths[1], range(4, 9), 3, tmp_path / "shard=1.npy")
+    extraction.extract(model, paths[0], [Part(tmp_path / "shard=0.npy", range(4))], 3)
+    extraction.extract(changed(bias=1e5), paths[1], [Part(tmp_path / "shard=1.npy", range(4, 9))], 3)
     x = Activations.open([tmp_path / f"shard={i}.npy" for i in range(2)], "all")
     assert [np.load(tmp_path / f"shard={i}.npy").dtype for i in range(2)] == [np.float16, np.float32]
     read = x.read(np.arange(9))

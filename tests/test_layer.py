@@ -9,6 +9,7 @@ import torch
 from sae import extraction, images, layer, vit
 from sae.errors import InputError
 from sae.images import HELD_OUT
+from sae.shards import Part
 from sae.store import Activations
 
 N = 300  # 75 of them held out: more than are read at once, and no multiple of that
@@ -72,7 +73,7 @@ def shards(tmp_path):
     for i, ids in enumerate((range(20, 26), range(26, 30))):
         np.save(tmp_path / "part.npy", rng.integers(0, 256, (len(ids), 32, 32, 3), np.uint8))
         paths.append(tmp_path / f"shard={i:04d}.npy")
-        extraction.extract(model, tmp_path / "part.npy", ids, 3, paths[-1])
+        extraction.extract(model, tmp_path / "part.npy", [Part(paths[-1], ids)], 3)
     return paths
 
 
@@ -104,7 +105,7 @@ def test_an_unhealthy_layer_is_called_so():
 def test_a_constant_layer_is_refused(tmp_path):
     broken = vit.load("vit_tiny_patch16_224", "random", 32)
     np.save(tmp_path / "same.npy", np.full((4, 32, 32, 3), 9, np.uint8))
-    extraction.extract(broken, tmp_path / "same.npy", range(4), 0, tmp_path / "shard.npy")
+    extraction.extract(broken, tmp_path / "same.npy", [Part(tmp_path / "shard.npy", range(4))], 0)
     with pytest.raises(InputError, match=r"shard\.npy: every token has the same activation"):
         layer.statistics([tmp_path / "shard.npy"], "class", range(4))
 

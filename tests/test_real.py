@@ -11,6 +11,7 @@ import torch
 
 from sae import extraction, images, vit
 from sae.images.pixels import decode
+from sae.shards import Part
 from sae.store import Activations
 
 REAL = Path(os.environ.get("SAE_REAL_DATA", "/nonexistent"))
@@ -29,7 +30,7 @@ def test_deit_recognises_photographs_and_still_does_when_resumed_from_stored_tok
     assert facts["known_labels"] == {"label": len(ids)}
     assert facts["accuracy"]["label"] > 0.75  # 0.86 over all 1,000
 
-    extraction.extract(model, tmp_path / "pixels.npy", ids, 6, tmp_path / "shard.npy")
+    extraction.extract(model, tmp_path / "pixels.npy", [Part(tmp_path / "shard.npy", ids)], 6)
     x = Activations.open([tmp_path / "shard.npy"], "all")
     blocks = [vit.resume(model, torch.from_numpy(b).float(), 6) for _, b in x.blocks(50)]
     resumed = np.concatenate([b.numpy() for b in blocks])

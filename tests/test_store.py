@@ -6,6 +6,7 @@ import torch
 
 from sae import extraction, store, vit
 from sae.errors import InputError
+from sae.shards import Part
 from sae.store import Activations
 
 
@@ -30,7 +31,7 @@ def shards(model, pixels, tmp_path):
         np.save(tmp_path / f"part{i}.npy", array[part])
         paths.append(tmp_path / f"shard={i:04d}.npy")
         ids = range(20 + part.start, 20 + part.stop)
-        extraction.extract(model, tmp_path / f"part{i}.npy", ids, 3, paths[-1], batch=4)
+        extraction.extract(model, tmp_path / f"part{i}.npy", [Part(paths[-1], ids)], 3, batch=4)
     return paths
 
 

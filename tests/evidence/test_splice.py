@@ -10,6 +10,7 @@ import torch
 from sae import extraction, vit
 from sae.autoencoder import SAEConfig, SparseAutoencoder
 from sae.evidence import splice
+from sae.shards import Part
 from sae.store import Activations
 
 LAYER = 4
@@ -24,7 +25,7 @@ def setting(request, tmp_path_factory):
     )
     pixels = np.random.default_rng(0).integers(0, 256, (12, *vit.geometry(model).side, 3), np.uint8)
     np.save(folder / "pixels.npy", pixels)
-    extraction.extract(model, folder / "pixels.npy", range(12), LAYER, folder / "shard.npy")
+    extraction.extract(model, folder / "pixels.npy", [Part(folder / "shard.npy", range(12))], LAYER)
     with torch.no_grad():
         clean = model(vit.normalise(model)(pixels)).numpy()
     return model, Activations.open([folder / "shard.npy"], "all"), clean
