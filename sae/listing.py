@@ -63,7 +63,7 @@ def weights(path: str | Path, memory: str | Path) -> str:
     Raises:
         InputError: there is no such file.
     """
-    missing = f"model.checkpoint {path}: no such file; give a .safetensors or .pth file of weights, or null"
+    missing = f"checkpoint {path}: no such file; give a .safetensors or .pth file of weights, or null"
     return _of_file(path, memory, missing)
 
 

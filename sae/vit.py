@@ -57,7 +57,7 @@ def load(
         parts = plain.split(".")[0][:12], plain.split("_")[0]
         patterns = [plain, *(f"{before}{part}*" for part in parts for before in ("", "*"))]
         near = next((found for pattern in patterns if (found := timm.list_models(pattern)[:4])), [])
-        raise InputError(f"model.name {name}: timm has no such model{'; near it: ' + ', '.join(near) if near else ''}")
+        raise InputError(f"model {name}: timm has no such model{'; near it: ' + ', '.join(near) if near else ''}")
     path = None if checkpoint in (None, "random") else Path(checkpoint).expanduser()
     weights = None if path is None else weight_files.read(path)
     try:
@@ -70,8 +70,8 @@ def load(
         # timm, its hub client and the model's constructor raise different kinds of errors here.
         wanted = "its pretrained weights" if checkpoint is None else "this model"
         raise InputError(
-            f"model.name {name}: timm could not make {wanted}: {_first_line(error)}; "
-            "with no network, give a local file as model.checkpoint"
+            f"model {name}: timm could not make {wanted}: {_first_line(error)}; "
+            "with no network, give a local file as its checkpoint"
         ) from error
     if weights is not None and path is not None:
         _fit_weights(model, weights, name, path)
@@ -312,7 +312,7 @@ def _fit_weights(model: Model, weights: dict[str, torch.Tensor], name: str, path
     if patch is not None and patch.ndim == 4 and wanted is not None and tuple(patch.shape[2:]) != wanted:
         # timm would resample the patches without a word: a model that nobody trained.
         raise InputError(
-            f"model.checkpoint {path}: does not fit {name}: its patches are {patch.shape[2]} pixels wide, "
+            f"checkpoint {path}: does not fit {name}: its patches are {patch.shape[2]} pixels wide, "
             f"the model's {wanted[0]}"
         )
     try:
@@ -322,12 +322,12 @@ def _fit_weights(model: Model, weights: dict[str, torch.Tensor], name: str, path
     except Exception as error:
         # adapting and loading raise different kinds of errors for shapes that do not fit.
         detail = str(error).splitlines()[-1].strip()
-        raise InputError(f"model.checkpoint {path}: does not fit {name}: {detail}") from error
+        raise InputError(f"checkpoint {path}: does not fit {name}: {detail}") from error
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the model does not have"
         if missing and extra:
             what += f" and has {extra[0]} instead"
-        raise InputError(f"model.checkpoint {path}: does not fit {name}: it {what}")
+        raise InputError(f"checkpoint {path}: does not fit {name}: it {what}")
 
 
 def _first_line(error: Exception) -> str:

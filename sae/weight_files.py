@@ -35,7 +35,7 @@ def timm_name(name: str) -> str:
     return re.sub(r"^(https?://(www\.)?(huggingface\.co|hf\.co)/|hf[-_]hub:)?timm/", "", name.strip()).rstrip("/")
 
 
-def read(path: Path, what: str = "model.checkpoint") -> dict[str, torch.Tensor]:
+def read(path: Path, what: str = "checkpoint") -> dict[str, torch.Tensor]:
     """Returns the weights of a file, safetensors or PyTorch's, whatever its ending; nothing in it is executed.
 
     Weights inside an entry such as `state_dict` or `model` are found. A prefix that all names share, such as

@@ -50,7 +50,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 def jobs(folder: Path, *arguments: str, **environment: str) -> dict[str, int]:
-    done = run(folder, "-n", "--quiet", "rules", *arguments, **environment)
+    done = run(folder, *arguments, "-n", "--quiet", "rules", **environment)
     assert done.returncode == 0, done.stderr
     return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.M)}
 
@@ -75,6 +75,22 @@ def test_another_rule_goes_on_with_a_result(finished):
     assert not (finished / "results").exists()
     done = run(finished)
     assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_below_a_prefix_another_experiment_is_found_and_an_sae_imported(finished, tmp_path):
+    """Paths in the configuration start from the folder of the run, without the prefix."""
+    point = "layer=3/k=4/method=topk/seed=0"
+    files = [f"codes/{point}/codes.safetensors", f"evidence/{point}/summary.parquet", f"metrics/{point}.parquet"]
+    files += [f"ranking/{point}/{name}.parquet" for name in ("latents", "images")]
+    for name in ("manifest.parquet", "reference/reference.json", *files):  # planning asks for no more
+        (tmp_path / "other" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "other" / name).touch()
+    sae = f"{finished}/vit/results/mine/sae/layer={{layer}}/k={{k}}/method=topk/seed=0"
+    grid = {"layers": [3], "ks": [4], "methods": ["imported"], "baselines": ["random"]}
+    given = {"name": "theirs", "with": "../other", "imported": os.path.relpath(sae, tmp_path / "outer"), "grid": grid}
+    snakefile = SNAKEFILE.replace('config["sae"]\n', 'config["sae"]\n    prefix: "vit"\n')
+    planned = jobs(outer(tmp_path / "outer", snakefile, sae=given | TINY), "sae_compare")
+    assert planned["sae_compare"] == planned["sae_imported"] == 1 and "sae_train" not in planned
 
 
 def test_verify_and_report_work_with_the_rules_of_both(finished):

@@ -91,7 +91,7 @@ def test_what_is_no_weights_is_named_in_one_line(tmp_path):
         with pytest.raises(InputError) as caught:
             read(tmp_path / name)
         message = str(caught.value)
-        assert message.startswith(f"model.checkpoint {tmp_path / name}: "), name
+        assert message.startswith(f"checkpoint {tmp_path / name}: "), name
         assert words in message and "\n" not in message, message
 
 

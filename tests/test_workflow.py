@@ -485,7 +485,7 @@ def test_the_snakemake_report_works_without_a_network(finished, ending):
     [
         ({"training": {"epochs": 1, "batch": 10**6}}, "error: batch 1000000: there are only 4"),
         ({"device": "cuda:7", "report": {"images": 5}}, "error: device cuda:7: this machine has"),
-        ({"model": {"checkpoint": "nothing.pth"}}, "error: model.checkpoint nothing.pth: no such file"),
+        ({"model": {"checkpoint": "nothing.pth"}}, "error: checkpoint nothing.pth: no such file"),
     ],
 )
 def test_mistakes_that_a_job_finds_are_one_line_and_lose_nothing(copy, change, message):
