@@ -24,11 +24,13 @@ import yaml
 from peers import machine
 
 import sae
-from sae import baselines, files, images, layer, measure, vit
+from sae import baselines, files, images, measure, vit
 from sae.autoencoder import METHODS
 from sae.evidence import attribution, judge
+from sae.evidence.layer_facts import LayerFacts
 from sae.evidence.measures import COMPARED, MEASURES
 from sae.geometry import Geometry
+from sae.layer import Layer
 from sae.training.config import BASELINES as FROZEN
 
 _HERE = Path(__file__).resolve().parent
@@ -53,8 +55,8 @@ class Bench:
         reference = files.read_json(results / "reference/reference.json")
         self._geometry, folder = Geometry(**reference["geometry"]), results / f"activations/layer={number}"
         shards, statistics = sorted(folder.glob("shard=*.npy")), files.read_json(folder / "statistics.json")
-        here = layer.Layer(shards, manifest, reference, statistics)
-        facts = layer.LayerFacts.load(folder / "layer.safetensors")
+        here = Layer(shards, manifest, reference, statistics)
+        facts = LayerFacts.load(folder / "layer.safetensors")
         backbone, logits = vit.load(**model), np.load(results / "reference/logits.npy")
         whole = here.tokens("all", here.sample)
         slopes = attribution.gradients(backbone, whole, number, here.selected, *here.centre)

@@ -21,8 +21,9 @@ from sae import vit as vits
 from sae.autoencoder import SparseAutoencoder
 from sae.evidence import attribution, interventions, one_factor, splice
 from sae.evidence.fidelity import Fidelity
+from sae.evidence.layer_facts import LayerFacts
 from sae.latent_codes import HISTOGRAM_EDGES, Codes, Growing, Tally
-from sae.layer import Layer, LayerFacts
+from sae.layer import Layer
 from sae.store import OUTLIER, Activations
 
 _PRE_ACTIVATIONS = 2**23  # how many are held at a time
@@ -101,7 +102,8 @@ def measure(model: SparseAutoencoder, setup: Setup, keep_all: bool = True) -> Me
     names = layer.reference["class_names"]
     truth = splice.targets(layer.manifest.set_index("id").loc[layer.sample], names)
     head = layer.geometry.outputs > 0
-    row |= splice.metrics(setup.logits, _spliced(model, setup, number, whole, sample), setup.facts, truth, names, head)
+    spliced = _spliced(model, setup, number, whole, sample)
+    row |= splice.metrics(setup.logits, spliced, setup.facts.mean, setup.facts.zero, truth, names, head)
     drawn = interventions.choose(sample, setup.latents)
     responses = interventions.run(setup.vit, model, whole, sample, drawn, setup.facts.clean, setup.images)
     attributions = attribution.attribute(model, sample, setup.gradients)

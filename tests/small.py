@@ -13,8 +13,8 @@ from scipy import sparse
 from torch import nn
 
 import sae
-from sae import device, extraction, layer, measure
-from sae.evidence import attribution, judge, splice, summary
+from sae import device, extraction, measure, statistics
+from sae.evidence import attribution, judge, layer_facts, splice, summary
 from sae.latent_codes import Codes
 from sae.layer import Layer
 from sae.shards import Part
@@ -90,10 +90,12 @@ def setup(
     used = manifest.loc[manifest["status"] == "ok", "id"]
     extraction.extract(vit, folder / "pixels.npy", [Part(shard, used)], number)
     train = manifest.loc[(manifest["status"] == "ok") & (manifest["split"] == "train"), "id"]
-    statistics = layer.statistics([shard], tokens, train)
-    here = Layer([shard], manifest, extraction.describe(vit, manifest, ids, seen["logits"]), statistics)
+    facts = statistics.of_tokens([shard], tokens, train)
+    here = Layer([shard], manifest, extraction.describe(vit, manifest, ids, seen["logits"]), facts)
     slopes = attribution.gradients(vit, here.tokens("all", here.sample), number, here.selected, *here.centre)
-    return measure.Setup(here, layer.facts(here, vit, number, size, 16), vit, seen["logits"], slopes, 16, **options)
+    return measure.Setup(
+        here, layer_facts.compute(here, vit, number, size, 16), vit, seen["logits"], slopes, 16, **options
+    )
 
 
 def train(given: measure.Setup, number: int, config: sae.TrainConfig, seed: int) -> sae.SparseAutoencoder:

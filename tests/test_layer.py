@@ -6,9 +6,11 @@ import small
 import timm
 import torch
 
-from sae import extraction, images, layer, vit
+from sae import extraction, images, statistics, vit
 from sae.errors import InputError
+from sae.evidence import layer_facts
 from sae.images import HELD_OUT
+from sae.layer import Layer
 from sae.shards import Part
 from sae.store import Activations
 
@@ -46,13 +48,13 @@ def test_outputs_with_ablated_tokens_are_the_models(given):
 
 def test_facts_survive_the_disk(given, tmp_path):
     given.facts.save(tmp_path / "layer.safetensors")
-    read = layer.LayerFacts.load(tmp_path / "layer.safetensors")
+    read = layer_facts.LayerFacts.load(tmp_path / "layer.safetensors")
     for name, value in vars(given.facts).items():
         np.testing.assert_array_equal(getattr(read, name), value)
 
 
 def test_dense_features_are_mean_and_maximum(given):
-    features = layer.dense_features(given.layer)
+    features = layer_facts.dense_features(given.layer)
     x = given.layer.tokens("patches", given.layer.ranked["id"])
     tokens = x.read(np.arange(N)).astype(np.float32)
     np.testing.assert_allclose(features, np.concatenate([tokens.mean(1), tokens.max(1)], 1), rtol=1e-5)
@@ -79,7 +81,7 @@ def shards(tmp_path):
 
 def test_statistics_use_the_train_images_only_and_scale_to_d(shards):
     train = [20, 21, 22, 26]
-    facts = layer.statistics(shards, "patches", train)
+    facts = statistics.of_tokens(shards, "patches", train)
     x = np.concatenate([b.reshape(-1, 192) for _, b in Activations.open(shards, "patches", train).blocks(9)]).astype(
         float
     )
@@ -96,10 +98,10 @@ def test_statistics_use_the_train_images_only_and_scale_to_d(shards):
 
 def test_an_unhealthy_layer_is_called_so():
     healthy = {"gamma": 0.3, "outlier_patches": 0.0, "largest_dimensions": [{"dimension": 5, "share": 0.02}]}
-    assert layer.warnings_about(healthy) == []
+    assert statistics.warnings_about(healthy) == []
     sick = {"gamma": 4.0, "outlier_patches": 0.02, "largest_dimensions": [{"dimension": 5, "share": 0.8}]}
-    assert len(layer.warnings_about(sick)) == 3
-    assert "Dimension 5 alone carries 80%" in layer.warnings_about(sick)[1]
+    assert len(statistics.warnings_about(sick)) == 3
+    assert "Dimension 5 alone carries 80%" in statistics.warnings_about(sick)[1]
 
 
 def test_a_constant_layer_is_refused(tmp_path):
@@ -107,12 +109,12 @@ def test_a_constant_layer_is_refused(tmp_path):
     np.save(tmp_path / "same.npy", np.full((4, 32, 32, 3), 9, np.uint8))
     extraction.extract(broken, tmp_path / "same.npy", [Part(tmp_path / "shard.npy", range(4))], 0)
     with pytest.raises(InputError, match=r"shard\.npy: every token has the same activation"):
-        layer.statistics([tmp_path / "shard.npy"], "class", range(4))
+        statistics.of_tokens([tmp_path / "shard.npy"], "class", range(4))
 
 
 def test_held_out_tokens_without_variance_are_refused(given):
     one = given.layer.manifest.assign(split=np.where(np.arange(N) == 0, HELD_OUT, "train"))
     reference = {**given.layer.reference, "ids": [0]}
-    few = layer.Layer(given.layer.shards, one, reference, {**given.layer.statistics, "tokens": "class"})
+    few = Layer(given.layer.shards, one, reference, {**given.layer.statistics, "tokens": "class"})
     with pytest.raises(InputError, match="all held-out tokens have the same activation"):
-        layer.facts(few, given.vit, 0, 24, 16)
+        layer_facts.compute(few, given.vit, 0, 24, 16)

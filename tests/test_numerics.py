@@ -10,9 +10,9 @@ import small
 import timm
 
 import sae
-from sae import baselines, layer
+from sae import baselines
 from sae.autoencoder import BASELINES, METHODS
-from sae.evidence import judge
+from sae.evidence import judge, layer_facts
 from sae.files import write_json, write_table
 
 F = 24
@@ -65,7 +65,7 @@ def check(folder, measured, tables):
 def test_statistics_and_facts_are_finite(given, tmp_path):
     write_json(tmp_path / "statistics.json", given.layer.statistics)
     given.facts.save(tmp_path / "layer.safetensors")
-    np.save(tmp_path / "dense.npy", layer.dense_features(given.layer))
+    np.save(tmp_path / "dense.npy", layer_facts.dense_features(given.layer))
     assert contract.problems(tmp_path) == []
     x = given.layer.tokens("patches", given.layer.train)
     norms = np.linalg.norm(x.read(np.arange(len(x))).astype(float), axis=2)

@@ -12,7 +12,7 @@ from conftest import ROOT, planned, snakemake
 
 import sae
 from sae import InputError, files, jobs, verify
-from sae.layer import LayerFacts
+from sae.evidence.layer_facts import LayerFacts
 
 CONFIG = {
     "name": "small",

@@ -22,11 +22,11 @@ from sae.evidence import (
 )
 from sae.evidence.attribution import Attributions
 from sae.evidence.interventions import Responses
+from sae.evidence.layer_facts import LayerFacts, probed
 from sae.evidence.ranking import Ranking, rank
 from sae.geometry import Geometry
 from sae.images import HELD_OUT
 from sae.latent_codes import Codes
-from sae.layer import LayerFacts, probed
 
 _OBJECT = ("shape", "colour", "texture", "size")  # attributes of the object whose coverage is known
 

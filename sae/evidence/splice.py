@@ -18,7 +18,6 @@ from sae.images import HELD_OUT, used
 if TYPE_CHECKING:
     from torch import nn
 
-    from sae.layer import LayerFacts
     from sae.store import Activations
 
 
@@ -89,7 +88,8 @@ def ablated(
 def metrics(
     clean: np.ndarray,
     spliced: np.ndarray,
-    ablations: LayerFacts,
+    mean: np.ndarray,
+    zero: np.ndarray,
     truth: np.ndarray,
     names: dict[str, list[str]],
     head: bool = True,
@@ -99,7 +99,7 @@ def metrics(
     Args:
         clean: the untouched model's outputs [images, outputs].
         spliced: with the reconstruction.
-        ablations: the outputs with ablated tokens, `mean` and `zero`.
+        mean, zero: with ablated tokens, see `ablated`.
         truth: from `targets`, [images, groups].
         names: see `vit.class_names`.
         head: False for a model without a classification head, whose outputs are its features.
@@ -118,13 +118,13 @@ def metrics(
         missing += " accuracy accuracy_clean top1_agreement_mean_ablated"
         return row | dict.fromkeys(missing.split(), float("nan")) | {"ce_target": "none"}
 
-    before, after, mean, zero = (_groups(x, names) for x in (clean, spliced, ablations.mean, ablations.zero))
+    before, after, by_mean, by_zero = (_groups(x, names) for x in (clean, spliced, mean, zero))
     labelled = bool((truth >= 0).any())
     answers = truth if labelled else np.stack([part.argmax(1) for part in before], 1)
-    ce, ce_clean, ce_mean, ce_zero = (_cross_entropy(groups, answers) for groups in (after, before, mean, zero))
+    ce, ce_clean, ce_mean, ce_zero = (_cross_entropy(groups, answers) for groups in (after, before, by_mean, by_zero))
     return row | {
         "top1_agreement": _agreement(before, after),
-        "top1_agreement_mean_ablated": _agreement(before, mean),
+        "top1_agreement_mean_ablated": _agreement(before, by_mean),
         "kl": float(sum(fidelity.kl(p, q).mean() for p, q in zip(before, after, strict=True))),
         "ce_target": "label" if labelled else "prediction",
         "ce_clean": ce_clean,

@@ -1,7 +1,5 @@
 """The SAE inside the ViT: properties that hold for every SAE."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -56,7 +54,7 @@ def evaluate(setting, sae, mean, truth=None):
         tokens = torch.from_numpy(x.read(np.arange(len(x)))).float()
         tokens[:, chosen] = sae(tokens[:, chosen].flatten(0, 1)).reshape(tokens[:, chosen].shape)
         spliced = vit.resume(model, tokens, LAYER).numpy()
-    return splice.metrics(clean, spliced, SimpleNamespace(**ablations), truth, names, bool(geometry.outputs))
+    return splice.metrics(clean, spliced, ablations["mean"], ablations["zero"], truth, names, bool(geometry.outputs))
 
 
 def test_going_on_from_stored_activations_gives_the_models_own_outputs(setting):
@@ -138,7 +136,7 @@ def test_agreement_with_a_shuffled_model_is_at_chance():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((4000, 10))
     shuffled = logits[rng.permutation(4000)]
-    row = splice.metrics(logits, shuffled, SimpleNamespace(mean=logits, zero=logits), np.full((4000, 0), -1), {})
+    row = splice.metrics(logits, shuffled, logits, logits, np.full((4000, 0), -1), {})
     assert row["top1_agreement"] == pytest.approx(0.1, abs=0.02)
     assert row["top1_agreement_mean_ablated"] == 1
     assert row["kl"] > 0.5

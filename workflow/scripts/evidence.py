@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 import sae
-from sae import files, images, jobs, layer
+from sae import files, images, jobs
 from sae.evidence import judge
 from sae.evidence.attribution import Attributions
 from sae.evidence.interventions import Responses
+from sae.evidence.layer_facts import LayerFacts
 from sae.geometry import Geometry
 
 settings, inputs = snakemake.params.settings, snakemake.input
@@ -39,7 +40,7 @@ with jobs.job(snakemake) as provenance:
     coverage = np.load(inputs.coverage) if inputs.get("coverage") else None
     sample = np.array(reference["ids"])
     shown = judge.Images(rows, sample, embedding, coverage, reference["class_names"])
-    facts, dense = layer.LayerFacts.load(inputs.layer), pd.read_parquet(inputs.dense_probes)
+    facts, dense = LayerFacts.load(inputs.layer), pd.read_parquet(inputs.dense_probes)
     own = [jobs.listed(inputs[name]) for name in ("sae", "codes", "responses", "attributions")]
     others = list(zip(inputs.other_saes, inputs.other_codes, strict=True))
     seeds = len(others) // len(own[0])  # of each dictionary

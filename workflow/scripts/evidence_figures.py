@@ -7,8 +7,8 @@ hand_over()
 import pandas as pd
 
 from sae import jobs
+from sae.evidence.layer_facts import LayerFacts
 from sae.figures import interventions, matching, probing, style
-from sae.layer import LayerFacts
 
 settings, point = snakemake.params.settings, snakemake.wildcards
 with jobs.job(snakemake):

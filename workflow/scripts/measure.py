@@ -12,7 +12,8 @@ import pandas as pd
 import sae
 from sae import device, files, images, jobs, measure, vit
 from sae.evidence.attribution import Gradients
-from sae.layer import Layer, LayerFacts
+from sae.evidence.layer_facts import LayerFacts
+from sae.layer import Layer
 
 settings, inputs = snakemake.params.settings, snakemake.input
 with jobs.job(snakemake) as provenance:
