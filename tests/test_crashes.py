@@ -96,7 +96,8 @@ def little_disk(tmp_path):
 def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_after_room_is_made(little_disk, tmp_path):
     for i in range(60):
         picture(tmp_path / "pets" / ("cat" if i % 2 else "dog") / f"{i}.png", seed=i)
-    small, target = config("full", images=str(tmp_path / "pets"), held_out=0.3), "results/full/pixels/shard=0000.npy"
+    target = "results/full/pixels/shard=0000.npy"
+    small = config("full", images=str(tmp_path / "pets"), held_out=0.3, model={"name": "vit_tiny_concepts"})
     run = Run(little_disk, small, target)
     status, output = run.finish()
     line = f"error: {target}: No space left on device; make room, then run the same command again"

@@ -52,7 +52,8 @@ def test_what_is_possible_passes():
 def test_it_is_said_before_an_image_is_decoded(tmp_path):
     for i in range(12):
         picture(tmp_path / f"pets/{i}.png", seed=i)
-    mine = {"name": "x", "images": str(tmp_path / "pets"), "grid": {"layers": [0], "ks": [500], "baselines": []}}
+    mine = {"name": "x", "images": str(tmp_path / "pets"), "model": {"checkpoint": "random"}}
+    mine["grid"] = {"layers": [0], "ks": [500], "baselines": []}
     done = snakemake(tmp_path / "work", config=mine | {"sae": {"expansion": 1}})
     assert done.returncode == 1 and "error: config key grid.ks: 500 active latents of 192" in done.stderr
     assert [path.suffix for path in (tmp_path / "work/results").rglob("*") if path.is_file()] == [".log"]

@@ -68,6 +68,7 @@ def finished(corpus, tmp_path_factory):
     config = {
         "name": "hostile_",
         "images": str(corpus[0]),
+        "model": {"name": "vit_tiny_concepts"},
         "held_out": 0.4,
         "grid": {"layers": [2], "ks": [4], "baselines": ["pca"]},
         "sae": {"expansion": 0.5},
