@@ -1,8 +1,8 @@
 """A forecast of a run: jobs, time, memory and disk of each rule, from three small runs of the same experiment.
 
 The small runs use few of the images, two of the layers and one of the ks. Time and disk of a job are a constant,
-plus a part for each image that it reads, plus a part for each image of the held-out sample. Two runs differ in the
-images, two in the sample, which tells the parts apart.
+plus a part for each image that it reads, plus a part for each image of the held-out sample. The second run has more
+images than the first, the third a larger sample than the second, which tells the parts apart.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from sae.geometry import Geometry
 from sae.images.manifest import MOST_RANKED, choose
 from sae.images.reading import image_files
 
-_IMAGES, _SAMPLE = 120, 8  # of the first small run; the others have two or three times as many of one of them
+_IMAGES, _SAMPLE = 120, 8  # of the first small run
+_MORE_IMAGES, _LARGER_SAMPLE = 2, 6  # times as many in the later ones
 _OF_ALL = ("concepts", "images", "manifest", "pixels", "extract", "statistics", "train", "imported")  # read all images
 _BY_SHARD = ("pixels", "extract")
 _CLUSTERED = ("directions", "baselines")  # read a limited number of tokens
@@ -43,7 +44,7 @@ class Run:
     """A finished small run.
 
     Attributes:
-        jobs: a row per job: rule, seconds, peak_mb, bytes.
+        jobs: a row per job: rule, wildcards, seconds, peak_mb, bytes.
         images: used images.
         sample: images of the held-out sample.
         idle: seconds of a core between two jobs.
@@ -74,8 +75,8 @@ def estimate(config: Mapping[str, Any], geometry: Geometry, results: Path, cores
     with tempfile.TemporaryDirectory(prefix="sae-estimate-") as folder:
         small = smaller(config, geometry)
         first = run(small(1, 1), Path(folder) / "first", cores)
-        more_images = run(small(2, 1), Path(folder) / "second", cores)
-        more_sample = run(small(1, 3), Path(folder) / "first", cores)
+        more_images = run(small(_MORE_IMAGES, 1), Path(folder) / "second", cores)
+        larger_sample = run(small(_MORE_IMAGES, _LARGER_SAMPLE), Path(folder) / "second", cores)
     layers, chosen = (np.mean(c["grid"]["layers"]) + 1 for c in (config, small(1, 1)))
     ranked = min(total, MOST_RANKED)
     sample = min(round(total * config["held_out"]), config["evaluation"]["images"])
@@ -84,7 +85,7 @@ def estimate(config: Mapping[str, Any], geometry: Geometry, results: Path, cores
     tokens = len(geometry.roles[geometry.select(config["tokens"])])
     per_image = min(tokens, config["limits"]["tokens_per_image"] or tokens)
     read |= {rule: min(total, MOST_TOKENS // per_image) for rule in _CLUSTERED}
-    rows = forecast(jobs, (first, more_images, more_sample), read, sample, config["extraction"]["batch"])
+    rows = forecast(jobs, (first, more_images, larger_sample), read, sample, config["extraction"]["batch"])
     rows.loc[rows["rule"] == "extract", "seconds"] *= layers / chosen
     seconds = (rows["seconds"].sum() + first.idle * rows["jobs"].sum()) / cores
     need, free = int(rows["bytes"].sum()), shutil.disk_usage(_existing(results)).free
@@ -147,14 +148,15 @@ def run(config: Mapping[str, Any], folder: Path, cores: int) -> Run:
 
 
 def read(results: Path, receipts: list[Path] | None = None) -> pd.DataFrame:
-    """Returns the jobs that made an experiment's files, by their receipts: rule, seconds, peak_mb, bytes."""
+    """Returns the jobs that made an experiment's files, by their receipts, see `Run`."""
     jobs: dict[tuple[str, ...], dict[str, Any]] = {}
     for path in sorted(results.glob("receipts/**/*.json")) if receipts is None else receipts:
         facts = read_json(path)
         output = results / path.relative_to(results / "receipts").with_suffix("")
         files = [file for file in output.rglob("*") if file.is_file()] if output.is_dir() else [output]
         key = facts["rule"], json.dumps(facts["wildcards"], sort_keys=True), facts["started"]
-        job = jobs.setdefault(key, {"rule": facts["rule"], "seconds": 0.0, "peak_mb": 0, "bytes": 0})
+        new = {"rule": key[0], "wildcards": key[1], "seconds": 0.0, "peak_mb": 0, "bytes": 0}
+        job = jobs.setdefault(key, new)
         job["seconds"] = max(job["seconds"], facts["seconds"])
         job["peak_mb"] = max(job["peak_mb"], facts["peak_memory_mb"])
         job["bytes"] += sum(file.stat().st_size for file in [*files, path])
@@ -166,34 +168,44 @@ def forecast(
 ) -> pd.DataFrame:
     """Returns a row per rule: rule, jobs, seconds and bytes of all its jobs, and peak_mb of its largest.
 
-    A rule that no small run has counts as its median job.
+    A rule that no small run has counts as its median job. Differences between runs are medians over the same jobs,
+    since a job that something disturbed would count many times over.
 
     Args:
         jobs: to be done, by rule.
-        runs: a small run, one with more images, and one with a larger sample.
+        runs: a small run, one with more images, and one with as many as the second and a larger sample.
         images: that a job of each rule reads.
         sample: images of the held-out sample.
         batch: images in one pass through the ViT, which no more images of the sample enter at once.
     """
-    first, more_images, more_sample = (r.jobs.groupby("rule").mean() for r in runs)
-    peak = [r.jobs.groupby("rule")["peak_mb"].max() for r in runs]
-    usual, rows = first.median(), []
+    small = runs[0].jobs.drop(columns="wildcards").groupby("rule").mean()
+    by_images, by_sample = (_changes(runs[i].jobs, runs[i + 1].jobs) for i in (0, 1))
+    peaks = [r.jobs.groupby("rule")["peak_mb"].max() for r in runs]
+    usual, rows = small.median(), []
     for rule, many in jobs.items():
         row: dict[str, Any] = {"rule": rule, "jobs": many}
         for unit in ("seconds", "bytes"):
-            here = [table[unit].get(rule, usual[unit]) for table in (first, more_images, more_sample)]
-            by_image = max(0.0, here[1] - here[0]) / max(1, runs[1].images - runs[0].images)
-            by_sample = max(0.0, here[2] - here[0]) / max(1, runs[2].sample - runs[0].sample)
-            constant = max(0.0, here[0] - by_image * runs[0].images - by_sample * runs[0].sample)
-            row[unit] = many * (constant + by_image * images[rule] + by_sample * sample)
-        small, *larger = (table.get(rule, usual["peak_mb"]) for table in peak)
-        row["peak_mb"] = max(small, *larger)
-        read = (images[rule], runs[1].images, runs[0].images), (min(sample, batch), runs[2].sample, runs[0].sample)
-        for large, (whole, more, less) in zip(larger, read, strict=True):
-            if large - small > _GREW:
-                row["peak_mb"] += (large - small) * max(0, whole - more) / max(1, more - less)
+            by_image = max(0.0, by_images[unit].get(rule, 0.0)) / max(1, runs[1].images - runs[0].images)
+            by_one = max(0.0, by_sample[unit].get(rule, 0.0)) / max(1, runs[2].sample - runs[1].sample)
+            here = small[unit].get(rule, usual[unit])
+            constant = max(0.0, here - by_image * runs[0].images - by_one * runs[0].sample)
+            row[unit] = many * (constant + by_image * images[rule] + by_one * sample)
+        peak = [table.get(rule, usual["peak_mb"]) for table in peaks]
+        row["peak_mb"] = max(peak)
+        sizes = [(r.images, r.sample) for r in runs]
+        for i, whole in enumerate((images[rule], min(sample, batch))):
+            before, after = sizes[i][i], sizes[i + 1][i]
+            if (grown := peak[i + 1] - peak[i]) > _GREW:
+                row["peak_mb"] += grown * max(0, whole - after) / max(1, after - before)
         rows.append(row)
     return pd.DataFrame(rows).sort_values("seconds", ascending=False, ignore_index=True)
+
+
+def _changes(jobs: pd.DataFrame, later: pd.DataFrame) -> pd.DataFrame:
+    """Returns by rule the median difference between the same jobs of two runs: seconds and bytes."""
+    key, units = ["rule", "wildcards"], ["seconds", "bytes"]
+    one, two = (table.groupby(key)[units].last() for table in (jobs, later))
+    return (two - one).dropna().groupby("rule").median()
 
 
 def planned(config: Mapping[str, Any], folder: Path) -> dict[str, int]:

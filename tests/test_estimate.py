@@ -25,21 +25,32 @@ def config(**changed):
 def cost(images, sample):
     """A small run in which a job of `measure` takes 3 s, .1 s an image and .2 s an image of the sample."""
     rows = [
-        ("measure", 3 + 0.1 * images + 0.2 * sample, 600 + images + 5 * sample, 1000 * images + 10),
-        ("figure", 2.0, 500, 70),
+        ("measure", "1", 3 + 0.1 * images + 0.2 * sample, 600 + images + 5 * sample, 1000 * images + 10),
+        ("figure", "1", 2.0, 500, 70),
     ]
-    return estimate.Run(pd.DataFrame(rows, columns=["rule", "seconds", "peak_mb", "bytes"]), images, sample, 1.5)
+    columns = ["rule", "wildcards", "seconds", "peak_mb", "bytes"]
+    return estimate.Run(pd.DataFrame(rows, columns=columns), images, sample, 1.5)
 
 
 def test_each_part_of_the_cost_is_told_apart():
-    runs = cost(100, 8), cost(200, 8), cost(100, 24)
+    runs = cost(100, 8), cost(200, 8), cost(200, 48)
     jobs = {"measure": 4, "figure": 9, "unknown": 2}
     found = estimate.forecast(jobs, runs, dict.fromkeys(jobs, 5000), 300, 64).set_index("rule")
     assert found.loc["measure", "seconds"] == pytest.approx(4 * (3 + 500 + 60))
     assert found.loc["measure", "bytes"] == pytest.approx(4 * (1000 * 5000 + 10))
-    assert found.loc["measure", "peak_mb"] == pytest.approx(600 + 5000 + 5 * 64, abs=100)
+    assert found.loc["measure", "peak_mb"] == pytest.approx(600 + 5000 + 5 * 64, abs=1)
     assert found.loc["figure"].tolist() == [9, 18.0, 630.0, 500.0]
     assert found.loc["unknown", "seconds"] > 0 and found.index[0] == "measure"
+
+
+def test_a_disturbed_job_does_not_count_for_every_image():
+    runs = cost(100, 8), cost(200, 8), cost(200, 48)
+    for number, run in enumerate(runs):
+        others = run.jobs.loc[[0, 0]].assign(wildcards=["2", "3"])
+        others["seconds"] += [60.0 * (number == 1), 0]
+        run.jobs.loc[2], run.jobs.loc[3] = others.iloc[0], others.iloc[1]
+    found = estimate.forecast({"measure": 3}, runs, {"measure": 5000}, 300, 64)
+    assert found.loc[0, "seconds"] == pytest.approx(3 * (3 + 500 + 60))
 
 
 def test_jobs_are_read_from_the_receipts(tmp_path):
@@ -57,7 +68,7 @@ def test_jobs_are_read_from_the_receipts(tmp_path):
 
 def test_small_runs_are_of_the_same_kind():
     make = estimate.smaller(config(training={"batch": 4096}), GEOMETRY)
-    first, images, sample = make(1, 1), make(2, 1), make(1, 3)
+    first, images, sample = make(1, 1), make(2, 1), make(2, 3)
     assert first["grid"]["layers"] == [3, 5] and first["grid"]["ks"] == [8]
     assert first["grid"]["baselines"] == config()["grid"]["baselines"]
     assert images["concepts"]["count"] == 2 * first["concepts"]["count"] == 2 * sample["concepts"]["count"]
@@ -72,7 +83,7 @@ def test_the_limits_and_the_disk_are_heeded(tmp_path, monkeypatch):
     folder = tmp_path / "pets"
     for i in range(30):
         picture(folder / "cat" / f"{i}.png", seed=i, size=(20, 20))
-    runs = iter([cost(100, 8), cost(200, 8), cost(100, 24)])
+    runs = iter([cost(100, 8), cost(200, 8), cost(200, 48)])
     monkeypatch.setattr(estimate, "run", lambda *_: next(runs))
     monkeypatch.setattr(estimate, "planned", lambda *_: {"measure": 2})
     asked = config(images=str(folder), limits={"images": 25, "tokens_per_image": 3})
@@ -80,7 +91,7 @@ def test_the_limits_and_the_disk_are_heeded(tmp_path, monkeypatch):
     assert "25 images, 75 tokens a layer; 2 jobs" in told and "measure" in told
     assert "about 8 s with 2 cores" in told  # (2 jobs of 3 + .1 · 25 + .2 · 5 s, and 1.5 s between two) / 2
 
-    runs = iter([cost(100, 8), cost(200, 8), cost(100, 24)])
+    runs = iter([cost(100, 8), cost(200, 8), cost(200, 48)])
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(1, 1, 40_000))
     with pytest.raises(InputError, match=r"needs about 50 kB of disk, and 40 kB are free"):
