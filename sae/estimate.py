@@ -35,6 +35,7 @@ _IMAGES, _SAMPLE = 120, 8  # of the first small run
 _MORE_IMAGES, _LARGER_SAMPLE = 2, 6  # times as many in the later ones
 _OF_ALL = ("concepts", "images", "manifest", "pixels", "extract", "statistics", "train", "imported")  # read all images
 _BY_SHARD = ("pixels", "extract")
+_FIGURES = ("_figure", "_figures", "_table", "overview", "conclusion")
 _CLUSTERED = ("directions", "baselines")  # read a limited number of tokens
 _GREW = 50  # MB; smaller differences in peak memory are chance
 
@@ -80,7 +81,8 @@ def estimate(config: Mapping[str, Any], geometry: Geometry, results: Path, cores
     layers, chosen = (np.mean(c["grid"]["layers"]) + 1 for c in (config, small(1, 1)))
     ranked = min(total, MOST_RANKED)
     sample = min(round(total * config["held_out"]), config["evaluation"]["images"])
-    read = {rule: ranked for rule in jobs}
+    # Figures show a limited number of latents, images and classes.
+    read = {rule: ranked for rule in jobs if not rule.endswith(_FIGURES)}
     read |= {rule: total for rule in _OF_ALL} | {rule: -(-total // config["shards"]) for rule in _BY_SHARD}
     tokens = len(geometry.roles[geometry.select(config["tokens"])])
     per_image = min(tokens, config["limits"]["tokens_per_image"] or tokens)
@@ -174,7 +176,7 @@ def forecast(
     Args:
         jobs: to be done, by rule.
         runs: a small run, one with more images, and one with as many as the second and a larger sample.
-        images: that a job of each rule reads.
+        images: that a job of each rule reads; a rule that is not in it costs what it does in the last small run.
         sample: images of the held-out sample.
         batch: images in one pass through the ViT, which no more images of the sample enter at once.
     """
@@ -189,11 +191,12 @@ def forecast(
             by_one = max(0.0, by_sample[unit].get(rule, 0.0)) / max(1, runs[2].sample - runs[1].sample)
             here = small[unit].get(rule, usual[unit])
             constant = max(0.0, here - by_image * runs[0].images - by_one * runs[0].sample)
-            row[unit] = many * (constant + by_image * images[rule] + by_one * sample)
+            whole, drawn = (images[rule], sample) if rule in images else (runs[2].images, runs[2].sample)
+            row[unit] = many * (constant + by_image * whole + by_one * drawn)
         peak = [table.get(rule, usual["peak_mb"]) for table in peaks]
         row["peak_mb"] = max(peak)
         sizes = [(r.images, r.sample) for r in runs]
-        for i, whole in enumerate((images[rule], min(sample, batch))):
+        for i, whole in enumerate((images.get(rule, 0), min(sample, batch))):
             before, after = sizes[i][i], sizes[i + 1][i]
             if (grown := peak[i + 1] - peak[i]) > _GREW:
                 row["peak_mb"] += grown * max(0, whole - after) / max(1, after - before)

@@ -53,6 +53,11 @@ def test_a_disturbed_job_does_not_count_for_every_image():
     assert found.loc[0, "seconds"] == pytest.approx(3 * (3 + 500 + 60))
 
 
+def test_a_rule_that_reads_no_images_costs_what_it_did():
+    found = estimate.forecast({"measure": 1}, (cost(100, 8), cost(200, 8), cost(200, 48)), {}, 300, 64)
+    assert found.loc[0, "seconds"] == pytest.approx(3 + 0.1 * 200 + 0.2 * 48)
+
+
 def test_jobs_are_read_from_the_receipts(tmp_path):
     (tmp_path / "a/folder").mkdir(parents=True)
     for name, size in (("a/one.npy", 100), ("a/folder/two", 30), ("a/folder/three", 4), ("b", 5)):
@@ -71,7 +76,7 @@ def test_small_runs_are_of_the_same_kind():
     first, images, sample = make(1, 1), make(2, 1), make(2, 3)
     assert first["grid"]["layers"] == [3, 5] and first["grid"]["ks"] == [8]
     assert first["grid"]["baselines"] == config()["grid"]["baselines"]
-    assert images["concepts"]["count"] == 2 * first["concepts"]["count"] == 2 * sample["concepts"]["count"]
+    assert images["concepts"]["count"] == sample["concepts"]["count"] == 2 * first["concepts"]["count"]
     assert sample["evaluation"]["images"] == 3 * first["evaluation"]["images"]
     assert first["concepts"]["count"] * 16 > 2 * 192 * 16 - 16  # k-means needs a token for each latent
     assert first["training"]["batch"] <= first["concepts"]["count"] * 16 // 2
