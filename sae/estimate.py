@@ -37,6 +37,7 @@ _OF_ALL = ("concepts", "images", "manifest", "pixels", "extract", "statistics", 
 _BY_SHARD = ("pixels", "extract")
 _FIGURES = ("_figure", "_figures", "_table", "overview", "conclusion")
 _CLUSTERED = ("directions", "baselines")  # read a limited number of tokens
+_IN_A_SHARD = 10_000  # images: small enough to make again, large enough that few jobs only start
 _GREW = 50  # MB; smaller differences in peak memory are chance
 
 
@@ -97,6 +98,9 @@ def estimate(config: Mapping[str, Any], geometry: Geometry, results: Path, cores
         f"about {_duration(seconds)} with {cores} cores, {_size(need)} of disk ({_size(free)} free), "
         f"{_size(rows['peak_mb'].max() * 2**20)} of memory for the largest job",
     ]
+    wanted = max(1, round(total / _IN_A_SHARD))
+    if not wanted / 2 <= config["shards"] <= wanted * 2:
+        told.append(f"better with shards: {wanted}, one per {_IN_A_SHARD:,} images")
     if need > free:
         print("\n".join(told), file=sys.stderr)
         raise InputError(

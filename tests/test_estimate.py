@@ -96,6 +96,12 @@ def test_the_limits_and_the_disk_are_heeded(tmp_path, monkeypatch):
     assert "25 images, 75 tokens a layer; 2 jobs" in told and "measure" in told
     assert "about 8 s with 2 cores" in told  # (2 jobs of 3 + .1 · 25 + .2 · 5 s, and 1.5 s between two) / 2
 
+    assert "shards" not in told
+
+    runs = iter([cost(100, 8), cost(200, 8), cost(200, 48)])
+    told = estimate.estimate(asked | {"shards": 3}, GEOMETRY, tmp_path / "results/x", 2)
+    assert told.endswith("better with shards: 1, one per 10,000 images")
+
     runs = iter([cost(100, 8), cost(200, 8), cost(200, 48)])
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(1, 1, 40_000))
