@@ -32,7 +32,7 @@ from sae.images.manifest import MOST_RANKED, choose
 from sae.images.reading import image_files
 
 _IMAGES, _SAMPLE = 120, 8  # of the first small run
-_MORE_IMAGES, _LARGER_SAMPLE = 2, 6  # times as many in the later ones
+_MORE_IMAGES, _LARGER_SAMPLE = 2, 3  # times as many in the later ones
 _OF_ALL = ("concepts", "images", "manifest", "pixels", "extract", "statistics", "train", "imported")  # read all images
 _BY_SHARD = ("pixels", "extract")
 _FIGURES = ("_figure", "_figures", "_table", "overview", "conclusion")
