@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +186,9 @@ def forecast(
         batch: images in one pass through the ViT, which no more images of the sample enter at once.
     """
     small = runs[0].jobs.drop(columns="wildcards").groupby("rule").mean()
-    by_images, by_sample = (_changes(runs[i].jobs, runs[i + 1].jobs) for i in (0, 1))
+    by_images, by_sample = (_changes(run.jobs, later.jobs) for run, later in pairwise(runs))
     peaks = [r.jobs.groupby("rule")["peak_mb"].max() for r in runs]
-    usual, rows = small.median(), []
+    usual, entering, rows = small.median(), min(sample, batch), []
     for rule, many in jobs.items():
         row: dict[str, Any] = {"rule": rule, "jobs": many}
         for unit in ("seconds", "bytes"):
@@ -199,11 +200,10 @@ def forecast(
             row[unit] = many * (constant + by_image * whole + by_one * drawn)
         peak = [table.get(rule, usual["peak_mb"]) for table in peaks]
         row["peak_mb"] = max(peak)
-        sizes = [(r.images, r.sample) for r in runs]
-        for i, whole in enumerate((images.get(rule, 0), min(sample, batch))):
-            before, after = sizes[i][i], sizes[i + 1][i]
-            if (grown := peak[i + 1] - peak[i]) > _GREW:
-                row["peak_mb"] += grown * max(0, whole - after) / max(1, after - before)
+        spans = (runs[0].images, runs[1].images, images.get(rule, 0)), (runs[1].sample, runs[2].sample, entering)
+        for (low, high), (less, more, whole) in zip(pairwise(peak), spans, strict=True):
+            if high - low > _GREW:
+                row["peak_mb"] += (high - low) * max(0, whole - more) / max(1, more - less)
         rows.append(row)
     return pd.DataFrame(rows).sort_values("seconds", ascending=False, ignore_index=True)
 

@@ -1,4 +1,4 @@
-"""The manifest: every image of a folder, and which of them are used for what."""
+"""The manifest: every image of a folder, with its split, its class and its status."""
 
 from __future__ import annotations
 
